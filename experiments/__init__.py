@@ -1,0 +1,1 @@
+"""Programs around the library; run them as `python -m experiments.NAME`."""

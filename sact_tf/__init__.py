@@ -1,0 +1,27 @@
+"""Spatially Adaptive Computation Time for residual networks (Figurnov et al., CVPR 2017)."""
+
+from sact_tf.blocks import ACTBlock, PlainBlock, SACTBlock
+from sact_tf.checkpoints import (
+    CheckpointMismatchError,
+    load_slim_checkpoint,
+    save_slim_checkpoint,
+    slim_variables,
+)
+from sact_tf.networks.cifar_resnet import CifarResNet, cifar_resnet
+from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ACTBlock",
+    "CheckpointMismatchError",
+    "CifarResNet",
+    "ImagenetResNet",
+    "PlainBlock",
+    "SACTBlock",
+    "cifar_resnet",
+    "imagenet_resnet",
+    "load_slim_checkpoint",
+    "save_slim_checkpoint",
+    "slim_variables",
+]

@@ -1,0 +1,296 @@
+"""Keras layers that run a list of residual units under a halting rule.
+
+A block wraps any list of layers that keep the shape of their input, but for the first. A unit is
+called as `unit(x, training=...)`, in a `SACTBlock` as `unit(x, active=..., training=...)` where its
+`call` has that argument. A unit may have a method `flops(x, active=None)` that returns its
+operations per image, int64 [batch]; a block counts operations where all its units do.
+
+Every block returns its output, or with `return_end_points=True` the output and a dictionary:
+
+| key | PlainBlock | ACTBlock | SACTBlock |
+|---|---|---|---|
+| `flops` | int64 [batch] | int64 [batch] | int64 [batch] |
+| `ponder_cost` | | float32 [batch] | float32 [batch, height, width] |
+| `num_units` | | int32 [batch] | int32 [batch, height, width] |
+| `halting_distribution` | | float32 [batch, units] | float32 [batch, height, width, units] |
+| `unit_k/halting_proba` | | float32 [batch, 1] | float32 [batch, height, width, 1] |
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import tensorflow as tf
+import tf_keras as keras
+
+from sact_tf.halting import EPSILON, HaltingState, halting_step, initial_halting_state
+from sact_tf.halting_scores import ImageHaltingScore, SpatialHaltingScore
+from sact_tf.layers import BatchNorm
+
+
+class PlainBlock(keras.layers.Layer):
+    """Runs all its residual units, one after the other.
+
+    Args:
+        units: Non-empty list of residual units.
+        name: Keras name of the layer.
+    """
+
+    def __init__(
+        self, units: Sequence[keras.layers.Layer], name: str | None = None, **kwargs
+    ):
+        super().__init__(name=name, **kwargs)
+        if not units:
+            raise ValueError(f"units must hold at least one layer, got {units!r}")
+        self.units = list(units)
+
+    @property
+    def slim_scopes(self) -> dict[str, keras.layers.Layer]:
+        return {f"unit_{k}": unit for k, unit in enumerate(self.units, 1)}
+
+    def build(self, input_shape):
+        self._unit_output_shapes = []
+        for unit in self.units:
+            if not unit.built:
+                with tf.name_scope(unit.name):
+                    unit.build(input_shape)
+                    unit.built = True
+            input_shape = tf.TensorShape(unit.compute_output_shape(input_shape))
+            self._unit_output_shapes.append(input_shape)
+        super().build(input_shape)
+
+    def compute_output_shape(self, input_shape):
+        for unit in self.units:
+            input_shape = unit.compute_output_shape(input_shape)
+        return input_shape
+
+    def call(self, x, training=None, return_end_points=False):
+        flops = []
+        for unit in self.units:
+            if return_end_points and hasattr(unit, "flops"):
+                flops.append(unit.flops(x))
+            x = unit(x, training=training)
+        if not return_end_points:
+            return x
+        return x, self._flops_end_point(flops)
+
+    def _flops_end_point(self, flops):
+        """Sums the units' counts, or reports none where a unit does not count."""
+        if not all(hasattr(unit, "flops") for unit in self.units):
+            return {}
+        return {"flops": tf.add_n(flops)}
+
+
+class _AdaptiveBlock(PlainBlock):
+    """What ACT and SACT blocks share: heads, tau, and what they report."""
+
+    _score_layer: type[keras.layers.Layer]
+
+    def __init__(
+        self,
+        units: Sequence[keras.layers.Layer],
+        tau: float = 1.0,
+        epsilon: float = EPSILON,
+        batch_norm=None,
+        weight_decay: float = 0.0,
+        name: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(units, name=name, **kwargs)
+        if not tau >= 0:
+            raise ValueError(f"tau must be a number >= 0, got {tau}")
+        if not 0 <= epsilon < 1:
+            raise ValueError(f"epsilon must lie in [0, 1), got {epsilon}")
+        self.tau = tau
+        self.epsilon = epsilon
+
+        if batch_norm is None:
+
+            def batch_norm(name):
+                return BatchNorm(decay=0.99, epsilon=1e-3, name=name)
+
+        self.heads = [
+            self._score_layer(batch_norm, weight_decay, name=f"unit_{k}_halting_proba")
+            for k in range(1, len(self.units))
+        ]
+
+    @property
+    def slim_scopes(self) -> dict[str, keras.layers.Layer]:
+        scopes = super().slim_scopes
+        for k, head in enumerate(self.heads, 1):
+            scopes[f"unit_{k}/halting_proba"] = head
+        return scopes
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        shapes = self._unit_output_shapes
+        for k, shape in enumerate(shapes[1:], 2):
+            if shape.rank != 4 or not shape.is_compatible_with(shapes[0]):
+                raise ValueError(
+                    f"units after the first must keep the shape [batch, height, width, "
+                    f"channels] of their input: unit {k} ({self.units[k - 1].name}) maps "
+                    f"{shapes[k - 2]} to {shape}"
+                )
+        for head, shape in zip(self.heads, shapes):
+            with tf.name_scope(head.name):
+                head.build(shape)
+
+    def _finish(
+        self,
+        output: tf.Tensor,
+        state: HaltingState,
+        weights: list[tf.Tensor],
+        scores: list[tf.Tensor],
+        flops: list[tf.Tensor],
+        return_end_points: bool,
+    ):
+        self.add_loss(self.tau * tf.reduce_mean(state.ponder_cost))
+        if not return_end_points:
+            return output
+        end_points = {
+            "ponder_cost": state.ponder_cost,
+            "num_units": state.num_units,
+            "halting_distribution": tf.stack(weights, axis=-1),
+            **self._flops_end_point(flops),
+        }
+        for k, score in enumerate(scores, 1):
+            end_points[f"unit_{k}/halting_proba"] = score[..., tf.newaxis]
+        return output, end_points
+
+    def _step_flops(self, k, x, unit_input, active=None):
+        """Operations of unit k (from 0) and its head, as [] or [int64 [batch]]."""
+        unit = self.units[k]
+        if not hasattr(unit, "flops"):
+            return []
+        flops = unit.flops(unit_input, **({} if active is None else {"active": active}))
+        if k < len(self.heads):
+            flops += self.heads[k].flops(x, active=active)
+        return [flops]
+
+
+class ACTBlock(_AdaptiveBlock):
+    """Adaptive Computation Time: each image decides after each unit whether to halt (section 3.1).
+
+    Adds `tau` times the mean ponder cost to the losses.
+
+    Args:
+        units: Non-empty list of residual units.
+        tau: Weight of the ponder cost, at least 0.
+        epsilon: Halting slack (eq. 7), in [0, 1).
+        batch_norm: Makes the batch normalizations of the halting heads, given a name.
+        weight_decay: L2 coefficient of the halting heads.
+        early_stopping: Whether units are skipped at run time once the whole batch has halted. The
+            results are the same; time is saved.
+        name: Keras name of the layer.
+
+    Raises:
+        ValueError: On a negative `tau`, an `epsilon` outside [0, 1), no units, or (when built)
+            units after the first that do not keep their input's shape.
+    """
+
+    _score_layer = ImageHaltingScore
+
+    def __init__(
+        self,
+        units: Sequence[keras.layers.Layer],
+        tau: float = 1.0,
+        epsilon: float = EPSILON,
+        batch_norm=None,
+        weight_decay: float = 0.0,
+        early_stopping: bool = False,
+        name: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(units, tau, epsilon, batch_norm, weight_decay, name, **kwargs)
+        self.early_stopping = early_stopping
+
+    def call(self, x, training=None, return_end_points=False):
+        state = initial_halting_state(tf.shape(x)[:1])
+        output = None
+        weights, scores, flops = [], [], []
+        for k in range(len(self.units)):
+            active = state.active
+
+            def step(k=k, x=x, state=state, output=output):
+                return self._step(k, x, state, output, training)
+
+            def skip(x=x, state=state, output=output):
+                zeros = tf.zeros(tf.shape(x)[:1])
+                return x, output, state, zeros, zeros
+
+            unit_input = x
+            if k and self.early_stopping:
+                x, output, state, weight, score = tf.cond(
+                    tf.reduce_any(active), step, skip
+                )
+            else:
+                x, output, state, weight, score = step()
+            weights.append(weight)
+            if k < len(self.heads):
+                scores.append(score)
+            if return_end_points:
+                for count in self._step_flops(k, x, unit_input):
+                    flops.append(count * tf.cast(active, tf.int64))
+        return self._finish(output, state, weights, scores, flops, return_end_points)
+
+    def _step(self, k, x, state, output, training):
+        x = self.units[k](x, training=training)
+        is_last = k == len(self.heads)
+        score = tf.ones(tf.shape(x)[:1])
+        if not is_last:
+            score = self.heads[k](x, training=training)
+        weight, state = halting_step(state, score, is_last, self.epsilon)
+        term = tf.cast(weight, x.dtype)[:, tf.newaxis, tf.newaxis, tf.newaxis] * x
+        return x, term if output is None else output + term, state, weight, score
+
+
+class SACTBlock(_AdaptiveBlock):
+    """Spatially Adaptive Computation Time: each position halts on its own (section 3.2).
+
+    A position that has halted is frozen: it keeps its value while its neighbours go on. Adds `tau`
+    times the mean ponder cost over images and positions to the losses.
+
+    Args:
+        units: Non-empty list of residual units.
+        tau: Weight of the ponder cost, at least 0.
+        epsilon: Halting slack (eq. 7), in [0, 1).
+        batch_norm: Makes the batch normalizations of the halting heads, given a name.
+        weight_decay: L2 coefficient of the halting heads.
+        name: Keras name of the layer.
+
+    Raises:
+        ValueError: As `ACTBlock`.
+    """
+
+    _score_layer = SpatialHaltingScore
+
+    def call(self, x, training=None, return_end_points=False):
+        active = None  # every position computes the first unit
+        output = 0.0
+        weights, scores, flops = [], [], []
+        for k, unit in enumerate(self.units):
+            unit_input = x
+            x = self._run_unit(unit, x, active, training)
+            if return_end_points:
+                flops += self._step_flops(k, x, unit_input, active)
+            is_last = k == len(self.heads)
+            score = None
+            if not is_last:
+                score = self.heads[k](x, active=active, training=training)
+                scores.append(score)
+            if active is None:
+                state = initial_halting_state(tf.shape(x)[:3])
+            weight, state = halting_step(state, score, is_last, self.epsilon)
+            weights.append(weight)
+            output += tf.cast(weight, x.dtype)[..., tf.newaxis] * x
+            active = state.active
+        return self._finish(output, state, weights, scores, flops, return_end_points)
+
+    @staticmethod
+    def _run_unit(unit, x, active, training):
+        if active is None:
+            return unit(x, training=training)
+        if "active" in inspect.signature(unit.call).parameters:
+            return unit(x, active=active, training=training)
+        return tf.where(active[..., tf.newaxis], unit(x, training=training), x)

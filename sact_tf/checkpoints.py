@@ -1,0 +1,202 @@
+"""TF-Slim checkpoints: the format the original code reads and publishes its networks in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from sact_tf.layers import BatchNorm
+
+# What trained checkpoints hold beside the network.
+_TRAINING_STATE = re.compile(r"^global_step$|/(Momentum|ExponentialMovingAverage)$")
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint does not fit the network; the message lists every variable concerned.
+
+    Attributes:
+        missing: Names the network needs and the checkpoint lacks.
+        unused: Names only the checkpoint has.
+        wrong_shape: Name, shape in the checkpoint and shape in the network.
+    """
+
+    def __init__(
+        self,
+        checkpoint_path: str,
+        missing: Iterable[str] = (),
+        unused: Iterable[str] = (),
+        wrong_shape: Iterable[tuple[str, list[int], list[int]]] = (),
+    ):
+        self.missing = sorted(missing)
+        self.unused = sorted(unused)
+        self.wrong_shape = sorted(wrong_shape)
+        lines = [f"checkpoint {checkpoint_path} does not fit the network:"]
+        for title, rows in (
+            ("missing in the checkpoint", self.missing),
+            ("not used by the network", self.unused),
+            (
+                "of another shape",
+                [f"{n}: checkpoint {c}, network {m}" for n, c, m in self.wrong_shape],
+            ),
+        ):
+            if rows:
+                lines.append(f"{len(rows)} variable(s) {title}:")
+                lines += [f"  {row}" for row in rows]
+        super().__init__("\n".join(lines))
+
+
+def slim_variables(model: keras.Model) -> dict[str, tf.Variable]:
+    """Returns the variables of a network of this package by their TF-Slim names."""
+    variables: dict[str, tf.Variable] = {}
+    _collect(model, model.slim_scope, variables)
+    return variables
+
+
+def _collect(layer, scope, variables):
+    if isinstance(layer, BatchNorm):
+        for name in ("beta", "gamma", "moving_mean", "moving_variance"):
+            variables[f"{scope}/{name}"] = getattr(layer, name)
+    elif isinstance(layer, keras.layers.Conv2D):
+        variables[f"{scope}/weights"] = layer.kernel
+        if layer.use_bias:
+            variables[f"{scope}/biases"] = layer.bias
+    else:
+        for name, child in layer.slim_scopes.items():
+            _collect(child, f"{scope}/{name}", variables)
+
+
+def _open(checkpoint_path: str):
+    """Opens a checkpoint path, prefix or directory; returns the path read and a reader."""
+    path = os.fspath(checkpoint_path)
+    if tf.io.gfile.isdir(path):
+        latest = tf.train.latest_checkpoint(path)
+        if latest is None:
+            raise FileNotFoundError(f"no checkpoint in directory {path}")
+        path = latest
+    try:
+        return path, tf.train.load_checkpoint(path)
+    except (tf.errors.OpError, ValueError) as error:
+        raise FileNotFoundError(
+            f"no readable TF-Slim checkpoint at {path}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def check_variables(
+    checkpoint_path: str, wanted: Mapping[str, tf.Variable]
+) -> None:
+    """Raises CheckpointMismatchError unless a checkpoint holds all these variables in their shapes."""
+    path, reader = _open(checkpoint_path)
+    stored = reader.get_variable_to_shape_map()
+    missing, wrong_shape = _compare(stored, wanted)
+    if missing or wrong_shape:
+        unused = {n for n in set(stored) - set(wanted) if not _TRAINING_STATE.search(n)}
+        raise CheckpointMismatchError(path, missing, unused, wrong_shape)
+
+
+def _compare(stored, wanted):
+    missing = set(wanted) - set(stored)
+    wrong_shape = [
+        (name, list(stored[name]), variable.shape.as_list())
+        for name, variable in wanted.items()
+        if name in stored and list(stored[name]) != variable.shape.as_list()
+    ]
+    return missing, wrong_shape
+
+
+def load_slim_checkpoint(
+    model: keras.Model,
+    checkpoint_path: str,
+    *,
+    fresh_halting: bool = False,
+    first_units: bool = False,
+) -> list[str]:
+    """Loads a TF-Slim checkpoint into a network of this package.
+
+    Optimizer slots and the step are passed over. Nothing is assigned unless everything fits.
+
+    Args:
+        model: From `imagenet_resnet` or `cifar_resnet`.
+        checkpoint_path: A checkpoint prefix, or a directory, whose latest checkpoint is taken.
+        fresh_halting: Two-stage initialisation (section 4.1): halting variables are not restored
+            and stay as initialised; the checkpoint need not have any.
+        first_units: Lets the checkpoint have more units per block than the network, which takes
+            the first ones: the paper's non-adaptive baseline. Halting variables the network has
+            no place for are passed over too.
+
+    Returns:
+        The sorted names of the variables loaded.
+
+    Raises:
+        FileNotFoundError: There is no readable checkpoint.
+        CheckpointMismatchError: Variables are missing, unused, or of another shape.
+    """
+    path, reader = _open(checkpoint_path)
+    stored = {
+        name: shape
+        for name, shape in reader.get_variable_to_shape_map().items()
+        if not _TRAINING_STATE.search(name)
+    }
+    wanted = slim_variables(model)
+    allowed_extra = set()
+    if fresh_halting:
+        wanted = {n: v for n, v in wanted.items() if "/halting_proba/" not in n}
+        allowed_extra |= {n for n in stored if "/halting_proba/" in n}
+    if first_units:
+        units = {block.name: len(block.units) for block in model.blocks}
+        allowed_extra |= {n for n in stored if _is_deeper(n, units)}
+        if not any("/halting_proba/" in n for n in wanted):
+            allowed_extra |= {n for n in stored if "/halting_proba/" in n}
+    missing, wrong_shape = _compare(stored, wanted)
+    unused = set(stored) - set(wanted) - allowed_extra
+    if missing or unused or wrong_shape:
+        raise CheckpointMismatchError(path, missing, unused, wrong_shape)
+    for name, variable in wanted.items():
+        variable.assign(reader.get_tensor(name))
+    return sorted(wanted)
+
+
+def _is_deeper(name: str, units: dict[str, int]) -> bool:
+    """Whether a variable belongs to a unit (or its head) beyond those the network has."""
+    match = re.match(r"[^/]+/([^/]+)/unit_(\d+)/(halting_proba/)?", name)
+    if not match or match[1] not in units:
+        return False
+    # The last unit of a block has no head.
+    limit = units[match[1]] - (1 if match[3] else 0)
+    return int(match[2]) > limit
+
+
+def save_slim_checkpoint(
+    model: keras.Model, checkpoint_path: str, global_step: int = 0
+) -> str:
+    """Writes a network of this package as a TF-Slim checkpoint.
+
+    Args:
+        model: From `imagenet_resnet` or `cifar_resnet`.
+        checkpoint_path: Prefix to write, such as "dir/model.ckpt-0".
+        global_step: Stored as the int64 `global_step` that TF-Slim expects.
+
+    Returns:
+        The prefix written.
+    """
+    variables = slim_variables(model)
+    names = [*variables, "global_step"]
+    tensors = [tf.convert_to_tensor(v) for v in variables.values()]
+    tensors.append(tf.constant(np.int64(global_step)))
+    directory = os.path.dirname(os.fspath(checkpoint_path)) or "."
+    tf.io.gfile.makedirs(directory)
+    with tf.device("cpu:0"):
+        tf.raw_ops.SaveV2(
+            prefix=checkpoint_path,
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            tensors=tensors,
+        )
+    tf.compat.v1.train.update_checkpoint_state(
+        directory, os.path.basename(checkpoint_path)
+    )
+    return checkpoint_path

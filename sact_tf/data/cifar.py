@@ -1,0 +1,113 @@
+"""CIFAR-10 from the original code's TFRecord files, or from TensorFlow Datasets."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from sact_tf.data.examples import Examples
+
+NUM_CLASSES = 10
+IMAGE_SHAPE = (32, 32, 3)
+SPLITS = ("train", "test")
+DEFAULT_DIRECTORY = "~/tensorflow/data/cifar10"
+
+
+class DataError(ValueError):
+    """A data set cannot be used; the message names file, record and what is wrong."""
+
+
+def load_tfrecord(directory: str | None, split: str) -> Examples:
+    """Reads `cifar10_train.tfrecord` or `cifar10_test.tfrecord` into memory and checks it.
+
+    Records hold `image/encoded` (PNG or JPEG bytes) and `image/class/label`.
+
+    Args:
+        directory: Where the files are; None is `~/tensorflow/data/cifar10`.
+        split: "train" or "test".
+
+    Raises:
+        FileNotFoundError: The directory or file is missing.
+        DataError: The file is empty, truncated or corrupt, an image cannot be decoded or is not
+            32x32x3, or a label is missing or not in 0..9.
+    """
+    _check_split(split)
+    directory = os.path.expanduser(directory or DEFAULT_DIRECTORY)
+    path = os.path.join(directory, f"cifar10_{split}.tfrecord")
+    if not tf.io.gfile.isdir(directory):
+        raise FileNotFoundError(f"data directory {directory} does not exist")
+    if not tf.io.gfile.exists(path):
+        raise FileNotFoundError(f"data directory {directory} has no file {os.path.basename(path)}")
+    features = {
+        "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
+        "image/class/label": tf.io.FixedLenFeature([], tf.int64, -1),
+    }
+
+    def parse(record):
+        example = tf.io.parse_single_example(record, features)
+        image = tf.io.decode_image(example["image/encoded"], expand_animations=False)
+        return image, example["image/class/label"]
+
+    dataset = tf.data.TFRecordDataset(path).map(
+        parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+    images, labels = [], []
+    try:
+        for image, label in dataset.prefetch(1024).as_numpy_iterator():
+            if image.shape != IMAGE_SHAPE:
+                raise DataError(
+                    f"{path}: record {len(images)} holds an image of shape "
+                    f"{'x'.join(map(str, image.shape))}, expected 32x32x3"
+                )
+            if not 0 <= label < NUM_CLASSES:
+                raise DataError(
+                    f"{path}: record {len(images)} has label {label}, expected 0 to "
+                    f"{NUM_CLASSES - 1}"
+                )
+            images.append(image)
+            labels.append(label)
+    except tf.errors.DataLossError as error:
+        raise DataError(
+            f"{path}: truncated or corrupt at or after record {len(images)}"
+        ) from error
+    except tf.errors.InvalidArgumentError as error:
+        raise DataError(
+            f"{path}: record {len(images)} or a near one is no example of an encoded image and a "
+            "label"
+        ) from error
+    if not images:
+        raise DataError(f"{path}: holds no records")
+    return Examples(np.stack(images), np.array(labels, np.int64), NUM_CLASSES)
+
+
+def load_tfds(directory: str | None, split: str) -> Examples:
+    """Reads CIFAR-10 through TensorFlow Datasets, which downloads it on first use.
+
+    Args:
+        directory: TensorFlow Datasets' data directory, or None for its default.
+        split: "train" or "test".
+
+    Raises:
+        DataError: The data set can be neither found nor downloaded.
+    """
+    _check_split(split)
+    import tensorflow_datasets as tfds  # takes seconds to import, and few runs need it
+
+    try:
+        arrays = tfds.load(
+            "cifar10", data_dir=directory, split=split, batch_size=-1, as_supervised=True
+        )
+    except Exception as error:  # whatever the download layers raise
+        raise DataError(
+            f"TensorFlow Datasets could not provide cifar10 in data directory "
+            f"{directory or '(default)'}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    images, labels = tfds.as_numpy(arrays)
+    return Examples(images, labels.astype(np.int64), NUM_CLASSES)
+
+
+def _check_split(split):
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")

@@ -1,0 +1,68 @@
+"""Labelled images of one size in memory, and the batches networks are trained and evaluated on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+_CROP_PADDING = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A split of a data set.
+
+    Attributes:
+        images: uint8 [num_examples, height, width, 3].
+        labels: int64 [num_examples], from 0 to num_classes - 1.
+        num_classes: Number of classes.
+        boxes: int64 [num_examples, 4] or None: top, left, bottom, right of the object in pixels,
+            bottom and right exclusive.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    boxes: np.ndarray | None = None
+
+    def __post_init__(self):
+        if not len(self.images):
+            raise ValueError("the data set has no examples")
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images, but {len(self.labels)} labels")
+
+    @property
+    def num_examples(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def evaluation_batches(self, batch_size: int) -> tf.data.Dataset:
+        """Standardised images and labels, each once and in order; the last batch may be smaller."""
+        dataset = tf.data.Dataset.from_tensor_slices((self.images, self.labels))
+        return dataset.batch(batch_size).map(_standardize).prefetch(2)
+
+    def training_batches(self, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
+        """Shuffled, augmented, standardised images and labels without end.
+
+        As in the original: 2 zero pixels are padded on each side, a crop of the original size and
+        a horizontal flip are drawn, and the crop is standardised.
+        """
+        images, labels = tf.constant(self.images), tf.constant(self.labels)
+
+        def augment(index):
+            padding = [[_CROP_PADDING, _CROP_PADDING]] * 2 + [[0, 0]]
+            image = tf.pad(images[index], padding)
+            image = tf.image.random_crop(image, self.images.shape[1:], seed=seed)
+            return tf.image.random_flip_left_right(image, seed=seed), labels[index]
+
+        dataset = tf.data.Dataset.range(self.num_examples)
+        dataset = dataset.shuffle(self.num_examples, seed=seed).repeat()
+        dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.batch(batch_size, drop_remainder=True)
+        return dataset.map(_standardize).prefetch(2)
+
+
+def _standardize(images, labels):
+    return tf.image.per_image_standardization(images), labels

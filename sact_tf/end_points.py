@@ -1,0 +1,28 @@
+"""Metrics of the end points that networks return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+ADAPTIVE_METRICS = ("ponder_cost", "num_units")
+
+
+def metric_values(end_points: Mapping[str, object]) -> dict[str, tf.Tensor]:
+    """Returns the values whose mean and deviation an evaluation reports, by metric name.
+
+    Args:
+        end_points: Of a network.
+
+    Returns:
+        `Total Flops` and `<block>/flops`, one value per image; in adaptive networks also
+        `<block>/ponder_cost` and `<block>/num_units`, one per image or position.
+    """
+    values = {"Total Flops": end_points["flops"]}
+    for block in end_points["block_scopes"]:
+        for key in ("flops", *ADAPTIVE_METRICS):
+            name = f"{block}/{key}"
+            if name in end_points:
+                values[name] = end_points[name]
+    return values

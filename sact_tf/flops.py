@@ -1,0 +1,58 @@
+"""Exact operation counts: int64 per image, two per multiply-add, convolutions only (section 4.1)."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+import tf_keras as keras
+
+
+def num_positions(x: tf.Tensor, strides: int = 1) -> tf.Tensor:
+    """Counts the spatial positions left of a feature map by a stride.
+
+    Args:
+        x: [batch, height, width, channels].
+        strides: Stride of the convolution; a side of n positions leaves ceil(n / strides).
+
+    Returns:
+        int64 [batch], the same number for every image.
+    """
+    batch, height, width = tf.unstack(tf.shape(x, tf.int64)[:3])
+    height, width = (-(-side // strides) for side in (height, width))
+    return tf.fill([batch], height * width)
+
+
+def num_active(active: tf.Tensor) -> tf.Tensor:
+    """Counts the True positions of a bool mask [batch, height, width]; int64 [batch]."""
+    return tf.reduce_sum(tf.cast(active, tf.int64), [1, 2])
+
+
+def dilate(active: tf.Tensor) -> tf.Tensor:
+    """Dilates a bool mask [batch, height, width] by the 3x3 square.
+
+    These are the positions at which a following 3x3 convolution reads its input, and hence where
+    the convolution before it has to be computed (section 4.1).
+    """
+    for axis in (1, 2):
+        size = tf.shape(active)[axis]
+        paddings = [[1, 1] if a == axis else [0, 0] for a in range(3)]
+        padded = tf.pad(active, paddings)
+        shifted = [
+            padded[:, k : k + size] if axis == 1 else padded[:, :, k : k + size]
+            for k in range(3)
+        ]
+        active = shifted[0] | shifted[1] | shifted[2]
+    return active
+
+
+def conv2d_flops(layer: keras.layers.Conv2D, positions: tf.Tensor) -> tf.Tensor:
+    """Operations of one built convolution layer; biases are not counted.
+
+    Args:
+        layer: The layer; its kernel is [height, width, in channels, out channels].
+        positions: int64 [batch], output positions at which it is computed.
+
+    Returns:
+        int64 [batch].
+    """
+    height, width, in_channels, filters = layer.kernel.shape
+    return positions * (2 * height * width * in_channels * filters)

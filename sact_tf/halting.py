@@ -1,0 +1,97 @@
+"""The halting recurrence of adaptive computation (SACT, equations 4-12).
+
+Pure functions on tensors of any shape S: ACT halts per image (S = [batch]), SACT per spatial
+position (S = [batch, height, width]). Both follow the same few lines, which are also all an
+iterative or recurrent model needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+EPSILON = 0.01
+"""Halting slack epsilon of eq. 7, as in the paper and in the original code."""
+
+
+class HaltingState(NamedTuple):
+    """What the recurrence carries from one residual unit to the next; every field has shape S.
+
+    Attributes:
+        cumulative: float32, sum of the halting scores of the units run so far.
+        remainder: float32, 1 minus the scores before the halting unit (eq. 8): R once halted, and
+            until then what is left to distribute.
+        num_units: int32, units run so far; N (eq. 7) once halted.
+        active: bool, True where the next unit still runs.
+    """
+
+    cumulative: tf.Tensor
+    remainder: tf.Tensor
+    num_units: tf.Tensor
+    active: tf.Tensor
+
+    @property
+    def ponder_cost(self) -> tf.Tensor:
+        """Ponder cost rho = N + R (eq. 10), float32 of shape S.
+
+        Its gradient with respect to the score of a unit is -1 before the halting unit, and 0 for
+        the halting unit and all that follow (eq. 12): N and the comparisons carry none.
+        """
+        return tf.cast(self.num_units, tf.float32) + self.remainder
+
+
+def initial_halting_state(shape: Sequence[int] | tf.Tensor) -> HaltingState:
+    """Returns the state before the first unit: everything active, nothing spent.
+
+    Args:
+        shape: The shape S, a list of ints or an int tensor.
+    """
+    return HaltingState(
+        cumulative=tf.zeros(shape),
+        remainder=tf.ones(shape),
+        num_units=tf.zeros(shape, tf.int32),
+        active=tf.ones(shape, tf.bool),
+    )
+
+
+def halting_step(
+    state: HaltingState,
+    score: tf.Tensor | None,
+    is_last: bool,
+    epsilon: float = EPSILON,
+) -> tuple[tf.Tensor, HaltingState]:
+    """Advances the recurrence by one residual unit (SACT, algorithms 1 and 2, lines 8-26).
+
+    Args:
+        state: `HaltingState` before this unit; every field has shape S.
+        score: Halting scores h of this unit in [0, 1], float tensor of shape S; sums are kept in
+            float32 whatever its type. Not used for the last unit, whose score is 1 (eq. 5).
+        is_last: Whether this is the last unit of the block, which always halts.
+        epsilon: Halting slack (eq. 7).
+
+    Returns:
+        The weight of this unit's output in the block output (eq. 8), float32 of shape S and zero
+        where already halted, and the new `HaltingState`.
+
+    >>> state = initial_halting_state([1])
+    >>> for h in (0.1, 0.1, 0.2, 0.8):
+    ...     weight, state = halting_step(state, tf.constant([h]), is_last=False)
+    >>> print(f"{float(state.ponder_cost[0]):.1f}")  # figure 3 of the paper: N = 4, R = 0.6
+    4.6
+    """
+    num_units = state.num_units + tf.cast(state.active, tf.int32)
+    if is_last:
+        weight = tf.where(state.active, state.remainder, 0.0)
+        active = tf.zeros_like(state.active)
+        return weight, state._replace(num_units=num_units, active=active)
+    score = tf.cast(score, tf.float32)
+    cumulative = state.cumulative + score
+    continuing = state.active & (cumulative < 1.0 - epsilon)
+    # Eq. 8: h while continuing, the remainder at the halting unit, 0 from there on.
+    weight = tf.where(
+        continuing, score, tf.where(state.active, state.remainder, 0.0)
+    )
+    remainder = tf.where(continuing, state.remainder - score, state.remainder)
+    return weight, HaltingState(cumulative, remainder, num_units, continuing)

@@ -1,0 +1,159 @@
+"""The two parametric layers all networks here are made of: convolution and batch normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+import tf_keras as keras
+
+# Keras divides the standard deviation by that of a unit normal truncated at two sigmas; the
+# original does not, and takes sqrt(1.3 * 2 / fan_in) as the parameter of the truncated normal.
+_TRUNCATED_NORMAL_STDDEV = 0.87962566103423978
+
+
+def kernel_initializer() -> keras.initializers.Initializer:
+    """Truncated normal of parameter sqrt(1.3 * 2 / fan_in), as in the original."""
+    return keras.initializers.VarianceScaling(
+        scale=1.3 * 2.0 * _TRUNCATED_NORMAL_STDDEV**2,
+        mode="fan_in",
+        distribution="truncated_normal",
+    )
+
+
+def conv2d(
+    filters: int,
+    kernel_size: int,
+    strides: int = 1,
+    padding: str = "same",
+    use_bias: bool = False,
+    weight_decay: float = 0.0,
+    bias_initializer: float = 0.0,
+    name: str | None = None,
+) -> keras.layers.Conv2D:
+    """Returns a Keras convolution with the original's initializer and weight decay.
+
+    Args:
+        filters: Output channels.
+        kernel_size: Side of the square kernel.
+        strides: Stride in both directions.
+        padding: "same" or "valid".
+        use_bias: Whether a bias is added; biases are never decayed.
+        weight_decay: Coefficient c of the loss c * sum(w^2) / 2.
+        bias_initializer: Constant the bias starts from.
+        name: Keras name of the layer.
+    """
+    return keras.layers.Conv2D(
+        filters,
+        kernel_size,
+        strides,
+        padding,
+        use_bias=use_bias,
+        kernel_initializer=kernel_initializer(),
+        bias_initializer=keras.initializers.Constant(bias_initializer),
+        kernel_regularizer=keras.regularizers.L2(weight_decay / 2)
+        if weight_decay
+        else None,
+        name=name,
+    )
+
+
+def leaky_relu(slope: float) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the function max(x, slope * x)."""
+    return lambda x: tf.nn.leaky_relu(x, slope)
+
+
+class BatchNorm(keras.layers.Layer):
+    """Batch normalization over the last axis of [batch, height, width, channels], and activation.
+
+    Differs from `keras.layers.BatchNormalization` in one thing, in which it follows the original:
+    the moving variance averages the *biased* batch variance, so that evaluation uses exactly the
+    statistics training normalised with. It runs on TensorFlow's fused kernel all the same.
+
+    Frozen (`trainable = False`), it uses the moving statistics in training too.
+
+    Args:
+        decay: Decay of the moving averages.
+        epsilon: Added to the variance.
+        activation: Applied to the result, or None.
+        name: Keras name of the layer.
+    """
+
+    def __init__(
+        self,
+        decay: float,
+        epsilon: float,
+        activation: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        name: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.decay = decay
+        self.epsilon = epsilon
+        self.activation = activation
+
+    def build(self, input_shape):
+        channels = [int(input_shape[-1])]
+        # Float64 networks stay so; lower precisions keep their statistics in float32.
+        dtype = self.dtype if self.dtype == "float64" else "float32"
+        options = dict(shape=channels, dtype=dtype, experimental_autocast=False)
+        self.gamma = self.add_weight("gamma", initializer="ones", **options)
+        self.beta = self.add_weight("beta", initializer="zeros", **options)
+        options.update(
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.MEAN,
+        )
+        self.moving_mean = self.add_weight(
+            "moving_mean", initializer="zeros", **options
+        )
+        self.moving_variance = self.add_weight(
+            "moving_variance", initializer="ones", **options
+        )
+        super().build(input_shape)
+
+    def call(self, x, training=None):
+        training = bool(training) and self.trainable
+        outputs = self._normalize_batch(x) if training else self._normalize_moving(x)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def _normalize_batch(self, x):
+        gamma, beta = self.gamma.read_value(), self.beta.read_value()
+        if x.dtype == tf.float64:  # the fused kernel has no float64
+            mean, variance = tf.nn.moments(x, [0, 1, 2])
+            outputs = tf.nn.batch_normalization(
+                x, mean, variance, beta, gamma, self.epsilon
+            )
+        else:
+            outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+                x, gamma, beta, epsilon=self.epsilon, is_training=True
+            )
+            # The kernel reports the unbiased variance n / (n - 1) * biased (n floored at 2).
+            count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
+            variance *= tf.maximum(count - 1.0, 1.0) / count
+        for moving, batch in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            moving.assign_sub((moving - batch) * (1.0 - self.decay))
+        return outputs
+
+    def _normalize_moving(self, x):
+        if x.dtype == tf.float64:
+            return tf.nn.batch_normalization(
+                x,
+                self.moving_mean,
+                self.moving_variance,
+                self.beta,
+                self.gamma,
+                self.epsilon,
+            )
+        return tf.compat.v1.nn.fused_batch_norm(
+            x,
+            self.gamma.read_value(),
+            self.beta.read_value(),
+            mean=self.moving_mean.read_value(),
+            variance=self.moving_variance.read_value(),
+            epsilon=self.epsilon,
+            is_training=False,
+        )[0]

@@ -1,0 +1,1 @@
+"""Residual networks, one architecture per file."""

@@ -1,0 +1,225 @@
+"""What every residual network here is: a stem, adaptive blocks, and a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+import tf_keras as keras
+
+from sact_tf import flops
+from sact_tf.blocks import ACTBlock, PlainBlock, SACTBlock
+from sact_tf.layers import BatchNorm
+
+MODEL_TYPES = ("vanilla", "act", "act_early_stopping", "sact")
+"""Halting rules of a network, by the original's names."""
+
+EXECUTIONS = ("masked",)
+"""Ways to run a network; all use the same weights and give the same results."""
+
+
+def make_block(
+    model_type: str,
+    units: Sequence[keras.layers.Layer],
+    tau: float,
+    batch_norm=None,
+    weight_decay: float = 0.0,
+    name: str | None = None,
+) -> PlainBlock:
+    """Returns the block layer of a model type around a list of residual units."""
+    if model_type == "vanilla":
+        return PlainBlock(units, name=name)
+    options = dict(tau=tau, batch_norm=batch_norm, weight_decay=weight_decay, name=name)
+    if model_type == "sact":
+        return SACTBlock(units, **options)
+    return ACTBlock(units, early_stopping=model_type == "act_early_stopping", **options)
+
+
+def parse_units(
+    model: str | int | Sequence[int], named: dict[str, tuple[int, ...]], num_blocks: int
+) -> tuple[int, ...]:
+    """Reads the number of residual units per block.
+
+    Args:
+        model: A name in `named`, numbers joined by underscores such as "3_4_23_3", or a sequence.
+        named: Networks known by name.
+        num_blocks: How many numbers there have to be.
+
+    Raises:
+        ValueError: If `model` is none of these.
+    """
+    if str(model) in named:
+        return named[str(model)]
+    parts = str(model).split("_") if isinstance(model, (str, int)) else list(model)
+    try:
+        units = tuple(int(part) for part in parts)
+    except (TypeError, ValueError):
+        units = ()
+    if len(units) != num_blocks or min(units) < 1:
+        names = f"one of {', '.join(map(repr, named))}, or " if named else ""
+        example = "_".join(["3"] * num_blocks)
+        raise ValueError(
+            f"model must be {names}{num_blocks} numbers >= 1 of residual units per block, "
+            f"such as {example!r}; got {model!r}"
+        )
+    return units
+
+
+def check_options(
+    model_type: str,
+    tau: float,
+    execution: str,
+    num_classes: int,
+    base_channels: int,
+) -> None:
+    """Raises ValueError, naming argument, value and what is accepted, on a bad option."""
+    if model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"model_type must be one of {', '.join(MODEL_TYPES)}; got {model_type!r}"
+        )
+    if execution not in EXECUTIONS:
+        raise ValueError(
+            f"execution must be one of {', '.join(EXECUTIONS)}; got {execution!r}"
+        )
+    if not 0 <= tau < float("inf"):
+        raise ValueError(f"tau must be a finite number >= 0; got {tau}")
+    for name, value in (("num_classes", num_classes), ("base_channels", base_channels)):
+        if value != int(value) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1; got {value}")
+
+
+class ResidualNetwork(keras.Model):
+    """Residual network whose blocks may decide how many of their units to run.
+
+    Maps images [batch, height, width, 3] of any size to logits [batch, num_classes]. Its losses
+    hold the weight decay and tau times the mean ponder cost of every block. Compiled with a loss
+    on logits, `fit` and `evaluate` also report the mean units per block and FLOPs.
+
+    Subclasses build the layers and call `_set_layers`.
+
+    Attributes:
+        blocks: The block layers, `PlainBlock`, `ACTBlock` or `SACTBlock`.
+        slim_scope: Root scope of the variables in TF-Slim checkpoints.
+    """
+
+    slim_scope: str
+    _final_scopes: tuple[str, str, str]  # of the stem, the final batch norm and the logits
+
+    def _set_layers(
+        self,
+        stem: keras.layers.Conv2D,
+        blocks: Sequence[PlainBlock],
+        final_bn: BatchNorm,
+        classifier: keras.layers.Conv2D,
+    ) -> None:
+        self.stem = stem
+        self.blocks = list(blocks)
+        self.final_bn = final_bn
+        self.classifier = classifier
+        names = [f"{block.name}/units" for block in self.blocks if hasattr(block, "tau")]
+        self._end_point_metrics = [
+            keras.metrics.Mean(name=name, dtype=tf.float32)
+            for name in [*names, "flops"]
+        ]
+        self.build([None, None, None, 3])
+
+    @property
+    def block_scopes(self) -> list[str]:
+        """Names of the blocks."""
+        return [block.name for block in self.blocks]
+
+    @property
+    def slim_scopes(self) -> dict[str, keras.layers.Layer]:
+        """Layers by their scope in TF-Slim checkpoints, below `slim_scope`."""
+        stem, final_bn, classifier = self._final_scopes
+        return {
+            stem: self.stem,
+            **{block.name: block for block in self.blocks},
+            final_bn: self.final_bn,
+            classifier: self.classifier,
+        }
+
+    def _run_stem(self, images):
+        """Maps images to the input of the first block; returns it and its operations."""
+        raise NotImplementedError
+
+    def _run_tail(self, x, training):
+        """Maps the output of the last block to pooled features [batch, 1, 1, channels]."""
+        raise NotImplementedError
+
+    def build(self, input_shape):
+        shape = tf.TensorShape(input_shape)
+        self.stem.build(shape)
+        channels = self.stem.filters
+        shape = tf.TensorShape([shape[0], None, None, channels])
+        for block in self.blocks:
+            with tf.name_scope(block.name):
+                block.build(shape)
+            shape = tf.TensorShape(block.compute_output_shape(shape))
+        self.final_bn.build(shape)
+        self.classifier.build(shape)
+        super().build(input_shape)
+
+    def call(self, images, training=None, return_end_points=False):
+        images = tf.cast(images, self.compute_dtype)
+        x, total_flops = self._run_stem(images)
+        end_points = {
+            "inputs": images,
+            "block_scopes": self.block_scopes,
+            "block_num_units": [len(block.units) for block in self.blocks],
+        }
+        for block in self.blocks:
+            x, block_end_points = block(x, training=training, return_end_points=True)
+            end_points[block.name] = x
+            for key, value in block_end_points.items():
+                end_points[f"{block.name}/{key}"] = value
+            total_flops += block_end_points["flops"]
+        logits = self.classifier(self._run_tail(x, training))[:, 0, 0]
+        logits = tf.cast(logits, tf.float32) if x.dtype != tf.float64 else logits
+        if not return_end_points:
+            return logits
+        ones = tf.ones([tf.shape(x)[0]], tf.int64)
+        end_points["flops"] = total_flops + flops.conv2d_flops(self.classifier, ones)
+        return logits, end_points
+
+    def with_end_points(
+        self, images: tf.Tensor, training: bool | None = None
+    ) -> tuple[tf.Tensor, dict[str, object]]:
+        """Runs the network and tells what happened inside.
+
+        Args:
+            images: Float [batch, height, width, 3], preprocessed.
+            training: Whether batch statistics are used, and moving averages updated.
+
+        Returns:
+            Logits [batch, num_classes] and the end points: `inputs`, `block_scopes` and
+            `block_num_units` (lists), `flops` (int64 [batch]); for each block `<block>` (its output)
+            and `<block>/...` as in `sact_tf.blocks`.
+        """
+        return self(images, training=training, return_end_points=True)
+
+    @property
+    def metrics(self):
+        return super().metrics + self._end_point_metrics
+
+    def _update_metrics(self, x, y, logits, end_points, sample_weight):
+        logs = self.compute_metrics(x, y, logits, sample_weight)
+        for metric in self._end_point_metrics:
+            key = metric.name.replace("/units", "/num_units")
+            metric.update_state(tf.cast(end_points[key], tf.float32))
+            logs[metric.name] = metric.result()
+        return logs
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            logits, end_points = self.with_end_points(x, training=True)
+            loss = self.compute_loss(x, y, logits, sample_weight)
+        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        return self._update_metrics(x, y, logits, end_points, sample_weight)
+
+    def test_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        logits, end_points = self.with_end_points(x, training=False)
+        self.compute_loss(x, y, logits, sample_weight)
+        return self._update_metrics(x, y, logits, end_points, sample_weight)
