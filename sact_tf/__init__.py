@@ -3,6 +3,7 @@
 from sact_tf.blocks import ACTBlock, PlainBlock, SACTBlock
 from sact_tf.checkpoints import (
     CheckpointMismatchError,
+    checkpoint_step,
     load_slim_checkpoint,
     save_slim_checkpoint,
     slim_variables,
@@ -19,6 +20,7 @@ __all__ = [
     "ImagenetResNet",
     "PlainBlock",
     "SACTBlock",
+    "checkpoint_step",
     "cifar_resnet",
     "imagenet_resnet",
     "load_slim_checkpoint",

@@ -267,7 +267,7 @@ class SACTBlock(_AdaptiveBlock):
 
     def call(self, x, training=None, return_end_points=False):
         active = None  # every position computes the first unit
-        output = 0.0
+        output = None
         weights, scores, flops = [], [], []
         for k, unit in enumerate(self.units):
             unit_input = x
@@ -283,7 +283,8 @@ class SACTBlock(_AdaptiveBlock):
                 state = initial_halting_state(tf.shape(x)[:3])
             weight, state = halting_step(state, score, is_last, self.epsilon)
             weights.append(weight)
-            output += tf.cast(weight, x.dtype)[..., tf.newaxis] * x
+            term = tf.cast(weight, x.dtype)[..., tf.newaxis] * x
+            output = term if output is None else output + term
             active = state.active
         return self._finish(output, state, weights, scores, flops, return_end_points)
 

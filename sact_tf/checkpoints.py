@@ -86,6 +86,14 @@ def _open(checkpoint_path: str):
         ) from error
 
 
+def checkpoint_step(checkpoint_path: str) -> int:
+    """Returns the `global_step` of a TF-Slim checkpoint, 0 if it has none."""
+    _, reader = _open(checkpoint_path)
+    if not reader.has_tensor("global_step"):
+        return 0
+    return int(reader.get_tensor("global_step"))
+
+
 def check_variables(
     checkpoint_path: str, wanted: Mapping[str, tf.Variable]
 ) -> None:

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import flops
-from sact_tf.layers import BatchNorm, conv2d
+from sact_tf.layers import BatchNorm, conv2d, global_average
 
 HALTING_BIAS = -3.0
 """Initial bias of every head: few scores are large before training, so most units run."""
@@ -70,7 +70,7 @@ class ImageHaltingScore(keras.layers.Layer):
 
     def call(self, x, active=None, training=None):
         """Maps [batch, height, width, channels] to float32 scores [batch]."""
-        pooled = tf.reduce_mean(x, [1, 2], keepdims=True)
+        pooled = global_average(x)
         logits = _pointwise(
             self.global_conv, self.global_bn(pooled, training=training)
         )
@@ -138,7 +138,7 @@ class SpatialHaltingScore(keras.layers.Layer):
         local = _to_one_channel(
             self.local_conv, self.local_bn(x, training=training)
         )
-        pooled = tf.reduce_mean(x, [1, 2], keepdims=True)
+        pooled = global_average(x)
         logits = local + _pointwise(
             self.global_conv, self.global_bn(pooled, training=training)
         )

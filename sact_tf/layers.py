@@ -58,6 +58,18 @@ def conv2d(
     )
 
 
+def global_average(x: tf.Tensor) -> tf.Tensor:
+    """Averages [batch, height, width, channels] over positions to [batch, 1, 1, channels].
+
+    Divides after the sum, which spares the gradient a pass over all positions. Half precisions are
+    summed in float32.
+    """
+    dtype = tf.float64 if x.dtype == tf.float64 else tf.float32
+    count = tf.cast(tf.reduce_prod(tf.shape(x)[1:3]), dtype)
+    total = tf.reduce_sum(tf.cast(x, dtype), [1, 2], keepdims=True)
+    return tf.cast(total / count, x.dtype)
+
+
 def leaky_relu(slope: float) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns the function max(x, slope * x)."""
     return lambda x: tf.nn.leaky_relu(x, slope)

@@ -51,17 +51,25 @@ class Examples:
         """
         images, labels = tf.constant(self.images), tf.constant(self.labels)
 
-        def augment(index):
-            padding = [[_CROP_PADDING, _CROP_PADDING]] * 2 + [[0, 0]]
-            image = tf.pad(images[index], padding)
-            image = tf.image.random_crop(image, self.images.shape[1:], seed=seed)
-            return tf.image.random_flip_left_right(image, seed=seed), labels[index]
+        def make_batch(indices):
+            batch = tf.gather(images, indices)
+            return _standardize(_augment(batch, seed), tf.gather(labels, indices))
 
         dataset = tf.data.Dataset.range(self.num_examples)
         dataset = dataset.shuffle(self.num_examples, seed=seed).repeat()
-        dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
         dataset = dataset.batch(batch_size, drop_remainder=True)
-        return dataset.map(_standardize).prefetch(2)
+        return dataset.map(make_batch, num_parallel_calls=2, deterministic=True).prefetch(2)
+
+
+def _augment(images, seed):
+    """Random crops of the padded images and random flips, all of a batch at once."""
+    batch, height, width = images.shape[0], *images.shape[1:3]
+    padding = [_CROP_PADDING, _CROP_PADDING]
+    images = tf.pad(images, [[0, 0], padding, padding, [0, 0]])
+    shift = tf.random.uniform([2, batch, 1], 0, 2 * _CROP_PADDING + 1, tf.int32, seed)
+    images = tf.gather(images, shift[0] + tf.range(height), axis=1, batch_dims=1)
+    images = tf.gather(images, shift[1] + tf.range(width), axis=2, batch_dims=1)
+    return tf.image.random_flip_left_right(images, seed)
 
 
 def _standardize(images, labels):

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import flops
-from sact_tf.layers import BatchNorm, conv2d, leaky_relu
+from sact_tf.layers import BatchNorm, conv2d, global_average, leaky_relu
 from sact_tf.networks import residual_network
 from sact_tf.residual_units import BasicUnit
 
@@ -93,7 +93,7 @@ class CifarResNet(residual_network.ResidualNetwork):
 
     def _run_tail(self, x, training):
         # The original pools before the last batch normalization.
-        return self.final_bn(tf.reduce_mean(x, [1, 2], keepdims=True), training=training)
+        return self.final_bn(global_average(x), training=training)
 
 
 def cifar_resnet(

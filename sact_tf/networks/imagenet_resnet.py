@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import flops
-from sact_tf.layers import BatchNorm, conv2d
+from sact_tf.layers import BatchNorm, conv2d, global_average
 from sact_tf.networks import residual_network
 from sact_tf.residual_units import BottleneckUnit
 
@@ -101,7 +101,7 @@ class ImagenetResNet(residual_network.ResidualNetwork):
         return tf.nn.max_pool2d(x, 3, 2, "SAME"), total_flops
 
     def _run_tail(self, x, training):
-        return tf.reduce_mean(self.final_bn(x, training=training), [1, 2], keepdims=True)
+        return global_average(self.final_bn(x, training=training))
 
 
 def imagenet_resnet(

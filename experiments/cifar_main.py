@@ -1,0 +1,233 @@
+"""Trains or evaluates a CIFAR residual network, adaptive or not.
+
+Train, and evaluate the newest checkpoint:
+
+    python -m experiments.cifar_main --model=5 --model_type=sact --tau=0.01 \\
+        --dataset_dir=DIR --train_log_dir=/tmp/sact
+    python -m experiments.cifar_main --mode=eval --evaluate_once --model=5 --model_type=sact \\
+        --tau=0.01 --dataset_dir=DIR --checkpoint_dir=/tmp/sact --eval_dir=/tmp/sact
+
+Training that was stopped, by whatever, goes on from its newest checkpoint when started again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import tensorflow as tf
+import tf_keras as keras
+from absl import flags
+
+import sact_tf
+from experiments import programs
+from sact_tf import evaluation, training, visualization
+from sact_tf.data import cifar, shapes
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+
+# Training
+flags.DEFINE_integer("batch_size", 128, "Images per training step.", lower_bound=1)
+flags.DEFINE_string(
+    "train_log_dir",
+    "/tmp/resnet_act_cifar/",
+    "Directory for checkpoints and TensorBoard summaries of training.",
+)
+flags.DEFINE_float(
+    "save_summaries_secs", 30, "Seconds between training summaries.", lower_bound=0
+)
+flags.DEFINE_float("save_interval_secs", 60, "Seconds between checkpoints.", lower_bound=0)
+flags.DEFINE_integer(
+    "max_number_of_steps", 100000, "Training steps of the whole run.", lower_bound=1
+)
+flags.DEFINE_list(
+    "learning_rate_boundaries",
+    [],
+    "The last steps at learning rates 0.1, 0.01 and 0.001, as in 60000,75000,90000; empty: 60, 75 "
+    "and 90 % of --max_number_of_steps.",
+)
+flags.DEFINE_string(
+    "finetune_path",
+    "",
+    "TF-Slim checkpoint, or directory of checkpoints, to start from; halting variables start fresh.",
+)
+flags.DEFINE_integer("seed", None, "Seed of initial weights, data order and augmentation.")
+
+# Data
+flags.DEFINE_enum(
+    "dataset",
+    "tfrecord",
+    ["tfrecord", "tfds", "shapes"],
+    "tfrecord: CIFAR-10 in the original's files; tfds: CIFAR-10 through TensorFlow Datasets; shapes: "
+    "made on the fly, nothing to download.",
+)
+flags.DEFINE_string(
+    "dataset_dir",
+    None,
+    f"Directory with cifar10_train.tfrecord and cifar10_test.tfrecord (default "
+    f"{cifar.DEFAULT_DIRECTORY}), or TensorFlow Datasets' data directory.",
+)
+flags.DEFINE_integer(
+    "image_size", 32, "Side of the images of --dataset=shapes.", lower_bound=shapes.MIN_SIZE
+)
+
+# Evaluation
+flags.DEFINE_string(
+    "checkpoint_dir",
+    "/tmp/resnet_act_cifar/",
+    "Directory of the checkpoints to evaluate, or one checkpoint.",
+)
+flags.DEFINE_string(
+    "eval_dir", "/tmp/resnet_act_cifar/", "Directory for evaluation summaries and eval.json."
+)
+flags.DEFINE_integer("eval_batch_size", 100, "Images per evaluation step.", lower_bound=1)
+flags.DEFINE_float(
+    "eval_interval_secs", 60, "Seconds between looks for a new checkpoint.", lower_bound=0
+)
+flags.DEFINE_enum("split_name", "test", list(cifar.SPLITS), "Split to evaluate.")
+flags.DEFINE_bool(
+    "evaluate_once", False, "Evaluate the newest checkpoint and exit, rather than follow new ones."
+)
+
+# Model
+programs.define_model_type()
+flags.DEFINE_float(
+    "tau", 1.0, "Weight of the ponder cost in the loss, at least 0.", lower_bound=0.0
+)
+flags.DEFINE_string(
+    "model",
+    "5",
+    "Residual units per block: one number for all three blocks (5 is ResNet-32, 18 ResNet-110), or "
+    "three joined by underscores.",
+)
+
+# TensorFlow 1 distribution
+flags.DEFINE_string("master", "", "Not used: see --distribution_strategy in the README.")
+flags.DEFINE_integer("ps_tasks", 0, "Not used: belongs to TensorFlow 1's distribution.")
+flags.DEFINE_integer("task", 0, "Not used: belongs to TensorFlow 1's distribution.")
+
+
+def load_examples(split: str):
+    """Loads a split of the data set the flags name."""
+    if FLAGS.dataset == "shapes":
+        return shapes.load(split, FLAGS.image_size)
+    load = cifar.load_tfrecord if FLAGS.dataset == "tfrecord" else cifar.load_tfds
+    try:
+        return load(FLAGS.dataset_dir, split)
+    except (cifar.DataError, FileNotFoundError) as error:
+        directory = FLAGS.dataset_dir or "(default)"
+        raise cifar.DataError(f"--dataset_dir={directory}: {error}") from error
+
+
+def make_model(num_classes: int):
+    """Builds the network the flags describe."""
+    return sact_tf.cifar_resnet(
+        model=FLAGS.model,
+        model_type=FLAGS.model_type,
+        num_classes=num_classes,
+        tau=FLAGS.tau,
+    )
+
+
+def train() -> None:
+    """Trains, or goes on training."""
+    if FLAGS.seed is not None:
+        keras.utils.set_random_seed(FLAGS.seed)
+    try:
+        boundaries = [int(step) for step in FLAGS.learning_rate_boundaries]
+        training.cifar_learning_rate(FLAGS.max_number_of_steps, boundaries)
+    except ValueError as error:
+        raise ValueError(
+            f"--learning_rate_boundaries={','.join(FLAGS.learning_rate_boundaries)}: must be 3 "
+            "increasing steps such as 60000,75000,90000"
+        ) from error
+    log_dir = programs.make_directory("train_log_dir", FLAGS.train_log_dir)
+    model = make_model(cifar.NUM_CLASSES)
+    examples = load_examples("train")
+    if FLAGS.finetune_path and tf.train.latest_checkpoint(log_dir) is None:
+        loaded = sact_tf.load_slim_checkpoint(
+            model, os.path.expanduser(FLAGS.finetune_path), fresh_halting=True
+        )
+        print(f"Starting from {len(loaded)} variables of {FLAGS.finetune_path}")
+    last = training.train(
+        model,
+        examples,
+        log_dir,
+        FLAGS.max_number_of_steps,
+        batch_size=FLAGS.batch_size,
+        boundaries=boundaries,
+        save_interval_secs=FLAGS.save_interval_secs,
+        save_summaries_secs=FLAGS.save_summaries_secs,
+        seed=FLAGS.seed,
+    )
+    print(f"Trained to step {FLAGS.max_number_of_steps}: {last}")
+
+
+def evaluate_checkpoint(model, examples, checkpoint: str, eval_dir: str) -> None:
+    """Evaluates one checkpoint; prints, and writes eval.json and TensorBoard summaries."""
+    sact_tf.load_slim_checkpoint(model, checkpoint)
+    step = sact_tf.checkpoint_step(checkpoint)
+    results = evaluation.evaluate(model, examples.evaluation_batches(FLAGS.eval_batch_size))
+    print(f"Evaluated {checkpoint} on {examples.num_examples} images")
+    for name, value in results.items():
+        print(f"{name}[{value:.8g}]", flush=True)
+    evaluation.write_json(
+        os.path.join(eval_dir, "eval.json"),
+        {
+            "checkpoint": checkpoint,
+            "global_step": step,
+            "split_name": FLAGS.split_name,
+            "num_examples": examples.num_examples,
+            **results,
+        },
+    )
+    images, _ = next(iter(examples.evaluation_batches(3)))
+    _, end_points = model.with_end_points(images, training=False)
+    writer = tf.summary.create_file_writer(eval_dir)
+    with writer.as_default(step):
+        for name, value in results.items():
+            tf.summary.scalar(name, value)
+        if visualization.has_maps(end_points):
+            for key in ("ponder_cost", "num_units"):
+                tf.summary.image(f"heatmaps/{key}", visualization.heatmap(end_points, key))
+    writer.close()
+
+
+def evaluate() -> None:
+    """Evaluates the newest checkpoint once, or every new one for ever."""
+    eval_dir = programs.make_directory("eval_dir", FLAGS.eval_dir)
+    model = make_model(cifar.NUM_CLASSES)
+    path = os.path.expanduser(FLAGS.checkpoint_dir)
+
+    def newest():
+        return tf.train.latest_checkpoint(path) if os.path.isdir(path) else path
+
+    if FLAGS.evaluate_once and newest() is None:
+        raise FileNotFoundError(f"--checkpoint_dir={path}: holds no checkpoint")
+    examples = load_examples(FLAGS.split_name)
+    if FLAGS.evaluate_once:
+        evaluate_checkpoint(model, examples, newest(), eval_dir)
+        return
+    evaluated = None
+    while True:
+        checkpoint = newest() if os.path.exists(path) else None
+        if checkpoint is None:
+            print(f"Waiting for a checkpoint in {path}", flush=True)
+        elif checkpoint != evaluated:
+            evaluate_checkpoint(model, examples, checkpoint, eval_dir)
+            evaluated = checkpoint
+            continue
+        time.sleep(FLAGS.eval_interval_secs)
+
+
+def main() -> None:
+    """Runs the mode asked for."""
+    if FLAGS.master or FLAGS.ps_tasks or FLAGS.task:
+        print("Note: --master, --ps_tasks and --task have no effect; they configured TensorFlow 1.")
+    train() if FLAGS.mode == "train" else evaluate()
+
+
+if __name__ == "__main__":
+    programs.run(main)

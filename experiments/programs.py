@@ -1,0 +1,70 @@
+"""What the programs share: one clear line for an error the user can mend, and checked flags."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+from sact_tf.checkpoints import CheckpointMismatchError
+from sact_tf.data.cifar import DataError
+from sact_tf.networks.residual_network import MODEL_TYPES
+from sact_tf.training import TrainingError, keep_freed_memory
+
+USER_ERRORS = (
+    ValueError,
+    OSError,
+    CheckpointMismatchError,
+    DataError,
+    TrainingError,
+)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags and runs `main`; errors that a user can mend end it with one message, code 1."""
+    keep_freed_memory()
+
+    def checked_main(argv: Sequence[str]):
+        if len(argv) > 1:
+            raise app.UsageError(f"unknown argument {argv[1]!r}; flags start with --")
+        try:
+            main()
+        except USER_ERRORS as error:
+            sys.exit(f"{os.path.basename(sys.argv[0])}: error: {error}")
+
+    app.run(checked_main)
+
+
+def define_model_type(default: str = "vanilla") -> None:
+    """Defines --model_type."""
+    flags.DEFINE_enum(
+        "model_type",
+        default,
+        MODEL_TYPES,
+        "vanilla (basic ResNet), act (Adaptive Computation Time), act_early_stopping (the same, "
+        "skipping units once the whole batch has halted), sact (Spatially Adaptive Computation "
+        "Time).",
+    )
+
+
+def make_directory(flag: str, path: str) -> str:
+    """Creates the directory a flag names, and checks that files can be written there.
+
+    Raises:
+        OSError: Naming the flag, where that fails.
+    """
+    path = os.path.expanduser(path)
+    probe = os.path.join(path, ".writable")
+    try:
+        os.makedirs(path, exist_ok=True)
+        with open(probe, "w"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise OSError(
+            f"--{flag}={path}: cannot be written to ({error.strerror}); "
+            "name a directory that can"
+        ) from error
+    return path

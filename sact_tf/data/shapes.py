@@ -1,0 +1,132 @@
+"""`shapes`: a small object of one of ten classes on a large cluttered background, made on the fly.
+
+Needs no download, so that every program runs on a fresh machine. As objects cover little of the
+image, it shows what spatially adaptive computation is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from sact_tf.data.examples import Examples
+
+MIN_SIZE = 16
+SPLIT_SIZES = {"train": 10000, "test": 2000}
+
+
+def _polygon(*corners: tuple[float, float]) -> Callable[..., np.ndarray]:
+    """Distance function of a convex polygon, its corners in clockwise order (y points down)."""
+    starts = np.array(corners)
+    edges = np.roll(starts, -1, axis=0) - starts
+    normals = np.stack([edges[:, 1], -edges[:, 0]], 1)
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+
+    def distance(x, y):
+        return np.max(
+            [(x - px) * nx + (y - py) * ny for (px, py), (nx, ny) in zip(starts, normals)],
+            axis=0,
+        )
+
+    return distance
+
+
+def _star(x, y):
+    sector = 2 * np.pi / 5
+    angle = np.abs((np.arctan2(x, -y) % sector) - sector / 2) / (sector / 2)
+    return np.hypot(x, y) - (0.38 + 0.62 * angle)
+
+
+def _box(x, y, half_width, half_height):
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+
+
+# Signed distance (negative inside, in units of the object's radius) of each class.
+_CLASSES: dict[str, Callable[..., np.ndarray]] = {
+    "disc": lambda x, y: np.hypot(x, y) - 1.0,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.22,
+    "square": lambda x, y: _box(x, y, 0.82, 0.82),
+    "frame": lambda x, y: np.abs(_box(x, y, 0.68, 0.68)) - 0.18,
+    "triangle": _polygon((0.0, -1.0), (0.87, 0.6), (-0.87, 0.6)),
+    "plus": lambda x, y: np.minimum(_box(x, y, 1.0, 0.26), _box(x, y, 0.26, 1.0)),
+    "star": _star,
+    "half_disc": lambda x, y: np.maximum(np.hypot(x, y + 0.4) - 1.0, -0.4 - y),
+    "bar": lambda x, y: _box(x, y, 1.0, 0.28),
+    "crescent": lambda x, y: np.maximum(
+        np.hypot(x, y) - 1.0, 0.8 - np.hypot(x - 0.45, y)
+    ),
+}
+
+CLASS_NAMES = tuple(_CLASSES)
+
+
+def load(
+    split: str, image_size: int = 32, num_examples: int | None = None, seed: int = 0
+) -> Examples:
+    """Makes a split of the data set; the same arguments always give the same images.
+
+    Args:
+        split: "train" or "test".
+        image_size: Side of the square images in pixels, at least 16.
+        num_examples: How many; by default 10000 for training and 2000 for testing. Fewer are the
+            first ones of more.
+        seed: Another seed gives another data set.
+
+    Returns:
+        Examples with boxes. An object's radius is 11 to 16 % of the image side.
+
+    Raises:
+        ValueError: On any other split, or an image too small.
+    """
+    if split not in SPLIT_SIZES:
+        raise ValueError(f"split must be one of {', '.join(SPLIT_SIZES)}; got {split!r}")
+    if image_size < MIN_SIZE:
+        raise ValueError(f"image_size must be at least {MIN_SIZE}; got {image_size}")
+    if num_examples is None:
+        num_examples = SPLIT_SIZES[split]
+    images = np.empty([num_examples, image_size, image_size, 3], np.uint8)
+    labels = np.empty([num_examples], np.int64)
+    boxes = np.empty([num_examples, 4], np.int64)
+    split_id = list(SPLIT_SIZES).index(split)
+    for k in range(num_examples):
+        rng = np.random.default_rng([seed, split_id, image_size, k])
+        images[k], labels[k], boxes[k] = _render(image_size, rng)
+    return Examples(images, labels, len(_CLASSES), boxes)
+
+
+def _render(size, rng):
+    """Draws one image; returns it, its label and the object's box."""
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
+    image = _background(size, rng, rows, columns)
+    label = int(rng.integers(len(_CLASSES)))
+    radius = size * rng.uniform(0.11, 0.16)
+    row, column = rng.uniform(radius + 1, size - radius - 1, 2)
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = (rows - row) / radius, (columns - column) / radius
+    turned = np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
+    distance = next(f for k, f in enumerate(_CLASSES.values()) if k == label)(*turned)
+    coverage = np.clip(0.5 - distance * radius, 0, 1)[..., np.newaxis]
+    colour = rng.uniform(0.0, 0.25, 3)
+    colour[rng.permutation(3)[: rng.integers(1, 3)]] = rng.uniform(0.85, 1.0)
+    image = image * (1 - coverage) + colour * coverage
+    image = image + rng.normal(0, 0.02, image.shape)
+    inside = np.argwhere(coverage[..., 0] > 0.5)
+    box = [*inside.min(0), *(inside.max(0) + 1)]
+    return np.clip(image * 255, 0, 255).astype(np.uint8), label, box
+
+
+def _background(size, rng, rows, columns):
+    """Dull blotches of two scales, crossed by dull strokes."""
+    image = np.full([size, size, 3], 0.5) + rng.normal(0, 0.05, 3)
+    for cell, contrast in ((size // 4, 0.06), (size // 8, 0.04)):
+        blotches = rng.normal(0, contrast, [-(-size // cell)] * 2 + [3])
+        image += np.repeat(np.repeat(blotches, cell, 0), cell, 1)[:size, :size]
+    for _ in range(8):
+        row, column = rng.uniform(0, size, 2)
+        angle = rng.uniform(0, np.pi)
+        along = np.cos(angle) * (columns - column) + np.sin(angle) * (rows - row)
+        across = np.cos(angle) * (rows - row) - np.sin(angle) * (columns - column)
+        stroke = (np.abs(along) < size * rng.uniform(0.1, 0.4)) & (np.abs(across) < size / 50)
+        image[stroke] = rng.uniform(0.35, 0.65, 3)
+    return image

@@ -1,0 +1,95 @@
+"""Evaluation: accuracy, loss, operations, ponder cost and units of a network over a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from sact_tf.end_points import metric_values
+
+
+@dataclasses.dataclass
+class Moments:
+    """Mean and unbiased standard deviation of values that arrive in parts (Chan et al., 1979)."""
+
+    count: int = 0
+    mean: float = 0.0
+    _squares: float = 0.0  # sum of squared distances from the mean
+
+    def add(self, values: np.ndarray) -> None:
+        """Takes in an array of any shape."""
+        values = np.asarray(values, np.float64)
+        if not values.size:
+            return
+        mean = values.mean()
+        total = self.count + values.size
+        delta = mean - self.mean
+        self._squares += np.square(values - mean).sum()
+        self._squares += delta**2 * self.count * values.size / total
+        self.mean += delta * values.size / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """Unbiased standard deviation; 0 for a single value."""
+        return math.sqrt(self._squares / (self.count - 1)) if self.count > 1 else 0.0
+
+
+def evaluate(model: keras.Model, batches: tf.data.Dataset) -> dict[str, float]:
+    """Evaluates a network; every image counts once.
+
+    Args:
+        model: Residual network of this package.
+        batches: Batches of preprocessed images and int labels.
+
+    Returns:
+        By the original's names: `eval/Accuracy`, `eval/Mean Loss` (cross-entropy, weight decay and
+        tau times ponder cost), `Total Flops/mean` and `/std` over images, and for every block
+        `<block>/{ponder_cost,num_units,flops}_{mean,std}`, over all positions in a SACT network.
+        Standard deviations are unbiased and those of the whole set.
+
+    Raises:
+        ValueError: There are no images.
+    """
+
+    @tf.function(reduce_retracing=True)
+    def run(images, labels):
+        logits, end_points = model.with_end_points(images, training=False)
+        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        # The other losses are means over the batch.
+        losses = cross_entropy + tf.add_n([tf.cast(x, tf.float32) for x in model.losses])
+        correct = tf.equal(tf.argmax(logits, -1), tf.cast(labels, tf.int64))
+        return losses, correct, metric_values(end_points)
+
+    loss, accuracy = Moments(), Moments()
+    moments: dict[str, Moments] = {}
+    for images, labels in batches:
+        losses, correct, values = run(images, labels)
+        loss.add(losses.numpy())
+        accuracy.add(correct.numpy())
+        for name, value in values.items():
+            moments.setdefault(name, Moments()).add(value.numpy())
+    if not accuracy.count:
+        raise ValueError("nothing to evaluate: the data set has no images")
+    results = {"eval/Accuracy": accuracy.mean, "eval/Mean Loss": loss.mean}
+    for name, value in moments.items():
+        separator = "/" if name == "Total Flops" else "_"
+        results[f"{name}{separator}mean"] = value.mean
+        results[f"{name}{separator}std"] = value.std
+    return results
+
+
+def write_json(path: str, values: Mapping[str, object]) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w") as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")
+    os.replace(temporary, path)
