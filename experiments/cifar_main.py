@@ -38,7 +38,9 @@ flags.DEFINE_string(
 flags.DEFINE_float(
     "save_summaries_secs", 30, "Seconds between training summaries.", lower_bound=0
 )
-flags.DEFINE_float("save_interval_secs", 60, "Seconds between checkpoints.", lower_bound=0)
+flags.DEFINE_float(
+    "save_interval_secs", 60, "Seconds between checkpoints.", lower_bound=0
+)
 flags.DEFINE_integer(
     "max_number_of_steps", 100000, "Training steps of the whole run.", lower_bound=1
 )
@@ -53,7 +55,9 @@ flags.DEFINE_string(
     "",
     "TF-Slim checkpoint, or directory of checkpoints, to start from; halting variables start fresh.",
 )
-flags.DEFINE_integer("seed", None, "Seed of initial weights, data order and augmentation.")
+flags.DEFINE_integer(
+    "seed", None, "Seed of initial weights, data order and augmentation."
+)
 
 # Data
 flags.DEFINE_enum(
@@ -70,7 +74,10 @@ flags.DEFINE_string(
     f"{cifar.DEFAULT_DIRECTORY}), or TensorFlow Datasets' data directory.",
 )
 flags.DEFINE_integer(
-    "image_size", 32, "Side of the images of --dataset=shapes.", lower_bound=shapes.MIN_SIZE
+    "image_size",
+    32,
+    "Side of the images of --dataset=shapes.",
+    lower_bound=shapes.MIN_SIZE,
 )
 
 # Evaluation
@@ -80,15 +87,24 @@ flags.DEFINE_string(
     "Directory of the checkpoints to evaluate, or one checkpoint.",
 )
 flags.DEFINE_string(
-    "eval_dir", "/tmp/resnet_act_cifar/", "Directory for evaluation summaries and eval.json."
+    "eval_dir",
+    "/tmp/resnet_act_cifar/",
+    "Directory for evaluation summaries and eval.json.",
 )
-flags.DEFINE_integer("eval_batch_size", 100, "Images per evaluation step.", lower_bound=1)
+flags.DEFINE_integer(
+    "eval_batch_size", 100, "Images per evaluation step.", lower_bound=1
+)
 flags.DEFINE_float(
-    "eval_interval_secs", 60, "Seconds between looks for a new checkpoint.", lower_bound=0
+    "eval_interval_secs",
+    60,
+    "Seconds between looks for a new checkpoint.",
+    lower_bound=0,
 )
 flags.DEFINE_enum("split_name", "test", list(cifar.SPLITS), "Split to evaluate.")
 flags.DEFINE_bool(
-    "evaluate_once", False, "Evaluate the newest checkpoint and exit, rather than follow new ones."
+    "evaluate_once",
+    False,
+    "Evaluate the newest checkpoint and exit, rather than follow new ones.",
 )
 
 # Model
@@ -104,7 +120,9 @@ flags.DEFINE_string(
 )
 
 # TensorFlow 1 distribution
-flags.DEFINE_string("master", "", "Not used: see --distribution_strategy in the README.")
+flags.DEFINE_string(
+    "master", "", "Not used: see --distribution_strategy in the README."
+)
 flags.DEFINE_integer("ps_tasks", 0, "Not used: belongs to TensorFlow 1's distribution.")
 flags.DEFINE_integer("task", 0, "Not used: belongs to TensorFlow 1's distribution.")
 
@@ -169,7 +187,9 @@ def evaluate_checkpoint(model, examples, checkpoint: str, eval_dir: str) -> None
     """Evaluates one checkpoint; prints, and writes eval.json and TensorBoard summaries."""
     sact_tf.load_slim_checkpoint(model, checkpoint)
     step = sact_tf.checkpoint_step(checkpoint)
-    results = evaluation.evaluate(model, examples.evaluation_batches(FLAGS.eval_batch_size))
+    results = evaluation.evaluate(
+        model, examples.evaluation_batches(FLAGS.eval_batch_size)
+    )
     print(f"Evaluated {checkpoint} on {examples.num_examples} images")
     for name, value in results.items():
         print(f"{name}[{value:.8g}]", flush=True)
@@ -191,7 +211,9 @@ def evaluate_checkpoint(model, examples, checkpoint: str, eval_dir: str) -> None
             tf.summary.scalar(name, value)
         if visualization.has_maps(end_points):
             for key in ("ponder_cost", "num_units"):
-                tf.summary.image(f"heatmaps/{key}", visualization.heatmap(end_points, key))
+                tf.summary.image(
+                    f"heatmaps/{key}", visualization.heatmap(end_points, key)
+                )
     writer.close()
 
 
@@ -225,7 +247,9 @@ def evaluate() -> None:
 def main() -> None:
     """Runs the mode asked for."""
     if FLAGS.master or FLAGS.ps_tasks or FLAGS.task:
-        print("Note: --master, --ps_tasks and --task have no effect; they configured TensorFlow 1.")
+        print(
+            "Note: --master, --ps_tasks and --task have no effect; they configured TensorFlow 1."
+        )
     train() if FLAGS.mode == "train" else evaluate()
 
 

@@ -94,9 +94,7 @@ def checkpoint_step(checkpoint_path: str) -> int:
     return int(reader.get_tensor("global_step"))
 
 
-def check_variables(
-    checkpoint_path: str, wanted: Mapping[str, tf.Variable]
-) -> None:
+def check_variables(checkpoint_path: str, wanted: Mapping[str, tf.Variable]) -> None:
     """Raises CheckpointMismatchError unless a checkpoint holds all these variables in their shapes."""
     path, reader = _open(checkpoint_path)
     stored = reader.get_variable_to_shape_map()
@@ -163,8 +161,14 @@ def load_slim_checkpoint(
     unused = set(stored) - set(wanted) - allowed_extra
     if missing or unused or wrong_shape:
         raise CheckpointMismatchError(path, missing, unused, wrong_shape)
+    try:
+        values = {name: reader.get_tensor(name) for name in wanted}
+    except (tf.errors.OpError, IndexError) as error:
+        raise FileNotFoundError(
+            f"TF-Slim checkpoint {path} is truncated or corrupt: {error}"
+        ) from error
     for name, variable in wanted.items():
-        variable.assign(reader.get_tensor(name))
+        variable.assign(values[name])
     return sorted(wanted)
 
 

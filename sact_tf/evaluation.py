@@ -64,7 +64,9 @@ def evaluate(model: keras.Model, batches: tf.data.Dataset) -> dict[str, float]:
         logits, end_points = model.with_end_points(images, training=False)
         cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         # The other losses are means over the batch.
-        losses = cross_entropy + tf.add_n([tf.cast(x, tf.float32) for x in model.losses])
+        losses = cross_entropy + tf.add_n(
+            [tf.cast(x, tf.float32) for x in model.losses]
+        )
         correct = tf.equal(tf.argmax(logits, -1), tf.cast(labels, tf.int64))
         return losses, correct, metric_values(end_points)
 

@@ -90,8 +90,6 @@ def halting_step(
     cumulative = state.cumulative + score
     continuing = state.active & (cumulative < 1.0 - epsilon)
     # Eq. 8: h while continuing, the remainder at the halting unit, 0 from there on.
-    weight = tf.where(
-        continuing, score, tf.where(state.active, state.remainder, 0.0)
-    )
+    weight = tf.where(continuing, score, tf.where(state.active, state.remainder, 0.0))
     remainder = tf.where(continuing, state.remainder - score, state.remainder)
     return weight, HaltingState(cumulative, remainder, num_units, continuing)

@@ -71,16 +71,12 @@ class ImageHaltingScore(keras.layers.Layer):
     def call(self, x, active=None, training=None):
         """Maps [batch, height, width, channels] to float32 scores [batch]."""
         pooled = global_average(x)
-        logits = _pointwise(
-            self.global_conv, self.global_bn(pooled, training=training)
-        )
+        logits = _pointwise(self.global_conv, self.global_bn(pooled, training=training))
         return tf.sigmoid(tf.cast(logits[:, 0, 0, 0], tf.float32))
 
     def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:
         """Operations per image on inputs shaped like x; int64 [batch]."""
-        return flops.conv2d_flops(
-            self.global_conv, tf.ones([tf.shape(x)[0]], tf.int64)
-        )
+        return flops.conv2d_flops(self.global_conv, tf.ones([tf.shape(x)[0]], tf.int64))
 
 
 class SpatialHaltingScore(keras.layers.Layer):
@@ -109,9 +105,7 @@ class SpatialHaltingScore(keras.layers.Layer):
             name="local_conv",
         )
         self.global_bn = batch_norm(name="global_bn")
-        self.global_conv = conv2d(
-            1, 1, weight_decay=weight_decay, name="global_conv"
-        )
+        self.global_conv = conv2d(1, 1, weight_decay=weight_decay, name="global_conv")
 
     @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
@@ -135,9 +129,7 @@ class SpatialHaltingScore(keras.layers.Layer):
 
         The pooled features average over all positions, frozen ones too.
         """
-        local = _to_one_channel(
-            self.local_conv, self.local_bn(x, training=training)
-        )
+        local = _to_one_channel(self.local_conv, self.local_bn(x, training=training))
         pooled = global_average(x)
         logits = local + _pointwise(
             self.global_conv, self.global_bn(pooled, training=training)

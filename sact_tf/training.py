@@ -54,7 +54,9 @@ def cifar_learning_rate(
     boundaries = list(boundaries)
     if len(boundaries) != 3 or boundaries != sorted(boundaries):
         raise ValueError(f"boundaries must be 3 increasing steps; got {boundaries}")
-    return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, list(_CIFAR_RATES))
+    return keras.optimizers.schedules.PiecewiseConstantDecay(
+        boundaries, list(_CIFAR_RATES)
+    )
 
 
 def keep_freed_memory() -> None:

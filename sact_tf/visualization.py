@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
+from matplotlib.figure import Figure
 
 
 def has_maps(end_points: Mapping[str, object]) -> bool:
@@ -55,7 +57,9 @@ def heatmap(
     """
     images = tf.cast(end_points["inputs"][:num_images], tf.float32)
     images -= tf.reduce_min(images, [1, 2, 3], keepdims=True)
-    images /= tf.reduce_max(images, [1, 2, 3], keepdims=True)
+    images = tf.math.divide_no_nan(
+        images, tf.reduce_max(images, [1, 2, 3], keepdims=True)
+    )
     largest = sum(end_points["block_num_units"])
     if key == "ponder_cost":
         largest += len(end_points["block_num_units"])
@@ -63,3 +67,32 @@ def heatmap(
     overlay = images * (1 - alpha) + alpha * tf.pad(red, [[0, 0]] * 3 + [[0, 2]])
     strip = tf.zeros_like(images[:, :, :1]) + tf.zeros([1, 1, border, 1])
     return tf.concat([images, strip, overlay], axis=2)
+
+
+def ponder_figure(
+    images: np.ndarray, maps: np.ndarray, titles: Sequence[str] | None = None
+) -> Figure:
+    """Draws images above their ponder cost maps, in viridis, with one colour bar.
+
+    Args:
+        images: [n, height, width, 3], uint8, or float in [0, 1].
+        maps: [n, height, width] or [n, height, width, 1].
+        titles: One for each image.
+
+    Returns:
+        The figure; `figure.savefig(path)` writes it.
+    """
+    count = len(images)
+    maps = np.reshape(maps, [count, *np.shape(maps)[1:3]])
+    figure = Figure(figsize=(1.5 * count + 0.8, 3.4), layout="constrained")
+    axes = np.reshape(figure.subplots(2, count), [2, count])
+    options = dict(cmap="viridis", vmin=float(maps.min()), vmax=float(maps.max()))
+    for k in range(count):
+        axes[0, k].imshow(images[k])
+        drawn = axes[1, k].imshow(maps[k], interpolation="nearest", **options)
+        if titles is not None:
+            axes[0, k].set_title(titles[k], fontsize=9)
+        for axis in axes[:, k]:
+            axis.set_axis_off()
+    figure.colorbar(drawn, ax=axes[1, :].tolist(), label="ponder cost")
+    return figure

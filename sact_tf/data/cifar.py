@@ -39,7 +39,9 @@ def load_tfrecord(directory: str | None, split: str) -> Examples:
     if not tf.io.gfile.isdir(directory):
         raise FileNotFoundError(f"data directory {directory} does not exist")
     if not tf.io.gfile.exists(path):
-        raise FileNotFoundError(f"data directory {directory} has no file {os.path.basename(path)}")
+        raise FileNotFoundError(
+            f"data directory {directory} has no file {os.path.basename(path)}"
+        )
     features = {
         "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
         "image/class/label": tf.io.FixedLenFeature([], tf.int64, -1),
@@ -96,16 +98,16 @@ def load_tfds(directory: str | None, split: str) -> Examples:
     import tensorflow_datasets as tfds  # takes seconds to import, and few runs need it
 
     try:
-        arrays = tfds.load(
-            "cifar10", data_dir=directory, split=split, batch_size=-1, as_supervised=True
+        dataset = tfds.load(
+            "cifar10", data_dir=directory, split=split, as_supervised=True
         )
+        images, labels = zip(*dataset.as_numpy_iterator())
     except Exception as error:  # whatever the download layers raise
         raise DataError(
             f"TensorFlow Datasets could not provide cifar10 in data directory "
             f"{directory or '(default)'}: {str(error).strip().splitlines()[0]}"
         ) from error
-    images, labels = tfds.as_numpy(arrays)
-    return Examples(images, labels.astype(np.int64), NUM_CLASSES)
+    return Examples(np.stack(images), np.array(labels, np.int64), NUM_CLASSES)
 
 
 def _check_split(split):

@@ -31,7 +31,9 @@ class Examples:
         if not len(self.images):
             raise ValueError("the data set has no examples")
         if len(self.images) != len(self.labels):
-            raise ValueError(f"{len(self.images)} images, but {len(self.labels)} labels")
+            raise ValueError(
+                f"{len(self.images)} images, but {len(self.labels)} labels"
+            )
 
     @property
     def num_examples(self) -> int:
@@ -43,7 +45,9 @@ class Examples:
         dataset = tf.data.Dataset.from_tensor_slices((self.images, self.labels))
         return dataset.batch(batch_size).map(_standardize).prefetch(2)
 
-    def training_batches(self, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
+    def training_batches(
+        self, batch_size: int, seed: int | None = None
+    ) -> tf.data.Dataset:
         """Shuffled, augmented, standardised images and labels without end.
 
         As in the original: 2 zero pixels are padded on each side, a crop of the original size and
@@ -58,7 +62,9 @@ class Examples:
         dataset = tf.data.Dataset.range(self.num_examples)
         dataset = dataset.shuffle(self.num_examples, seed=seed).repeat()
         dataset = dataset.batch(batch_size, drop_remainder=True)
-        return dataset.map(make_batch, num_parallel_calls=2, deterministic=True).prefetch(2)
+        return dataset.map(
+            make_batch, num_parallel_calls=2, deterministic=True
+        ).prefetch(2)
 
 
 def _augment(images, seed):

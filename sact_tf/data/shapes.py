@@ -25,7 +25,10 @@ def _polygon(*corners: tuple[float, float]) -> Callable[..., np.ndarray]:
 
     def distance(x, y):
         return np.max(
-            [(x - px) * nx + (y - py) * ny for (px, py), (nx, ny) in zip(starts, normals)],
+            [
+                (x - px) * nx + (y - py) * ny
+                for (px, py), (nx, ny) in zip(starts, normals)
+            ],
             axis=0,
         )
 
@@ -80,7 +83,9 @@ def load(
         ValueError: On any other split, or an image too small.
     """
     if split not in SPLIT_SIZES:
-        raise ValueError(f"split must be one of {', '.join(SPLIT_SIZES)}; got {split!r}")
+        raise ValueError(
+            f"split must be one of {', '.join(SPLIT_SIZES)}; got {split!r}"
+        )
     if image_size < MIN_SIZE:
         raise ValueError(f"image_size must be at least {MIN_SIZE}; got {image_size}")
     if num_examples is None:
@@ -104,7 +109,10 @@ def _render(size, rng):
     row, column = rng.uniform(radius + 1, size - radius - 1, 2)
     angle = rng.uniform(0, 2 * np.pi)
     y, x = (rows - row) / radius, (columns - column) / radius
-    turned = np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
+    turned = (
+        np.cos(angle) * x - np.sin(angle) * y,
+        np.sin(angle) * x + np.cos(angle) * y,
+    )
     distance = next(f for k, f in enumerate(_CLASSES.values()) if k == label)(*turned)
     coverage = np.clip(0.5 - distance * radius, 0, 1)[..., np.newaxis]
     colour = rng.uniform(0.0, 0.25, 3)
@@ -127,6 +135,8 @@ def _background(size, rng, rows, columns):
         angle = rng.uniform(0, np.pi)
         along = np.cos(angle) * (columns - column) + np.sin(angle) * (rows - row)
         across = np.cos(angle) * (rows - row) - np.sin(angle) * (columns - column)
-        stroke = (np.abs(along) < size * rng.uniform(0.1, 0.4)) & (np.abs(across) < size / 50)
+        stroke = (np.abs(along) < size * rng.uniform(0.1, 0.4)) & (
+            np.abs(across) < size / 50
+        )
         image[stroke] = rng.uniform(0.35, 0.65, 3)
     return image

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import flops

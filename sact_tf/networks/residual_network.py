@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -103,7 +104,9 @@ class ResidualNetwork(keras.Model):
     """
 
     slim_scope: str
-    _final_scopes: tuple[str, str, str]  # of the stem, the final batch norm and the logits
+    _final_scopes: tuple[
+        str, str, str
+    ]  # of the stem, the final batch norm and the logits
 
     def _set_layers(
         self,
@@ -116,11 +119,16 @@ class ResidualNetwork(keras.Model):
         self.blocks = list(blocks)
         self.final_bn = final_bn
         self.classifier = classifier
-        names = [f"{block.name}/units" for block in self.blocks if hasattr(block, "tau")]
-        self._end_point_metrics = [
-            keras.metrics.Mean(name=name, dtype=tf.float32)
-            for name in [*names, "flops"]
+        names = [
+            f"{block.name}/units" for block in self.blocks if hasattr(block, "tau")
         ]
+        # In a namespace, where Keras does not take the metrics' variables for the network's.
+        self._tracked = types.SimpleNamespace(
+            metrics=[
+                keras.metrics.Mean(name=name, dtype="float64")
+                for name in [*names, "flops"]
+            ]
+        )
         self.build([None, None, None, 3])
 
     @property
@@ -148,6 +156,8 @@ class ResidualNetwork(keras.Model):
         raise NotImplementedError
 
     def build(self, input_shape):
+        if self.built:  # loading a saved model asks again
+            return
         shape = tf.TensorShape(input_shape)
         self.stem.build(shape)
         channels = self.stem.filters
@@ -200,13 +210,13 @@ class ResidualNetwork(keras.Model):
 
     @property
     def metrics(self):
-        return super().metrics + self._end_point_metrics
+        return super().metrics + self._tracked.metrics
 
     def _update_metrics(self, x, y, logits, end_points, sample_weight):
         logs = self.compute_metrics(x, y, logits, sample_weight)
-        for metric in self._end_point_metrics:
+        for metric in self._tracked.metrics:
             key = metric.name.replace("/units", "/num_units")
-            metric.update_state(tf.cast(end_points[key], tf.float32))
+            metric.update_state(tf.cast(end_points[key], tf.float64))
             logs[metric.name] = metric.result()
         return logs
 

@@ -1,0 +1,1 @@
+"""Room of the perforated convolution op; empty as yet."""

@@ -1,0 +1,1 @@
+"""Room of the Faster R-CNN with SACT features; empty as yet."""

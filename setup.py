@@ -1,0 +1,45 @@
+"""Installs the libraries; the programs in experiments/ run from the source tree."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+_ROOT = pathlib.Path(__file__).parent
+_VERSION = re.search(
+    r'__version__ = "(.+)"', (_ROOT / "sact_tf" / "__init__.py").read_text()
+)[1]
+
+setup(
+    name="sact-tf",
+    version=_VERSION,
+    description="Spatially Adaptive Computation Time for residual networks, in TensorFlow",
+    long_description=(_ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(
+        include=[
+            "sact_tf",
+            "sact_tf.*",
+            "custom_ops",
+            "custom_ops.*",
+            "object_detection",
+            "object_detection.*",
+        ]
+    ),
+    install_requires=[
+        "absl-py>=1.4",
+        "h5py>=3.8",
+        "matplotlib>=3.7",
+        "numpy>=1.26",
+        "pycocotools>=2.0.7",
+        "tensorflow~=2.20.0",
+        "tensorflow-datasets>=4.9.3",
+        "tf-keras~=2.20.0",
+        "tf-models-official~=2.20.0",
+    ],
+    extras_require={
+        "test": ["hypothesis>=6.80", "pytest>=7.4", "ruff>=0.9"],
+    },
+)

@@ -1,0 +1,97 @@
+"""Fixtures that several test files use."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import sact_tf
+from sact_tf.data.examples import Examples
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN_DIR = pathlib.Path(
+    os.environ.get("SACT_GOLDEN_DIR", ROOT.parent / "shared" / "golden")
+)
+
+
+@pytest.fixture
+def golden_dir():
+    """Directory of the original network's outputs; skips where there is none."""
+    if not GOLDEN_DIR.is_dir():
+        pytest.skip(f"no golden data in {GOLDEN_DIR}; set SACT_GOLDEN_DIR to check it")
+    return GOLDEN_DIR
+
+
+@pytest.fixture
+def load_golden():
+    """Returns a function that builds the network of a golden case and loads its checkpoint."""
+
+    def load(directory, **options):
+        info = json.loads((directory / "info.json").read_text())
+        is_cifar = info["family"] == "cifar"
+        build = sact_tf.cifar_resnet if is_cifar else sact_tf.imagenet_resnet
+        model = build(
+            model="_".join(map(str, info["block_num_units"])),
+            model_type=info["model_type"],
+            num_classes=10 if is_cifar else 11,
+            base_channels=info["base_channels"],
+            **{"tau": 0.005, **options},
+        )
+        (checkpoint,) = (directory / "ckpt").glob("*.index")
+        sact_tf.load_slim_checkpoint(model, str(checkpoint.with_suffix("")))
+        return model, info
+
+    return load
+
+
+@pytest.fixture
+def tiny_examples():
+    """20 random images of 3 classes."""
+    rng = np.random.default_rng(0)
+    return Examples(
+        rng.integers(0, 256, [20, 16, 16, 3]).astype(np.uint8),
+        rng.integers(0, 3, [20]),
+        num_classes=3,
+    )
+
+
+def encode_example(image, label):
+    """Serialises an image (array, or encoded bytes) and label as the original's files do."""
+    if not isinstance(image, bytes):
+        image = tf.io.encode_png(image).numpy()
+    features = {
+        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
+        "image/format": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"png"])),
+        "image/class/label": tf.train.Feature(
+            int64_list=tf.train.Int64List(value=[label])
+        ),
+    }
+    return tf.train.Example(
+        features=tf.train.Features(feature=features)
+    ).SerializeToString()
+
+
+@pytest.fixture
+def write_cifar(tmp_path):
+    """Returns a function that writes TFRecord files like CIFAR-10's and returns their directory."""
+
+    def write(examples=None, splits=("train", "test"), directory=None):
+        directory = directory or tmp_path / "data"
+        directory.mkdir(exist_ok=True)
+        if examples is None:
+            rng = np.random.default_rng(1)
+            examples = [
+                (rng.integers(0, 256, [32, 32, 3]).astype(np.uint8), k % 10)
+                for k in range(24)
+            ]
+        for split in splits:
+            path = str(directory / f"cifar10_{split}.tfrecord")
+            with tf.io.TFRecordWriter(path) as writer:
+                for image, label in examples:
+                    writer.write(encode_example(image, label))
+        return directory
+
+    return write

@@ -1,0 +1,234 @@
+"""The CIFAR program: runs, results, resuming after a kill, and one clear line on bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+
+import sact_tf
+from experiments import cifar_main, programs
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+
+
+@pytest.fixture
+def run():
+    """Returns a function that runs the program in this process with the given flags."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["cifar_main"])
+
+    def run(**values):
+        with flagsaver.flagsaver(**{"model": "1", **values}):
+            cifar_main.main()
+
+    return run
+
+
+def start(*arguments):
+    """Starts the program in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.cifar_main", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def directories(tmp_path):
+    return dict(
+        train_log_dir=str(tmp_path / "log"),
+        checkpoint_dir=str(tmp_path / "log"),
+        eval_dir=str(tmp_path / "eval"),
+    )
+
+
+def test_original_defaults():
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["cifar_main"])
+    expected = dict(
+        mode="train",
+        batch_size=128,
+        master="",
+        train_log_dir="/tmp/resnet_act_cifar/",
+        checkpoint_dir="/tmp/resnet_act_cifar/",
+        eval_dir="/tmp/resnet_act_cifar/",
+        save_summaries_secs=30,
+        save_interval_secs=60,
+        max_number_of_steps=100000,
+        ps_tasks=0,
+        task=0,
+        dataset_dir=None,
+        eval_batch_size=100,
+        eval_interval_secs=60,
+        split_name="test",
+        evaluate_once=False,
+        model_type="vanilla",
+        tau=1.0,
+        model="5",
+        finetune_path="",
+    )
+    assert {name: flags.FLAGS[name].default for name in expected} == expected
+
+
+@pytest.mark.parametrize("model_type", ["vanilla", "act", "sact"])
+def test_trains_and_evaluates(model_type, run, write_cifar, tmp_path, capsys):
+    options = dict(
+        dataset_dir=str(write_cifar()),
+        model_type=model_type,
+        tau=0.01,
+        **directories(tmp_path),
+    )
+    run(mode="train", batch_size=8, max_number_of_steps=2, **options)
+    assert sact_tf.checkpoint_step(tmp_path / "log") == 2
+    run(mode="eval", evaluate_once=True, eval_batch_size=10, **options)
+    output = capsys.readouterr().out
+    results = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert results["global_step"] == 2 and results["num_examples"] == 24
+    printed = dict(re.findall(r"^(\S.*)\[(.+)\]$", output, re.M))
+    for name in (
+        "eval/Accuracy",
+        "eval/Mean Loss",
+        "Total Flops/mean",
+        "Total Flops/std",
+    ):
+        np.testing.assert_allclose(float(printed[name]), results[name], rtol=1e-6)
+    assert ("block_3/ponder_cost_mean" in printed) is (model_type != "vanilla")
+    assert list((tmp_path / "eval").glob("events*"))
+
+
+def test_fine_tunes_from_a_vanilla_network(run, write_cifar, tmp_path):
+    options = dict(dataset_dir=str(write_cifar()), batch_size=8, mode="train")
+    vanilla, sact = str(tmp_path / "vanilla"), str(tmp_path / "sact")
+    run(train_log_dir=vanilla, max_number_of_steps=2, **options)
+    # A rate of 0.1 moves weights by little in one step from there, by a lot from elsewhere.
+    run(
+        train_log_dir=sact,
+        finetune_path=vanilla,
+        model_type="sact",
+        max_number_of_steps=1,
+        **options,
+    )
+    name = "resnet_residual/block_3/unit_1/residual/conv2/weights"
+    before, after = (tf.train.load_variable(path, name) for path in (vanilla, sact))
+    assert np.linalg.norm(after - before) < 0.3 * np.linalg.norm(before)
+
+
+def test_shapes_need_no_files(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(cifar_main.shapes.SPLIT_SIZES, "train", 16)
+    run(
+        mode="train",
+        dataset="shapes",
+        batch_size=8,
+        max_number_of_steps=1,
+        **directories(tmp_path),
+    )
+    assert sact_tf.checkpoint_step(tmp_path / "log") == 1
+
+
+def test_continuous_evaluation_follows_new_checkpoints(
+    run, write_cifar, tmp_path, monkeypatch, capsys
+):
+    model = sact_tf.cifar_resnet("1")
+    directory = tmp_path / "log"
+    saved = []
+
+    def sleep(seconds):
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(len(saved) + 1)
+        sact_tf.save_slim_checkpoint(model, str(directory / f"model.ckpt-{saved[-1]}"))
+
+    monkeypatch.setattr(cifar_main.time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        run(mode="eval", dataset_dir=str(write_cifar()), **directories(tmp_path))
+    output = capsys.readouterr().out
+    assert output.count("Waiting") == 1 and output.count("Evaluated") == 2
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(dataset_dir="/nowhere"), "--dataset_dir=/nowhere: .*does not exist"),
+        (dict(model="5_x"), "model must be .*'5_x'"),
+        (dict(model="1_2"), "model must be .*'1_2'"),
+        (dict(train_log_dir="/proc/x"), "--train_log_dir=/proc/x: cannot be written"),
+        (
+            dict(learning_rate_boundaries=["3", "x", "5"]),
+            "--learning_rate_boundaries=3,x,5: must be 3 increasing steps",
+        ),
+        (
+            dict(finetune_path="/nowhere/x"),
+            "no readable TF-Slim checkpoint at /nowhere/x",
+        ),
+        (
+            dict(mode="eval", evaluate_once=True, checkpoint_dir="/nowhere/ckpt"),
+            "/nowhere/ckpt",
+        ),
+    ],
+)
+def test_bad_values_are_named(values, message, run, write_cifar, tmp_path):
+    options = {"dataset_dir": str(write_cifar()), **directories(tmp_path), **values}
+    with pytest.raises(programs.USER_ERRORS, match=message):
+        run(**options)
+
+
+def test_checkpoint_of_another_architecture(run, write_cifar, tmp_path):
+    model = sact_tf.cifar_resnet("2", "sact")
+    sact_tf.save_slim_checkpoint(model, str(tmp_path / "log" / "model.ckpt-1"))
+    options = dict(dataset_dir=str(write_cifar()), **directories(tmp_path))
+    for values in (dict(mode="eval", evaluate_once=True), dict(mode="train")):
+        with pytest.raises(sact_tf.CheckpointMismatchError, match="does not fit"):
+            run(**values, **options)
+    assert sact_tf.checkpoint_step(tmp_path / "log") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model_type=sct"], "model_type.*sact"),
+        (["--tau=-1"], "tau.*-1"),
+        (["--dataset_dir=/nowhere"], "--dataset_dir=/nowhere"),
+        (["stray"], "unknown argument 'stray'"),
+    ],
+)
+def test_one_line_and_a_non_zero_exit(arguments, message, tmp_path):
+    process = start("--train_log_dir", tmp_path / "log", *arguments)
+    _, errors = process.communicate()
+    assert process.returncode != 0
+    assert re.search(message, errors) and "Traceback" not in errors
+
+
+def test_killed_at_any_moment_it_goes_on(write_cifar, tmp_path):
+    log_dir = tmp_path / "log"
+    arguments = [
+        f"--dataset_dir={write_cifar()}",
+        f"--train_log_dir={log_dir}",
+        "--model=1",
+        "--batch_size=8",
+        "--save_interval_secs=0",
+    ]
+    process = start(*arguments, "--max_number_of_steps=100000")
+    deadline = time.monotonic() + 300
+    while tf.train.latest_checkpoint(log_dir) is None and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    step = sact_tf.checkpoint_step(log_dir)
+    assert step > 0
+    process = start(*arguments, f"--max_number_of_steps={step + 2}")
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert f"at step {step}\n" in output
+    assert sact_tf.checkpoint_step(log_dir) == step + 2

@@ -1,0 +1,229 @@
+"""Blocks around a user's own units, against the algorithms written out per image and position."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from sact_tf import ACTBlock, PlainBlock, SACTBlock
+
+
+class Unit(keras.layers.Layer):
+    """x + tanh(conv(x)); counts how often it runs."""
+
+    def __init__(self, channels=4):
+        super().__init__()
+        self.conv = keras.layers.Conv2D(channels, 3, padding="same")
+        self.runs = tf.Variable(0, trainable=False)
+
+    def call(self, x, training=None):
+        self.runs.assign_add(1)
+        return x + tf.tanh(self.conv(x))
+
+    def flops(self, x, active=None):
+        return tf.fill([tf.shape(x)[0]], tf.constant(10, tf.int64))
+
+
+class MaskedUnit(Unit):
+    """The same, freezing positions itself."""
+
+    def call(self, x, active=None, training=None):
+        residual = tf.tanh(self.conv(x))
+        if active is not None:
+            residual *= tf.cast(active, x.dtype)[..., tf.newaxis]
+        return x + residual
+
+
+def images(batch=3):
+    # Means far apart, so that images halt at different units.
+    offset = 2.0 * tf.reshape(tf.range(batch, dtype=tf.float32) - 1.0, [-1, 1, 1, 1])
+    return tf.random.stateless_normal([batch, 6, 5, 4], [1, 2]) + offset
+
+
+def randomise_heads(block, bias):
+    """Gives heads large random weights, so that halting differs between positions."""
+    for k, head in enumerate(block.heads):
+        for variable in head.trainable_variables:
+            if "kernel" in variable.name:
+                variable.assign(tf.random.stateless_normal(variable.shape, [k, 7]))
+            if "bias" in variable.name:
+                variable.assign(tf.fill(variable.shape, bias))
+
+
+def make(block_type, num_units=4, unit=Unit, bias=-1.0, **options):
+    block = block_type([unit() for _ in range(num_units)], **options)
+    x = images()
+    block(x)
+    if hasattr(block, "heads"):
+        randomise_heads(block, bias)
+    return block, x
+
+
+def test_plain_block_runs_all_units():
+    block, x = make(PlainBlock)
+    expected = x
+    for unit in block.units:
+        expected = unit(expected)
+    output, end_points = block(x, return_end_points=True)
+    np.testing.assert_array_equal(output, expected)
+    np.testing.assert_array_equal(end_points["flops"], [40, 40, 40])
+
+
+def test_act_block_is_algorithm_1():
+    block, x = make(ACTBlock, tau=0.5)
+    output, end_points = block(x, return_end_points=True)
+    ponder_costs = []
+    for i in range(3):
+        state, total, cumulative, remainder = x[i : i + 1], 0.0, 0.0, 1.0
+        for n, unit in enumerate(block.units, 1):
+            state = unit(state)
+            score = 1.0 if n == 4 else float(block.heads[n - 1](state)[0])
+            cumulative += score
+            if cumulative < 0.99 and n < 4:
+                total += score * state
+                remainder -= score
+            else:
+                total += remainder * state
+                break
+        np.testing.assert_allclose(output[i], total[0], atol=1e-5)
+        assert int(end_points["num_units"][i]) == n
+        ponder_costs.append(n + remainder)
+        # 10 per unit and 8 per head: 1x1 over 4 channels.
+        assert int(end_points["flops"][i]) == 10 * n + 8 * min(n, 3)
+    np.testing.assert_allclose(end_points["ponder_cost"], ponder_costs, atol=1e-5)
+    np.testing.assert_allclose(block.losses, [0.5 * np.mean(ponder_costs)], rtol=1e-5)
+    assert len(set(end_points["num_units"].numpy())) > 1
+
+
+def test_sact_block_is_algorithm_2():
+    block, x = make(SACTBlock, unit=MaskedUnit, tau=0.5)
+    output, end_points = block(x, return_end_points=True)
+    # Position by position, with the masks and features of the whole image.
+    shape = x.shape[:3]
+    active, cumulative = np.ones(shape, bool), np.zeros(shape)
+    remainder, num_units, total = np.ones(shape), np.zeros(shape), np.zeros(x.shape)
+    state = x.numpy()
+    for n, unit in enumerate(block.units, 1):
+        state = np.where(active[..., None], unit(tf.constant(state)).numpy(), state)
+        scores = np.ones(shape) if n == 4 else block.heads[n - 1](state).numpy()
+        for p in np.ndindex(*shape):
+            if not active[p]:
+                continue
+            num_units[p] += 1
+            cumulative[p] += scores[p]
+            if cumulative[p] < 0.99 and n < 4:
+                total[p] += scores[p] * state[p]
+                remainder[p] -= scores[p]
+            else:
+                total[p] += remainder[p] * state[p]
+                active[p] = False
+    np.testing.assert_allclose(output, total, atol=1e-4)
+    np.testing.assert_array_equal(end_points["num_units"], num_units)
+    np.testing.assert_allclose(
+        end_points["ponder_cost"], num_units + remainder, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        block.losses, [0.5 * np.mean(num_units + remainder)], rtol=1e-5
+    )
+    assert len(np.unique(num_units)) > 2
+
+
+def test_sact_block_freezes_units_that_know_no_mask():
+    masked, x = make(SACTBlock, unit=MaskedUnit)
+    plain = SACTBlock([Unit() for _ in range(4)])
+    plain(x)
+    plain.set_weights(masked.get_weights())
+    np.testing.assert_allclose(plain(x), masked(x), atol=1e-6)
+
+
+def test_early_stopping_changes_nothing_but_the_work():
+    block, x = make(ACTBlock)
+    early = ACTBlock([Unit() for _ in range(4)], early_stopping=True)
+    early(x)
+    early.set_weights(block.get_weights())
+    run = tf.function(lambda b, x: b(x, return_end_points=True))
+    output, end_points = run(block, x)
+    early_output, early_end_points = run(early, x)
+    np.testing.assert_allclose(early_output, output, atol=1e-6)
+    assert end_points.keys() == early_end_points.keys()
+    for key in ("ponder_cost", "num_units", "halting_distribution", "flops"):
+        np.testing.assert_allclose(early_end_points[key], end_points[key], atol=1e-6)
+
+
+@pytest.mark.parametrize("early_stopping, expected", [(True, 1), (False, 4)])
+def test_early_stopping_skips_units(early_stopping, expected):
+    block, x = make(ACTBlock, bias=50.0, early_stopping=early_stopping)
+    for unit in block.units:
+        unit.runs.assign(0)
+    tf.function(block)(x)
+    assert sum(int(unit.runs) for unit in block.units) == expected
+
+
+@pytest.mark.parametrize("block_type", [ACTBlock, SACTBlock])
+def test_never_halting_is_the_plain_block(block_type):
+    block, x = make(block_type, bias=-1e4)
+    expected = x
+    for unit in block.units:
+        expected = unit(expected)
+    np.testing.assert_allclose(block(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("block_type", [ACTBlock, SACTBlock])
+def test_halting_at_once_is_the_first_unit(block_type):
+    block, x = make(block_type, bias=1e4)
+    np.testing.assert_allclose(block(x), block.units[0](x), atol=1e-6)
+
+
+@pytest.mark.parametrize("block_type", [ACTBlock, SACTBlock])
+def test_single_unit(block_type):
+    block, x = make(block_type, num_units=1)
+    output, end_points = block(x, return_end_points=True)
+    np.testing.assert_allclose(output, block.units[0](x), atol=1e-6)
+    assert float(tf.reduce_max(end_points["ponder_cost"])) == 2.0
+
+
+@pytest.mark.parametrize("block_type", [ACTBlock, SACTBlock])
+def test_gradients_reach_units_and_heads(block_type):
+    block, x = make(block_type, tau=0.1)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(block(x, training=True) ** 2) + block.losses[0]
+    gradients = tape.gradient(loss, block.trainable_variables)
+    assert all(g is not None and np.isfinite(g).all() for g in gradients)
+
+
+def test_no_flops_where_a_unit_does_not_count():
+    x = images()
+    units = [keras.layers.Conv2D(4, 3, padding="same") for _ in range(2)]
+    _, end_points = SACTBlock(units)(x, return_end_points=True)
+    assert "flops" not in end_points and "ponder_cost" in end_points
+
+
+def test_fits_in_a_functional_model():
+    inputs = keras.Input([None, None, 3])
+    x = keras.layers.Conv2D(4, 3, padding="same")(inputs)
+    x = SACTBlock([Unit() for _ in range(3)], tau=0.01)(x)
+    outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, outputs)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    history = model.fit(
+        np.random.default_rng(0).normal(size=[8, 9, 7, 3]).astype(np.float32),
+        np.arange(8) % 2,
+        batch_size=4,
+        verbose=0,
+    )
+    # The ponder cost, at least 0.01 * 2, is in the loss.
+    assert len(model.losses) == 1 and history.history["loss"][0] > 0.02
+
+
+@pytest.mark.parametrize("block_type", [ACTBlock, SACTBlock])
+def test_bad_arguments(block_type):
+    with pytest.raises(ValueError, match="tau .* got -1"):
+        block_type([Unit()], tau=-1)
+    with pytest.raises(ValueError, match="epsilon .* got 1"):
+        block_type([Unit()], epsilon=1)
+    with pytest.raises(ValueError, match="at least one layer"):
+        block_type([])
+    widening = [Unit(), keras.layers.Conv2D(5, 3, padding="same")]
+    with pytest.raises(ValueError, match="unit 2 .*must keep|must keep .*unit 2"):
+        block_type(widening)(images())

@@ -1,0 +1,113 @@
+"""TF-Slim checkpoints: round trip, complaints, two-stage initialisation."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import sact_tf
+
+
+def cifar(model="2", model_type="sact", **options):
+    return sact_tf.cifar_resnet(model, model_type, base_channels=4, **options)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Returns a function that saves a network and returns the prefix."""
+
+    def save(model, name="model.ckpt-7"):
+        return sact_tf.save_slim_checkpoint(model, str(tmp_path / name), 7)
+
+    return save
+
+
+@pytest.mark.parametrize(
+    "build",
+    [cifar, lambda: sact_tf.imagenet_resnet("2_1_2_1", "sact", 5, base_channels=2)],
+)
+def test_round_trip(build, saved):
+    model, other = build(), build()
+    for variable in model.variables:
+        variable.assign(tf.random.normal(variable.shape) ** 2)
+    path = saved(model)
+    loaded = sact_tf.load_slim_checkpoint(other, path)
+    assert len(loaded) == len(model.variables)
+    for a, b in zip(model.variables, other.variables):
+        np.testing.assert_array_equal(a, b)
+    assert sact_tf.checkpoint_step(path) == 7
+
+
+def test_a_directory_means_its_latest_checkpoint(saved, tmp_path):
+    first, second = cifar(), cifar()
+    saved(first, "model.ckpt-1")
+    saved(second, "model.ckpt-2")
+    model = cifar()
+    sact_tf.load_slim_checkpoint(model, tmp_path)
+    np.testing.assert_array_equal(model.stem.kernel, second.stem.kernel)
+
+
+def test_everything_that_does_not_fit_is_listed(saved):
+    path = saved(cifar("2", "act"))
+    model = sact_tf.cifar_resnet("3", "sact", num_classes=7, base_channels=4)
+    before = [v.numpy() for v in model.variables]
+    with pytest.raises(sact_tf.CheckpointMismatchError) as caught:
+        sact_tf.load_slim_checkpoint(model, path)
+    error = caught.value
+    assert "resnet_residual/block_1/unit_3/residual/conv1/weights" in error.missing
+    act_only = "resnet_residual/block_2/unit_1/halting_proba/global_conv/biases"
+    assert error.unused == [
+        act_only.replace("block_2", f"block_{b}") for b in (1, 2, 3)
+    ]
+    assert ("resnet_residual/logits/biases", [10], [7]) in error.wrong_shape
+    for name in (*error.missing, *error.unused, "checkpoint [10], network [7]"):
+        assert name in str(error)
+    for old, variable in zip(before, model.variables):
+        np.testing.assert_array_equal(old, variable)
+
+
+@pytest.mark.parametrize("model_type", ["act", "act_early_stopping", "sact"])
+@pytest.mark.parametrize("source_type", ["vanilla", "act", "sact"])
+def test_two_stage_initialisation(model_type, source_type, saved):
+    source, model = cifar(model_type=source_type), cifar(model_type=model_type)
+    path = saved(source)
+    halting = {
+        n: v.numpy() for n, v in sact_tf.slim_variables(model).items() if "halting" in n
+    }
+    sact_tf.load_slim_checkpoint(model, path, fresh_halting=True)
+    variables = sact_tf.slim_variables(model)
+    for name, variable in sact_tf.slim_variables(source).items():
+        if "halting" not in name:
+            np.testing.assert_array_equal(variables[name], variable)
+    for name, value in halting.items():
+        np.testing.assert_array_equal(variables[name], value)
+
+
+@pytest.mark.parametrize("source_type", ["vanilla", "sact"])
+def test_first_units_of_a_deeper_network(source_type, saved):
+    source = cifar("4_3_2", source_type)
+    path = saved(source)
+    model = cifar("1_3_2", "vanilla")
+    with pytest.raises(sact_tf.CheckpointMismatchError):
+        sact_tf.load_slim_checkpoint(model, path)
+    sact_tf.load_slim_checkpoint(model, path, first_units=True)
+    expected = sact_tf.slim_variables(source)
+    for name, variable in sact_tf.slim_variables(model).items():
+        np.testing.assert_array_equal(variable, expected[name])
+    with pytest.raises(sact_tf.CheckpointMismatchError, match="unit_5"):
+        sact_tf.load_slim_checkpoint(cifar("5_3_2", "vanilla"), path, first_units=True)
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        sact_tf.load_slim_checkpoint(cifar(), tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no checkpoint in directory"):
+        sact_tf.load_slim_checkpoint(cifar(), tmp_path)
+
+
+def test_a_truncated_checkpoint(saved):
+    path = saved(cifar())
+    data = f"{path}.data-00000-of-00001"
+    with open(data, "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises((FileNotFoundError, ValueError), match="model.ckpt-7"):
+        sact_tf.load_slim_checkpoint(cifar(), path)

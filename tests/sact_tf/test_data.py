@@ -1,0 +1,165 @@
+"""Data sources on good and on broken input."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sact_tf.data import cifar, shapes
+from sact_tf.data.examples import Examples
+
+
+def test_tfrecord_round_trip(write_cifar):
+    rng = np.random.default_rng(0)
+    written = [
+        (rng.integers(0, 256, [32, 32, 3]).astype(np.uint8), k) for k in range(10)
+    ]
+    examples = cifar.load_tfrecord(str(write_cifar(written)), "test")
+    assert examples.num_examples == examples.num_classes == 10
+    np.testing.assert_array_equal(examples.images, [image for image, _ in written])
+    np.testing.assert_array_equal(examples.labels, range(10))
+
+
+def test_jpeg_images_are_read_too(write_cifar):
+    image = tf.io.encode_jpeg(np.full([32, 32, 3], 100, np.uint8)).numpy()
+    examples = cifar.load_tfrecord(str(write_cifar([(image, 3)])), "train")
+    np.testing.assert_allclose(examples.images[0], 100, atol=1)
+
+
+IMAGE = np.zeros([32, 32, 3], np.uint8)
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ((np.zeros([28, 28, 3], np.uint8), 0), "record 1 .* 28x28x3, expected 32x32x3"),
+        ((np.zeros([32, 32, 1], np.uint8), 0), "record 1 .* 32x32x1, expected 32x32x3"),
+        ((IMAGE, 10), "record 1 has label 10, expected 0 to 9"),
+        ((IMAGE, -1), "record 1 has label -1, expected 0 to 9"),
+        ((b"no image", 0), "record 1 .*encoded image"),
+        ((b"", 0), "record 1 .*encoded image"),
+    ],
+)
+def test_bad_records_are_named(bad, message, write_cifar):
+    directory = write_cifar([(IMAGE, 0), bad])
+    with pytest.raises(cifar.DataError, match=f"cifar10_test.tfrecord: {message}"):
+        cifar.load_tfrecord(str(directory), "test")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_damaged_file(damage, write_cifar):
+    path = write_cifar() / "cifar10_test.tfrecord"
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        content = content[: len(content) // 2 + 7]
+    else:
+        content[len(content) // 2] ^= 255
+    path.write_bytes(bytes(content))
+    with pytest.raises(cifar.DataError, match="truncated or corrupt"):
+        cifar.load_tfrecord(str(path.parent), "test")
+
+
+def test_empty_and_missing_files(tmp_path, write_cifar):
+    with pytest.raises(cifar.DataError, match="holds no records"):
+        cifar.load_tfrecord(str(write_cifar([])), "test")
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        cifar.load_tfrecord(str(tmp_path / "nowhere"), "test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="has no file cifar10_train"):
+        cifar.load_tfrecord(str(tmp_path / "empty"), "train")
+    with pytest.raises(ValueError, match="split must be one of .*'val'"):
+        cifar.load_tfrecord(str(tmp_path), "val")
+    with pytest.raises(ValueError, match="no examples"):
+        Examples(np.zeros([0, 8, 8, 3]), np.zeros([0]), 3)
+
+
+def test_tfds_that_cannot_download(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def load(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(tfds, "load", load)
+    with pytest.raises(cifar.DataError, match="could not provide cifar10.*no network"):
+        cifar.load_tfds(str(tmp_path), "train")
+
+
+def test_tfds_gives_examples(tmp_path):
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=5):
+        examples = cifar.load_tfds(str(tmp_path), "train")
+    assert examples.images.shape == (5, 32, 32, 3) and examples.labels.shape == (5,)
+
+
+def test_evaluation_batches_hold_each_image_once(tiny_examples):
+    batches = list(tiny_examples.evaluation_batches(8))
+    assert [len(labels) for _, labels in batches] == [8, 8, 4]
+    images = np.concatenate([images for images, _ in batches])
+    np.testing.assert_array_equal(
+        np.concatenate([labels for _, labels in batches]), tiny_examples.labels
+    )
+    expected = tf.image.per_image_standardization(tiny_examples.images)
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+
+
+def test_augmentation_is_a_shifted_crop_of_the_padded_image(tiny_examples):
+    images, labels = next(iter(tiny_examples.training_batches(20, seed=3)))
+    assert sorted(labels.numpy()) == sorted(tiny_examples.labels)
+    shifts = set()
+    for image, label in zip(images.numpy(), labels.numpy()):
+        found = None
+        for source in tiny_examples.images[tiny_examples.labels == label]:
+            padded = np.pad(source, [[2, 2], [2, 2], [0, 0]])
+            for row, column, step in np.ndindex(5, 5, 2):
+                crop = padded[row : row + 16, column : column + 16, :][
+                    :, :: 1 - 2 * step
+                ]
+                standardised = (crop - crop.mean()) / crop.std()
+                if np.abs(image - standardised).max() < 1e-3:
+                    found = row, column, step
+        assert found is not None
+        shifts.add(found)
+    assert len(shifts) > 10
+
+
+def test_training_batches_repeat_by_seed(tiny_examples):
+    def labels(seed):
+        batches = tiny_examples.training_batches(8, seed).take(6)
+        return np.concatenate([labels for _, labels in batches]).tolist()
+
+    assert labels(1) == labels(1) != labels(2)
+
+
+@pytest.mark.parametrize("size", [16, 32, 65])
+def test_shapes_are_deterministic_and_boxed(size):
+    examples = shapes.load("train", size, 30)
+    again = shapes.load("train", size, 10)
+    np.testing.assert_array_equal(examples.images[:10], again.images)
+    assert examples.images.shape == (30, size, size, 3)
+    assert not np.array_equal(
+        examples.images[:10], shapes.load("test", size, 10).images
+    )
+    other = shapes.load("train", size, 10, seed=1)
+    assert not np.array_equal(examples.images[:10], other.images)
+    top, left, bottom, right = examples.boxes.T
+    assert (0 <= top).all() and (top < bottom).all() and (bottom <= size).all()
+    assert (0 <= left).all() and (left < right).all() and (right <= size).all()
+    area = (bottom - top) * (right - left) / size**2
+    assert area.max() < 0.16 and len(set(examples.labels)) > 5
+
+
+def test_shapes_objects_stand_out_in_their_boxes():
+    examples = shapes.load("test", 64, 20)
+    for image, (top, left, bottom, right) in zip(examples.images, examples.boxes):
+        saturation = image.max(-1).astype(int) - image.min(-1)
+        strong = saturation > 0.5 * 255
+        assert strong[top:bottom, left:right].mean() > 0.15
+        strong[top - 1 : bottom + 1, left - 1 : right + 1] = False
+        assert strong.mean() < 0.01
+
+
+def test_shapes_bad_arguments():
+    with pytest.raises(ValueError, match="split .*'val'"):
+        shapes.load("val")
+    with pytest.raises(ValueError, match="image_size .* got 8"):
+        shapes.load("train", 8)

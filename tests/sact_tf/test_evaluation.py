@@ -1,0 +1,79 @@
+"""Evaluation results."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sact_tf
+from sact_tf import evaluation
+
+
+@given(st.lists(st.lists(st.floats(-1e6, 1e6), max_size=5), min_size=1, max_size=6))
+def test_moments_are_those_of_the_whole(parts):
+    moments = evaluation.Moments()
+    for part in parts:
+        moments.add(np.array(part))
+    whole = np.concatenate(parts)
+    if len(whole):
+        np.testing.assert_allclose(moments.mean, whole.mean(), rtol=1e-9, atol=1e-6)
+    if len(whole) > 1:
+        np.testing.assert_allclose(moments.std, whole.std(ddof=1), rtol=1e-6, atol=1e-4)
+
+
+def test_constant_values_have_no_deviation():
+    moments = evaluation.Moments()
+    for _ in range(100):
+        moments.add(np.full([100], 137725184, np.int64))
+    assert (moments.mean, moments.std) == (137725184.0, 0.0)
+
+
+def test_results_do_not_depend_on_the_batch_size(tiny_examples):
+    model = sact_tf.cifar_resnet("2", "sact", num_classes=3, base_channels=4, tau=0.1)
+    whole = evaluation.evaluate(model, tiny_examples.evaluation_batches(20))
+    parts = evaluation.evaluate(model, tiny_examples.evaluation_batches(7))
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, err_msg=name)
+    images, labels = next(iter(tiny_examples.evaluation_batches(20)))
+    logits, end_points = model.with_end_points(images, training=False)
+    accuracy = np.mean(np.argmax(logits, 1) == labels.numpy())
+    np.testing.assert_allclose(whole["eval/Accuracy"], accuracy)
+    units = end_points["block_2/num_units"].numpy()
+    np.testing.assert_allclose(whole["block_2/num_units_mean"], units.mean())
+    np.testing.assert_allclose(
+        whole["block_2/num_units_std"], units.std(ddof=1), atol=1e-9
+    )
+    flops = end_points["flops"].numpy()
+    np.testing.assert_allclose(whole["Total Flops/std"], flops.std(ddof=1), rtol=1e-6)
+
+
+def test_names_are_the_originals(tiny_examples):
+    model = sact_tf.cifar_resnet("2", "act", num_classes=3, base_channels=4)
+    results = evaluation.evaluate(model, tiny_examples.evaluation_batches(8))
+    expected = {
+        "eval/Accuracy",
+        "eval/Mean Loss",
+        "Total Flops/mean",
+        "Total Flops/std",
+    }
+    for block in model.block_scopes:
+        for key in ("ponder_cost", "num_units", "flops"):
+            expected |= {f"{block}/{key}_mean", f"{block}/{key}_std"}
+    assert set(results) == expected
+
+
+def test_nothing_to_evaluate(tiny_examples):
+    model = sact_tf.cifar_resnet("2", num_classes=3, base_channels=4)
+    with pytest.raises(ValueError, match="no images"):
+        evaluation.evaluate(model, tiny_examples.evaluation_batches(8).take(0))
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "eval.json"
+    evaluation.write_json(str(path), {"a": 1})
+    with pytest.raises(TypeError):
+        evaluation.write_json(str(path), {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}

@@ -1,0 +1,53 @@
+"""Counting under masks."""
+
+import numpy as np
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from scipy import ndimage
+
+from sact_tf import flops
+from sact_tf.layers import BatchNorm
+from sact_tf.residual_units import BasicUnit, BottleneckUnit
+
+masks = npst.arrays(bool, st.tuples(*[st.integers(1, 7)] * 3))
+
+
+def batch_norm(name):
+    return BatchNorm(0.9, 1e-3, name=name)
+
+
+@settings(deadline=None, max_examples=50)
+@given(masks)
+def test_dilation_is_scipys(mask):
+    expected = ndimage.binary_dilation(mask, np.ones([1, 3, 3]))
+    np.testing.assert_array_equal(flops.dilate(tf.constant(mask)), expected)
+
+
+@settings(deadline=None, max_examples=10)
+@given(masks)
+def test_masked_unit(mask):
+    dilated = ndimage.binary_dilation(mask, np.ones([1, 3, 3])).sum((1, 2))
+    active = mask.sum((1, 2))
+    x = tf.zeros([*mask.shape, 8])
+    basic = BasicUnit(8, 1, batch_norm, batch_norm)
+    basic.build(x.shape)
+    per_position = 2 * 9 * 8 * 8
+    np.testing.assert_array_equal(
+        basic.flops(x, tf.constant(mask)), per_position * (dilated + active)
+    )
+    bottleneck = BottleneckUnit(8, 2, 1, batch_norm)
+    bottleneck.build(x.shape)
+    np.testing.assert_array_equal(
+        bottleneck.flops(x, tf.constant(mask)),
+        2 * 16 * dilated + (2 * 36 + 2 * 16) * active,
+    )
+
+
+def test_all_active_equals_no_mask():
+    x = tf.zeros([2, 5, 6, 8])
+    unit = BasicUnit(8, 1, batch_norm, batch_norm)
+    unit.build(x.shape)
+    full = unit.flops(x, tf.ones([2, 5, 6], tf.bool))
+    np.testing.assert_array_equal(full, unit.flops(x))

@@ -1,0 +1,174 @@
+"""The optimizer, the schedule, resuming, and runs that go wrong."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import sact_tf
+from sact_tf import training
+from sact_tf.data.examples import Examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed(Examples):
+    """Examples in a fixed order without augmentation, which fail after some batches."""
+
+    batches: int = 1000
+    bad_batch: int | None = None
+
+    def training_batches(self, batch_size, seed=None):
+        def generate():
+            for k in range(self.batches):
+                images = self.images[:batch_size].astype(np.float32) / 255
+                if k == self.bad_batch:
+                    images[0] = np.nan
+                yield images, self.labels[:batch_size]
+            raise RuntimeError("killed")
+
+        return tf.data.Dataset.from_generator(
+            generate,
+            output_signature=(
+                tf.TensorSpec([batch_size, 16, 16, 3]),
+                tf.TensorSpec([batch_size], tf.int64),
+            ),
+        )
+
+
+def network(**options):
+    return sact_tf.cifar_resnet(
+        "2", "sact", num_classes=3, base_channels=4, tau=0.1, **options
+    )
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A checkpoint all runs of a test start from."""
+    return sact_tf.save_slim_checkpoint(
+        network(), str(tmp_path / "start" / "model.ckpt-0")
+    )
+
+
+def run(start, log_dir, examples, steps=6, **options):
+    model = network()
+    sact_tf.load_slim_checkpoint(model, start)
+    last = training.train(
+        model,
+        examples,
+        str(log_dir),
+        steps,
+        batch_size=8,
+        verbose=0,
+        **{"save_interval_secs": 0, **options},
+    )
+    return model, last
+
+
+def fixed(examples, **options):
+    return Fixed(examples.images, examples.labels, examples.num_classes, **options)
+
+
+def test_momentum_is_tensorflow_1s():
+    variable = tf.Variable([1.0])
+    rate = tf.Variable(0.1)
+    optimizer = training.Momentum(rate, 0.9)
+    expected, accumulator = 1.0, 0.0
+    for step, gradient in enumerate([0.5, -1.0, 2.0]):
+        optimizer.learning_rate = 0.1 if step < 2 else 0.01
+        optimizer.apply_gradients([(tf.constant([gradient]), variable)])
+        accumulator = 0.9 * accumulator + gradient
+        expected -= (0.1 if step < 2 else 0.01) * accumulator
+    np.testing.assert_allclose(variable, [expected], rtol=1e-6)
+
+
+def test_schedule():
+    schedule = training.cifar_learning_rate(100000)
+    for step, rate in (
+        (0, 0.1),
+        (60000, 0.1),
+        (60001, 0.01),
+        (75001, 1e-3),
+        (90001, 1e-4),
+    ):
+        np.testing.assert_allclose(schedule(step), rate, rtol=1e-6)
+    np.testing.assert_allclose(
+        training.cifar_learning_rate(5000)(3001), 0.01, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        training.cifar_learning_rate(100, [1, 2, 3])(3), 1e-3, rtol=1e-6
+    )
+    for boundaries in ([1, 2], [3, 2, 1]):
+        with pytest.raises(ValueError, match="3 increasing steps"):
+            training.cifar_learning_rate(100, boundaries)
+
+
+def test_killed_run_goes_on_as_if_unbroken(start, tmp_path, tiny_examples):
+    unbroken, _ = run(start, tmp_path / "a", fixed(tiny_examples))
+    with pytest.raises(Exception, match="killed"):
+        run(start, tmp_path / "b", fixed(tiny_examples, batches=4))
+    assert sact_tf.checkpoint_step(tmp_path / "b") in (3, 4)
+    resumed, last = run(start, tmp_path / "b", fixed(tiny_examples))
+    assert last.endswith("model.ckpt-6")
+    for a, b in zip(unbroken.variables, resumed.variables):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    # A finished run is left as it is.
+    _, last = run(start, tmp_path / "b", fixed(tiny_examples, batches=0))
+    assert last.endswith("model.ckpt-6")
+
+
+def test_checkpoints_hold_accumulators(start, tmp_path, tiny_examples):
+    _, last = run(start, tmp_path / "log", fixed(tiny_examples), steps=2)
+    names = {name for name, _ in tf.train.list_variables(last)}
+    variables = sact_tf.slim_variables(network())
+    slots = {f"{n}/Momentum" for n, v in variables.items() if v.trainable}
+    assert names == set(variables) | slots | {"global_step"}
+
+
+@pytest.mark.parametrize("secs", [0, 1e9])
+def test_nan_stops_and_keeps_the_last_good_checkpoint(
+    secs, start, tmp_path, tiny_examples
+):
+    log_dir = tmp_path / "log"
+    run(start, log_dir, fixed(tiny_examples), steps=2)
+    with pytest.raises(training.TrainingError, match="at step .*model.ckpt-"):
+        run(start, log_dir, fixed(tiny_examples, bad_batch=2), save_interval_secs=secs)
+    step = sact_tf.checkpoint_step(log_dir)
+    assert 2 <= step <= 4
+    model = network()
+    sact_tf.load_slim_checkpoint(model, log_dir)
+    assert all(np.isfinite(v).all() for v in model.variables)
+
+
+def test_checkpoint_of_another_network(start, tmp_path, tiny_examples):
+    log_dir = tmp_path / "log"
+    run(start, log_dir, fixed(tiny_examples), steps=1)
+    model = sact_tf.cifar_resnet("3", "vanilla", num_classes=3, base_channels=4)
+    with pytest.raises(sact_tf.CheckpointMismatchError, match="unit_3"):
+        training.train(model, fixed(tiny_examples), str(log_dir), 5, batch_size=8)
+
+
+def test_fewer_examples_than_a_batch(tmp_path, tiny_examples):
+    with pytest.raises(ValueError, match="batch_size 64 .* 20 examples"):
+        training.train(network(), tiny_examples, str(tmp_path), 5, batch_size=64)
+
+
+def test_summaries(start, tmp_path, tiny_examples):
+    run(start, tmp_path / "log", tiny_examples, steps=2, save_summaries_secs=0)
+    (events,) = (tmp_path / "log").glob("events*")
+    tags, steps = set(), set()
+    for event in tf.compat.v1.train.summary_iterator(str(events)):
+        tags |= {value.tag for value in event.summary.value}
+        steps.add(event.step)
+    assert {1, 2} <= steps
+    assert {
+        "Total Loss",
+        "Learning Rate",
+        "losses/cross_entropy",
+        "losses/regularization",
+        "losses/ponder_cost_times_tau",
+        "block_1/ponder_cost_mean",
+        "block_3/num_units_std",
+        "heatmaps/ponder_cost",
+        "heatmaps/num_units",
+    } <= tags
