@@ -23,6 +23,7 @@ import sact_tf
 from experiments import programs
 from sact_tf import evaluation, training, visualization
 from sact_tf.data import cifar, shapes
+from sact_tf.end_points import ADAPTIVE_METRICS
 
 FLAGS = flags.FLAGS
 
@@ -210,7 +211,7 @@ def evaluate_checkpoint(model, examples, checkpoint: str, eval_dir: str) -> None
         for name, value in results.items():
             tf.summary.scalar(name, value)
         if visualization.has_maps(end_points):
-            for key in ("ponder_cost", "num_units"):
+            for key in ADAPTIVE_METRICS:
                 tf.summary.image(
                     f"heatmaps/{key}", visualization.heatmap(end_points, key)
                 )

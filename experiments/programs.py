@@ -8,18 +8,11 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
-from sact_tf.checkpoints import CheckpointMismatchError
-from sact_tf.data.cifar import DataError
 from sact_tf.networks.residual_network import MODEL_TYPES
 from sact_tf.training import TrainingError, keep_freed_memory
 
-USER_ERRORS = (
-    ValueError,
-    OSError,
-    CheckpointMismatchError,
-    DataError,
-    TrainingError,
-)
+# The library raises these with a message that names argument or file, value and what is accepted.
+USER_ERRORS = (ValueError, OSError, TrainingError)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -33,6 +33,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("steps", 400, "Training steps of each network.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 32, "Images per training step.", lower_bound=1)
 flags.DEFINE_string("model", "3", "Residual units per block.")
+flags.DEFINE_integer("base_channels", 8, "Channels of the first block.", lower_bound=1)
 flags.DEFINE_float("tau", 0.01, "Weight of the ponder cost.", lower_bound=0.0)
 flags.DEFINE_integer(
     "seed", 0, "Seed of the data, the initial weights and the data order."
@@ -47,7 +48,11 @@ def train(model_type: str, examples, finetune_path: str | None = None):
     print(f"\nTraining {model_type}, {FLAGS.steps} steps")
     keras.utils.set_random_seed(FLAGS.seed)
     model = sact_tf.cifar_resnet(
-        FLAGS.model, model_type, num_classes=examples.num_classes, tau=FLAGS.tau
+        FLAGS.model,
+        model_type,
+        num_classes=examples.num_classes,
+        base_channels=FLAGS.base_channels,
+        tau=FLAGS.tau,
     )
     if finetune_path:
         sact_tf.load_slim_checkpoint(model, finetune_path, fresh_halting=True)

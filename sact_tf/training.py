@@ -13,6 +13,7 @@ import tf_keras as keras
 
 from sact_tf import checkpoints, visualization
 from sact_tf.data.examples import Examples
+from sact_tf.end_points import ADAPTIVE_METRICS, metric_values
 
 _CIFAR_BOUNDARIES = (0.60, 0.75, 0.90)
 _CIFAR_RATES = (0.1, 0.01, 0.001, 0.0001)
@@ -192,51 +193,39 @@ class _Summaries(keras.callbacks.Callback):
         if time.monotonic() - self._written < self._secs:
             return
         self._written = time.monotonic()
-        step = self._state.step
-        logits, end_points = self._run(self._images)
-        ponder = [
-            block.tau * tf.reduce_mean(end_points[f"{block.name}/ponder_cost"])
-            for block in self.model.blocks
-            if hasattr(block, "tau")
-        ]
-        cross_entropy = tf.reduce_mean(
-            tf.nn.sparse_softmax_cross_entropy_with_logits(self._labels, logits)
-        )
-        regularization = tf.add_n([v for v in self._regularization()])
-        scalars = {
-            "losses/cross_entropy": cross_entropy,
-            "losses/regularization": regularization,
-            "Learning Rate": self.model.optimizer.learning_rate,
-            **{f"train/{name}": value for name, value in logs.items()},
-        }
-        if ponder:
-            scalars["losses/ponder_cost_times_tau"] = tf.add_n(ponder)
-        scalars["Total Loss"] = tf.add_n([cross_entropy, regularization, *ponder])
-        with self._writer.as_default(step):
-            for name, value in scalars.items():
+        logits, end_points = self.model.with_end_points(self._images, training=False)
+        with self._writer.as_default(self._state.step):
+            for name, value in self._scalars(logits, end_points, logs).items():
                 tf.summary.scalar(name, value)
-            for block in self.model.blocks:
-                for key in ("ponder_cost", "num_units"):
-                    name = f"{block.name}/{key}"
-                    if name in end_points:
-                        values = tf.cast(end_points[name], tf.float32)
-                        tf.summary.scalar(f"{name}_mean", tf.reduce_mean(values))
-                        tf.summary.scalar(f"{name}_std", tf.math.reduce_std(values))
-                        tf.summary.scalar(f"{name}_max", tf.reduce_max(values))
-                        tf.summary.histogram(name, values)
+            for name, values in metric_values(end_points).items():
+                values = tf.cast(values, tf.float32)
+                tf.summary.scalar(f"{name}_mean", tf.reduce_mean(values))
+                tf.summary.scalar(f"{name}_std", tf.math.reduce_std(values))
+                tf.summary.histogram(name, values)
             if visualization.has_maps(end_points):
-                for key in ("ponder_cost", "num_units"):
+                for key in ADAPTIVE_METRICS:
                     heatmap = visualization.heatmap(end_points, key, num_images=3)
                     tf.summary.image(f"heatmaps/{key}", heatmap)
         self._writer.flush()
 
-    def _run(self, images):
-        return self.model.with_end_points(images, training=False)
-
-    def _regularization(self):
-        for layer in self.model.submodules:
-            if isinstance(layer, keras.layers.Conv2D) and layer.kernel_regularizer:
-                yield layer.kernel_regularizer(layer.kernel)
+    def _scalars(self, logits, end_points, logs):
+        cross_entropy = tf.reduce_mean(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(self._labels, logits)
+        )
+        others = tf.add_n(self.model.losses)
+        ponder = sum(
+            block.tau * tf.reduce_mean(end_points[f"{block.name}/ponder_cost"])
+            for block in self.model.blocks
+            if hasattr(block, "tau")
+        )
+        return {
+            "Total Loss": cross_entropy + others,
+            "losses/cross_entropy": cross_entropy,
+            "losses/ponder_cost_times_tau": ponder,
+            "losses/regularization": others - ponder,
+            "Learning Rate": self.model.optimizer.learning_rate,
+            **{f"train/{name}": value for name, value in logs.items()},
+        }
 
 
 def train(
