@@ -221,7 +221,7 @@ def test_killed_at_any_moment_it_goes_on(write_cifar, tmp_path):
         "--save_interval_secs=0",
     ]
     process = start(*arguments, "--max_number_of_steps=100000")
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while tf.train.latest_checkpoint(log_dir) is None and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
