@@ -13,7 +13,7 @@ _VERSION = re.search(
 setup(
     name="sact-tf",
     version=_VERSION,
-    description="Spatially Adaptive Computation Time for residual networks, in TensorFlow",
+    description="Spatially Adaptive Computation Time in TensorFlow",
     long_description=(_ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

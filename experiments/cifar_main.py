@@ -4,10 +4,12 @@ Train, and evaluate the newest checkpoint:
 
     python -m experiments.cifar_main --model=5 --model_type=sact --tau=0.01 \\
         --dataset_dir=DIR --train_log_dir=/tmp/sact
-    python -m experiments.cifar_main --mode=eval --evaluate_once --model=5 --model_type=sact \\
+    python -m experiments.cifar_main --mode=eval --evaluate_once --model=5
+    --model_type=sact \\
         --tau=0.01 --dataset_dir=DIR --checkpoint_dir=/tmp/sact --eval_dir=/tmp/sact
 
-Training that was stopped, by whatever, goes on from its newest checkpoint when started again.
+Training that was stopped, by whatever, goes on from its newest checkpoint when started
+again.
 """
 
 from __future__ import annotations
@@ -48,13 +50,14 @@ flags.DEFINE_integer(
 flags.DEFINE_list(
     "learning_rate_boundaries",
     [],
-    "The last steps at learning rates 0.1, 0.01 and 0.001, as in 60000,75000,90000; empty: 60, 75 "
-    "and 90 % of --max_number_of_steps.",
+    "The last steps at learning rates 0.1, 0.01 and 0.001, as in 60000,75000,90000; "
+    "empty: 60, 75 and 90 % of --max_number_of_steps.",
 )
 flags.DEFINE_string(
     "finetune_path",
     "",
-    "TF-Slim checkpoint, or directory of checkpoints, to start from; halting variables start fresh.",
+    "TF-Slim checkpoint, or directory of checkpoints, to start from; halting variables "
+    "start fresh.",
 )
 flags.DEFINE_integer(
     "seed", None, "Seed of initial weights, data order and augmentation."
@@ -65,8 +68,8 @@ flags.DEFINE_enum(
     "dataset",
     "tfrecord",
     ["tfrecord", "tfds", "shapes"],
-    "tfrecord: CIFAR-10 in the original's files; tfds: CIFAR-10 through TensorFlow Datasets; shapes: "
-    "made on the fly, nothing to download.",
+    "tfrecord: CIFAR-10 in the original's files; tfds: CIFAR-10 through TensorFlow "
+    "Datasets; shapes: made on the fly, nothing to download.",
 )
 flags.DEFINE_string(
     "dataset_dir",
@@ -116,8 +119,8 @@ flags.DEFINE_float(
 flags.DEFINE_string(
     "model",
     "5",
-    "Residual units per block: one number for all three blocks (5 is ResNet-32, 18 ResNet-110), or "
-    "three joined by underscores.",
+    "Residual units per block: one number for all three blocks (5 is ResNet-32, 18 "
+    "ResNet-110), or three joined by underscores.",
 )
 
 # TensorFlow 1 distribution
@@ -159,8 +162,8 @@ def train() -> None:
         training.cifar_learning_rate(FLAGS.max_number_of_steps, boundaries)
     except ValueError as error:
         raise ValueError(
-            f"--learning_rate_boundaries={','.join(FLAGS.learning_rate_boundaries)}: must be 3 "
-            "increasing steps such as 60000,75000,90000"
+            f"--learning_rate_boundaries={','.join(FLAGS.learning_rate_boundaries)}: "
+            "must be 3 increasing steps such as 60000,75000,90000"
         ) from error
     log_dir = programs.make_directory("train_log_dir", FLAGS.train_log_dir)
     model = make_model(cifar.NUM_CLASSES)
@@ -185,7 +188,7 @@ def train() -> None:
 
 
 def evaluate_checkpoint(model, examples, checkpoint: str, eval_dir: str) -> None:
-    """Evaluates one checkpoint; prints, and writes eval.json and TensorBoard summaries."""
+    """Evaluates one checkpoint; prints, writes eval.json and summaries."""
     sact_tf.load_slim_checkpoint(model, checkpoint)
     step = sact_tf.checkpoint_step(checkpoint)
     results = evaluation.evaluate(
@@ -249,7 +252,8 @@ def main() -> None:
     """Runs the mode asked for."""
     if FLAGS.master or FLAGS.ps_tasks or FLAGS.task:
         print(
-            "Note: --master, --ps_tasks and --task have no effect; they configured TensorFlow 1."
+            "Note: --master, --ps_tasks and --task have no effect; they configured "
+            "TensorFlow 1."
         )
     train() if FLAGS.mode == "train" else evaluate()
 

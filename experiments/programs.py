@@ -1,4 +1,4 @@
-"""What the programs share: one clear line for an error the user can mend, and checked flags."""
+"""What the programs share: one line for an error users can mend, checked flags."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from absl import app, flags
 from sact_tf.networks.residual_network import MODEL_TYPES
 from sact_tf.training import TrainingError, keep_freed_memory
 
-# The library raises these with a message that names argument or file, value and what is accepted.
+# The library raises these with a message that names argument or file, value and what is
+# accepted.
 USER_ERRORS = (ValueError, OSError, TrainingError)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses flags and runs `main`; errors that a user can mend end it with one message, code 1."""
+    """Parses flags and runs `main`; errors users can mend end it with one message."""
     keep_freed_memory()
 
     def checked_main(argv: Sequence[str]):
@@ -36,9 +37,9 @@ def define_model_type(default: str = "vanilla") -> None:
         "model_type",
         default,
         MODEL_TYPES,
-        "vanilla (basic ResNet), act (Adaptive Computation Time), act_early_stopping (the same, "
-        "skipping units once the whole batch has halted), sact (Spatially Adaptive Computation "
-        "Time).",
+        "vanilla (basic ResNet), act (Adaptive Computation Time), act_early_stopping "
+        "(the same, skipping units once the whole batch has halted), sact (Spatially "
+        "Adaptive Computation Time).",
     )
 
 

@@ -1,9 +1,9 @@
-"""Trains a small ordinary and a small SACT network on generated images, and shows the difference.
+"""Trains a small ordinary and a small SACT network, and shows the difference.
 
     python -m experiments.quickstart --output_dir=quickstart_output
 
-Needs no data and some minutes. Writes checkpoints, `ponder_maps.png`, `results.json` and a
-SavedModel to --output_dir.
+Needs no data and some minutes. Writes checkpoints, `ponder_maps.png`, `results.json`
+and a SavedModel to --output_dir.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def main() -> None:
     maps = np.concatenate(maps)
     inside, outside = ponder_inside_outside(maps, test.boxes)
     print(
-        f"\nMean ponder cost inside the objects' boxes {inside:.2f}, outside {outside:.2f}: "
-        f"{inside / outside:.2f} times as much"
+        f"\nMean ponder cost inside the objects' boxes {inside:.2f}, outside "
+        f"{outside:.2f}: {inside / outside:.2f} times as much"
     )
     results["ponder_cost"] = {"inside": inside, "outside": outside}
 

@@ -1,4 +1,4 @@
-"""Spatially Adaptive Computation Time for residual networks (Figurnov et al., CVPR 2017)."""
+"""Spatially Adaptive Computation Time (Figurnov et al., CVPR 2017)."""
 
 from sact_tf.blocks import ACTBlock, PlainBlock, SACTBlock
 from sact_tf.checkpoints import (

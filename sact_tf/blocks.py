@@ -1,18 +1,20 @@
 """Keras layers that run a list of residual units under a halting rule.
 
-A block wraps any list of layers that keep the shape of their input, but for the first. A unit is
-called as `unit(x, training=...)`, in a `SACTBlock` as `unit(x, active=..., training=...)` where its
-`call` has that argument. A unit may have a method `flops(x, active=None)` that returns its
-operations per image, int64 [batch]; a block counts operations where all its units do.
+A block wraps any list of layers that keep the shape of their input, but for the first.
+A unit is called as `unit(x, training=...)`, in a `SACTBlock` as `unit(x, active=...,
+training=...)` where its `call` has that argument. A unit may have a method `flops(x,
+active=None)` that returns its operations per image, int64 [batch]; a block counts
+operations where all its units do.
 
-Every block returns its output, or with `return_end_points=True` the output and a dictionary:
+Every block returns its output, or with `return_end_points=True` the output and a
+dictionary:
 
 | key | PlainBlock | ACTBlock | SACTBlock |
 |---|---|---|---|
 | `flops` | int64 [batch] | int64 [batch] | int64 [batch] |
 | `ponder_cost` | | float32 [batch] | float32 [batch, height, width] |
 | `num_units` | | int32 [batch] | int32 [batch, height, width] |
-| `halting_distribution` | | float32 [batch, units] | float32 [batch, height, width, units] |
+| `halting_distribution` | | float32 [batch, n] | float32 [batch, height, width, n] |
 | `unit_k/halting_proba` | | float32 [batch, 1] | float32 [batch, height, width, 1] |
 """
 
@@ -129,8 +131,8 @@ class _AdaptiveBlock(PlainBlock):
             if shape.rank != 4 or not shape.is_compatible_with(shapes[0]):
                 raise ValueError(
                     f"units after the first must keep the shape [batch, height, width, "
-                    f"channels] of their input: unit {k} ({self.units[k - 1].name}) maps "
-                    f"{shapes[k - 2]} to {shape}"
+                    f"channels] of their input: unit {k} ({self.units[k - 1].name}) "
+                    f"maps {shapes[k - 2]} to {shape}"
                 )
         for head, shape in zip(self.heads, shapes):
             with tf.name_scope(head.name):
@@ -170,9 +172,10 @@ class _AdaptiveBlock(PlainBlock):
 
 
 class ACTBlock(_AdaptiveBlock):
-    """Adaptive Computation Time: each image decides after each unit whether to halt (section 3.1).
+    """Adaptive Computation Time: each image halts on its own (section 3.1).
 
-    Adds `tau` times the mean ponder cost to the losses.
+    After each unit an image may halt; what follows gets no weight in its output. Adds
+    `tau` times the mean ponder cost to the losses.
 
     Args:
         units: Non-empty list of residual units.
@@ -180,13 +183,13 @@ class ACTBlock(_AdaptiveBlock):
         epsilon: Halting slack (eq. 7), in [0, 1).
         batch_norm: Makes the batch normalizations of the halting heads, given a name.
         weight_decay: L2 coefficient of the halting heads.
-        early_stopping: Whether units are skipped at run time once the whole batch has halted. The
-            results are the same; time is saved.
+        early_stopping: Whether units are skipped at run time once the whole batch has
+            halted. The results are the same; time is saved.
         name: Keras name of the layer.
 
     Raises:
-        ValueError: On a negative `tau`, an `epsilon` outside [0, 1), no units, or (when built)
-            units after the first that do not keep their input's shape.
+        ValueError: On a negative `tau`, an `epsilon` outside [0, 1), no units, or (when
+            built) units after the first that do not keep their input's shape.
     """
 
     _score_layer = ImageHaltingScore
@@ -246,9 +249,10 @@ class ACTBlock(_AdaptiveBlock):
 
 
 class SACTBlock(_AdaptiveBlock):
-    """Spatially Adaptive Computation Time: each position halts on its own (section 3.2).
+    """Spatially Adaptive Computation Time: each position halts alone (section 3.2).
 
-    A position that has halted is frozen: it keeps its value while its neighbours go on. Adds `tau`
+    A position that has halted is frozen: it keeps its value while its neighbours go on.
+        Adds `tau`
     times the mean ponder cost over images and positions to the losses.
 
     Args:

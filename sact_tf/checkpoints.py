@@ -1,4 +1,4 @@
-"""TF-Slim checkpoints: the format the original code reads and publishes its networks in."""
+"""TF-Slim checkpoints: the format of the original code and its published networks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TRAINING_STATE = re.compile(r"^global_step$|/(Momentum|ExponentialMovingAverage
 
 
 class CheckpointMismatchError(ValueError):
-    """A checkpoint does not fit the network; the message lists every variable concerned.
+    """A checkpoint does not fit the network; the message lists every such variable.
 
     Attributes:
         missing: Names the network needs and the checkpoint lacks.
@@ -71,7 +71,7 @@ def _collect(layer, scope, variables):
 
 
 def _open(checkpoint_path: str):
-    """Opens a checkpoint path, prefix or directory; returns the path read and a reader."""
+    """Opens a checkpoint prefix or directory; returns the prefix and a reader."""
     path = os.fspath(checkpoint_path)
     if tf.io.gfile.isdir(path):
         latest = tf.train.latest_checkpoint(path)
@@ -95,7 +95,7 @@ def checkpoint_step(checkpoint_path: str) -> int:
 
 
 def check_variables(checkpoint_path: str, wanted: Mapping[str, tf.Variable]) -> None:
-    """Raises CheckpointMismatchError unless a checkpoint holds all these variables in their shapes."""
+    """Raises CheckpointMismatchError unless a checkpoint holds all these variables."""
     path, reader = _open(checkpoint_path)
     stored = reader.get_variable_to_shape_map()
     missing, wrong_shape = _compare(stored, wanted)
@@ -123,16 +123,18 @@ def load_slim_checkpoint(
 ) -> list[str]:
     """Loads a TF-Slim checkpoint into a network of this package.
 
-    Optimizer slots and the step are passed over. Nothing is assigned unless everything fits.
+    Optimizer slots and the step are passed over. Nothing is assigned unless everything
+    fits.
 
     Args:
         model: From `imagenet_resnet` or `cifar_resnet`.
-        checkpoint_path: A checkpoint prefix, or a directory, whose latest checkpoint is taken.
-        fresh_halting: Two-stage initialisation (section 4.1): halting variables are not restored
-            and stay as initialised; the checkpoint need not have any.
-        first_units: Lets the checkpoint have more units per block than the network, which takes
-            the first ones: the paper's non-adaptive baseline. Halting variables the network has
-            no place for are passed over too.
+        checkpoint_path: A checkpoint prefix, or a directory, whose latest checkpoint is
+            taken.
+        fresh_halting: Two-stage initialisation (section 4.1): halting variables are not
+            restored and stay as initialised; the checkpoint need not have any.
+        first_units: Lets the checkpoint have more units per block than the network,
+            which takes the first ones: the paper's non-adaptive baseline. Halting
+            variables the network has no place for are passed over too.
 
     Returns:
         The sorted names of the variables loaded.
@@ -173,7 +175,7 @@ def load_slim_checkpoint(
 
 
 def _is_deeper(name: str, units: dict[str, int]) -> bool:
-    """Whether a variable belongs to a unit (or its head) beyond those the network has."""
+    """Whether a variable belongs to a unit or head beyond those the network has."""
     match = re.match(r"[^/]+/([^/]+)/unit_(\d+)/(halting_proba/)?", name)
     if not match or match[1] not in units:
         return False

@@ -10,14 +10,14 @@ ADAPTIVE_METRICS = ("ponder_cost", "num_units")
 
 
 def metric_values(end_points: Mapping[str, object]) -> dict[str, tf.Tensor]:
-    """Returns the values whose mean and deviation an evaluation reports, by metric name.
+    """Returns the values whose moments an evaluation reports, by metric name.
 
     Args:
         end_points: Of a network.
 
     Returns:
-        `Total Flops` and `<block>/flops`, one value per image; in adaptive networks also
-        `<block>/ponder_cost` and `<block>/num_units`, one per image or position.
+        `Total Flops` and `<block>/flops`, one value per image; in adaptive networks
+        also `<block>/ponder_cost` and `<block>/num_units`, one per image or position.
     """
     values = {"Total Flops": end_points["flops"]}
     for block in end_points["block_scopes"]:

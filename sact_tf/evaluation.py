@@ -1,4 +1,4 @@
-"""Evaluation: accuracy, loss, operations, ponder cost and units of a network over a data set."""
+"""Evaluation: accuracy, loss, operations, ponder cost and units over a data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sact_tf.end_points import metric_values
 
 @dataclasses.dataclass
 class Moments:
-    """Mean and unbiased standard deviation of values that arrive in parts (Chan et al., 1979)."""
+    """Mean and unbiased deviation of values in parts (Chan et al., 1979)."""
 
     count: int = 0
     mean: float = 0.0
@@ -50,10 +50,11 @@ def evaluate(model: keras.Model, batches: tf.data.Dataset) -> dict[str, float]:
         batches: Batches of preprocessed images and int labels.
 
     Returns:
-        By the original's names: `eval/Accuracy`, `eval/Mean Loss` (cross-entropy, weight decay and
-        tau times ponder cost), `Total Flops/mean` and `/std` over images, and for every block
-        `<block>/{ponder_cost,num_units,flops}_{mean,std}`, over all positions in a SACT network.
-        Standard deviations are unbiased and those of the whole set.
+        By the original's names: `eval/Accuracy`, `eval/Mean Loss` (cross-entropy,
+        weight decay and tau times ponder cost), `Total Flops/mean` and `/std` over
+        images, and for every block `<block>/{ponder_cost,num_units,flops}_{mean,std}`,
+        over all positions in a SACT network. Standard deviations are unbiased and those
+        of the whole set.
 
     Raises:
         ValueError: There are no images.

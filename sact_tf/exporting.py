@@ -13,9 +13,10 @@ from sact_tf import visualization
 def export_saved_model(model: keras.Model, path: str) -> str:
     """Exports a network for serving, at any batch and image size.
 
-    The signature `serving_default` takes `images`, float32 [batch, height, width, 3], preprocessed
-    as in training, and returns `logits` and `probabilities` [batch, classes], `flops` int64
-    [batch], and for SACT networks `ponder_cost_map` float32 [batch, height, width, 1].
+    The signature `serving_default` takes `images`, float32 [batch, height, width, 3],
+    preprocessed as in training, and returns `logits` and `probabilities` [batch,
+    classes], `flops` int64 [batch], and for SACT networks `ponder_cost_map` float32
+    [batch, height, width, 1].
 
     Args:
         model: Residual network of this package.

@@ -1,4 +1,7 @@
-"""Exact operation counts: int64 per image, two per multiply-add, convolutions only (section 4.1)."""
+"""Exact operation counts per image, of convolutions only (section 4.1).
+
+int64, two for each multiply-add.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ def num_positions(x: tf.Tensor, strides: int = 1) -> tf.Tensor:
 
     Args:
         x: [batch, height, width, channels].
-        strides: Stride of the convolution; a side of n positions leaves ceil(n / strides).
+        strides: Stride of the convolution; a side of n positions leaves ceil(n /
+            strides).
 
     Returns:
         int64 [batch], the same number for every image.
@@ -22,15 +26,15 @@ def num_positions(x: tf.Tensor, strides: int = 1) -> tf.Tensor:
 
 
 def num_active(active: tf.Tensor) -> tf.Tensor:
-    """Counts the True positions of a bool mask [batch, height, width]; int64 [batch]."""
+    """Counts the True positions of a mask [batch, height, width]; int64 [batch]."""
     return tf.reduce_sum(tf.cast(active, tf.int64), [1, 2])
 
 
 def dilate(active: tf.Tensor) -> tf.Tensor:
     """Dilates a bool mask [batch, height, width] by the 3x3 square.
 
-    These are the positions at which a following 3x3 convolution reads its input, and hence where
-    the convolution before it has to be computed (section 4.1).
+    These are the positions at which a following 3x3 convolution reads its input, and
+    hence where the convolution before it has to be computed (section 4.1).
     """
     for axis in (1, 2):
         size = tf.shape(active)[axis]

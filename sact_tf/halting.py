@@ -1,8 +1,8 @@
 """The halting recurrence of adaptive computation (SACT, equations 4-12).
 
-Pure functions on tensors of any shape S: ACT halts per image (S = [batch]), SACT per spatial
-position (S = [batch, height, width]). Both follow the same few lines, which are also all an
-iterative or recurrent model needs.
+Pure functions on tensors of any shape S: ACT halts per image (S = [batch]), SACT per
+spatial position (S = [batch, height, width]). Both follow the same few lines, which are
+also all an iterative or recurrent model needs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ EPSILON = 0.01
 
 
 class HaltingState(NamedTuple):
-    """What the recurrence carries from one residual unit to the next; every field has shape S.
+    """What the recurrence carries from unit to unit; every field has shape S.
 
     Attributes:
         cumulative: float32, sum of the halting scores of the units run so far.
-        remainder: float32, 1 minus the scores before the halting unit (eq. 8): R once halted, and
-            until then what is left to distribute.
+        remainder: float32, 1 minus the scores before the halting unit (eq. 8): R once
+            halted, and until then what is left to distribute.
         num_units: int32, units run so far; N (eq. 7) once halted.
         active: bool, True where the next unit still runs.
     """
@@ -36,8 +36,8 @@ class HaltingState(NamedTuple):
     def ponder_cost(self) -> tf.Tensor:
         """Ponder cost rho = N + R (eq. 10), float32 of shape S.
 
-        Its gradient with respect to the score of a unit is -1 before the halting unit, and 0 for
-        the halting unit and all that follow (eq. 12): N and the comparisons carry none.
+        Its gradient with respect to the score of a unit is -1 before the halting unit,
+        and 0 for it and all that follow (eq. 12): N and comparisons carry none.
         """
         return tf.cast(self.num_units, tf.float32) + self.remainder
 
@@ -62,23 +62,24 @@ def halting_step(
     is_last: bool,
     epsilon: float = EPSILON,
 ) -> tuple[tf.Tensor, HaltingState]:
-    """Advances the recurrence by one residual unit (SACT, algorithms 1 and 2, lines 8-26).
+    """Advances the recurrence by one unit (SACT, algorithms 1 and 2, lines 8-26).
 
     Args:
         state: `HaltingState` before this unit; every field has shape S.
-        score: Halting scores h of this unit in [0, 1], float tensor of shape S; sums are kept in
-            float32 whatever its type. Not used for the last unit, whose score is 1 (eq. 5).
+        score: Halting scores h of this unit in [0, 1], float tensor of shape S; sums
+            are kept in float32 whatever its type. Not used for the last unit, whose
+            score is 1 (eq. 5).
         is_last: Whether this is the last unit of the block, which always halts.
         epsilon: Halting slack (eq. 7).
 
     Returns:
-        The weight of this unit's output in the block output (eq. 8), float32 of shape S and zero
-        where already halted, and the new `HaltingState`.
+        The weight of this unit's output in the block output (eq. 8), float32 of shape S
+        and zero where already halted, and the new `HaltingState`.
 
     >>> state = initial_halting_state([1])
     >>> for h in (0.1, 0.1, 0.2, 0.8):
     ...     weight, state = halting_step(state, tf.constant([h]), is_last=False)
-    >>> print(f"{float(state.ponder_cost[0]):.1f}")  # figure 3 of the paper: N = 4, R = 0.6
+    >>> print(f"{float(state.ponder_cost[0]):.1f}")  # figure 3: N = 4, R = 0.6
     4.6
     """
     num_units = state.num_units + tf.cast(state.active, tf.int32)

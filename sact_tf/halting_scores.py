@@ -11,7 +11,7 @@ from sact_tf import flops
 from sact_tf.layers import BatchNorm, conv2d, global_average
 
 HALTING_BIAS = -3.0
-"""Initial bias of every head: few scores are large before training, so most units run."""
+"""Initial bias of every head: scores start small, so most units run."""
 
 
 def _pointwise(conv: keras.layers.Conv2D, pooled: tf.Tensor) -> tf.Tensor:
@@ -23,10 +23,11 @@ def _pointwise(conv: keras.layers.Conv2D, pooled: tf.Tensor) -> tf.Tensor:
 
 
 def _to_one_channel(conv: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tensor:
-    """A stride-1 SAME convolution to one channel, as a depthwise one summed over channels.
+    """A SAME convolution to one channel, as a depthwise one summed over channels.
 
-    The same products in another order. Forward and backward take about half the time of TensorFlow's
-    dense convolution on a CPU, whose kernels are made for many output channels.
+    The same products in another order. Forward and backward take about half the time of
+    TensorFlow's dense convolution on a CPU, whose kernels are made for many output
+    channels.
     """
     outputs = tf.nn.depthwise_conv2d(x, conv.kernel, [1, 1, 1, 1], "SAME")
     return tf.reduce_sum(outputs, -1, keepdims=True) + conv.bias
@@ -80,7 +81,7 @@ class ImageHaltingScore(keras.layers.Layer):
 
 
 class SpatialHaltingScore(keras.layers.Layer):
-    """Scores of positions: a 3x3 convolution plus a linear function of the pooled features (eq. 14).
+    """Scores of positions: 3x3 convolution plus a function of pooled features (eq. 14).
 
     Args:
         batch_norm: Makes the two batch normalizations, given a name.
@@ -125,7 +126,7 @@ class SpatialHaltingScore(keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, x, active=None, training=None):
-        """Maps [batch, height, width, channels] to float32 scores [batch, height, width].
+        """Maps [batch, height, width, channels] to float32 [batch, height, width].
 
         The pooled features average over all positions, frozen ones too.
         """
@@ -137,9 +138,10 @@ class SpatialHaltingScore(keras.layers.Layer):
         return tf.sigmoid(tf.cast(logits[..., 0], tf.float32))
 
     def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:
-        """Operations per image on inputs shaped like x, at active positions; int64 [batch].
+        """Operations per image at the active positions of x; int64 [batch].
 
-        The global convolution is counted even where everything has halted, as in the original.
+        The global convolution is counted even where everything has halted, as in the
+        original.
         """
         positions = (
             flops.num_positions(x) if active is None else flops.num_active(active)

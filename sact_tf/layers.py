@@ -1,4 +1,4 @@
-"""The two parametric layers all networks here are made of: convolution and batch normalization."""
+"""The layers all networks here are made of: convolution and batch normalization."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable
 import tensorflow as tf
 import tf_keras as keras
 
-# Keras divides the standard deviation by that of a unit normal truncated at two sigmas; the
-# original does not, and takes sqrt(1.3 * 2 / fan_in) as the parameter of the truncated normal.
+# Keras divides the standard deviation by that of a unit normal truncated at two sigmas;
+# the original does not, and takes sqrt(1.3 * 2 / fan_in) as the parameter of the
+# truncated normal.
 _TRUNCATED_NORMAL_STDDEV = 0.87962566103423978
 
 
@@ -59,10 +60,10 @@ def conv2d(
 
 
 def global_average(x: tf.Tensor) -> tf.Tensor:
-    """Averages [batch, height, width, channels] over positions to [batch, 1, 1, channels].
+    """Averages [batch, height, width, channels] to [batch, 1, 1, channels].
 
-    Divides after the sum, which spares the gradient a pass over all positions. Half precisions are
-    summed in float32.
+    Divides after the sum, which spares the gradient a pass over all positions. Half
+    precisions are summed in float32.
     """
     dtype = tf.float64 if x.dtype == tf.float64 else tf.float32
     count = tf.cast(tf.reduce_prod(tf.shape(x)[1:3]), dtype)
@@ -76,11 +77,12 @@ def leaky_relu(slope: float) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 class BatchNorm(keras.layers.Layer):
-    """Batch normalization over the last axis of [batch, height, width, channels], and activation.
+    """Batch normalization of [batch, height, width, channels], and activation.
 
-    Differs from `keras.layers.BatchNormalization` in one thing, in which it follows the original:
-    the moving variance averages the *biased* batch variance, so that evaluation uses exactly the
-    statistics training normalised with. It runs on TensorFlow's fused kernel all the same.
+    Differs from `keras.layers.BatchNormalization` in one thing, in which it follows the
+    original: the moving variance averages the *biased* batch variance, so that
+    evaluation uses exactly the statistics training normalised with. It runs on
+    TensorFlow's fused kernel all the same.
 
     Frozen (`trainable = False`), it uses the moving statistics in training too.
 
@@ -140,7 +142,8 @@ class BatchNorm(keras.layers.Layer):
             outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
                 x, gamma, beta, epsilon=self.epsilon, is_training=True
             )
-            # The kernel reports the unbiased variance n / (n - 1) * biased (n floored at 2).
+            # The kernel reports the unbiased variance n / (n - 1) * biased (n floored
+            # at 2).
             count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
             variance *= tf.maximum(count - 1.0, 1.0) / count
         for moving, batch in (

@@ -1,8 +1,8 @@
 """Pre-activation residual units: ImageNet bottleneck and CIFAR basic unit.
 
 A unit maps x to shortcut + mask * residual. It takes an optional bool mask `active`
-[batch, height, width] of its output: where it is False the position is frozen and keeps its value
-(section 3.2). Only units that keep shape may be given one.
+[batch, height, width] of its output: where it is False the position is frozen and keeps
+its value (section 3.2). Only units that keep shape may be given one.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class BottleneckUnit(keras.layers.Layer):
     def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:
         """Operations per image on inputs shaped like x; int64 [batch].
 
-        Under a mask the first convolution is counted on the mask dilated by 3x3, the others on the
-        mask itself.
+        Under a mask the first convolution is counted on the mask dilated by 3x3, the
+        others on the mask itself.
         """
         if active is None:
             first = flops.num_positions(x)
@@ -140,13 +140,14 @@ class BasicUnit(keras.layers.Layer):
     """Pre-activation unit of two 3x3 convolutions (CIFAR networks).
 
     Args:
-        channels: Output channels; at least the input's. A change of depth is made up for by zero
-            channels on both sides of a 2x2 average pooled shortcut.
+        channels: Output channels; at least the input's. A change of depth is made up
+            for by zero channels on both sides of a 2x2 average pooled shortcut.
         strides: Stride of the first convolution, 1 or 2.
-        batch_norm: Makes the batch normalization and activation of the input, given a name.
+        batch_norm: Makes the batch normalization and activation of the input, given a
+            name.
         inner_batch_norm: The same for the one between the two convolutions.
-        preact_shortcut: Whether the shortcut is the pre-activation (first unit of the network) or
-            the raw input.
+        preact_shortcut: Whether the shortcut is the pre-activation (first unit of the
+            network) or the raw input.
         weight_decay: L2 coefficient of the convolutions.
     """
 
@@ -202,7 +203,8 @@ class BasicUnit(keras.layers.Layer):
 
     def _shortcut(self, x):
         if self.strides > 1:
-            # As the original's VALID pooling on the even sizes it accepts, and defined on odd ones.
+            # As the original's VALID pooling on the even sizes it accepts, and defined
+            # on odd ones.
             x = tf.nn.avg_pool2d(x, self.strides, self.strides, "SAME")
         missing = self.channels - x.shape[-1]
         if missing:
@@ -213,8 +215,8 @@ class BasicUnit(keras.layers.Layer):
     def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:
         """Operations per image on inputs shaped like x; int64 [batch].
 
-        Under a mask the first convolution is counted on the mask dilated by 3x3, the second on the
-        mask itself.
+        Under a mask the first convolution is counted on the mask dilated by 3x3, the
+        second on the mask itself.
         """
         if active is None:
             first = second = flops.num_positions(x, self.strides)

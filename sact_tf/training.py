@@ -1,4 +1,4 @@
-"""Training loops: the original's optimizer and schedule, resumable checkpoints, summaries."""
+"""Training: the original's optimizer and schedule, resumable runs, summaries."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class TrainingError(RuntimeError):
 
 @keras.utils.register_keras_serializable("sact_tf")
 class Momentum(keras.optimizers.SGD):
-    """Momentum as in TensorFlow 1: accumulators sum raw gradients, and the rate scales the update.
+    """Momentum as in TensorFlow 1: the learning rate scales accumulated raw gradients.
 
-    `keras.optimizers.SGD` puts the rate into the accumulator, and so goes on at the old rate for
-    some steps after every change. The accumulators are those of TF-Slim checkpoints.
+    `keras.optimizers.SGD` puts the rate into the accumulator, and so goes on at the old
+    rate for some steps after every change. The accumulators are those of TF-Slim
+    checkpoints.
     """
 
     def update_step(self, gradient, variable):
@@ -41,7 +42,7 @@ class Momentum(keras.optimizers.SGD):
 def cifar_learning_rate(
     max_number_of_steps: int, boundaries: Sequence[int] | None = None
 ) -> keras.optimizers.schedules.PiecewiseConstantDecay:
-    """Returns the original's schedule: 0.1, then a tenth after 60, 75 and 90 % of the steps.
+    """Returns the schedule: 0.1, a tenth of it after 60, 75 and 90 % of the steps.
 
     Args:
         max_number_of_steps: Steps of the whole run.
@@ -61,11 +62,12 @@ def cifar_learning_rate(
 
 
 def keep_freed_memory() -> None:
-    """Makes the C library keep memory it would give back to the system after every large tensor.
+    """Makes the C library keep the memory of freed tensors.
 
-    TensorFlow allocates CPU tensors with malloc, which by default maps and unmaps large ones, so
-    that every training step touches its pages anew. Keeping them made the CIFAR training step 1.3
-    times as fast (glibc only; elsewhere nothing happens). Call it before the first tensor is made.
+    TensorFlow allocates CPU tensors with malloc, which by default maps and unmaps large
+    ones, so that every training step touches its pages anew. Keeping them made the
+    CIFAR training step 1.3 times as fast (glibc only; elsewhere nothing happens). Call
+    it before the first tensor is made.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -83,8 +85,8 @@ def keep_freed_memory() -> None:
 class TrainingState:
     """The network, the optimizer's accumulators and the step, saved together.
 
-    Checkpoints are TF-Slim checkpoints as the original code writes them, so that both can go on from
-    either's, and `load_slim_checkpoint` reads the network alone.
+    Checkpoints are TF-Slim checkpoints as the original code writes them, so that both
+    can go on from either's, and `load_slim_checkpoint` reads the network alone.
 
     Args:
         model: Compiled with a `Momentum` optimizer.
@@ -155,7 +157,7 @@ class TrainingState:
 
 
 class _Checkpoints(keras.callbacks.Callback):
-    """Stops at the last step and on a loss that is not finite; saves by time and at the end."""
+    """Stops at the last step or on a loss not finite; saves by time and at the end."""
 
     def __init__(self, state: TrainingState, max_number_of_steps: int, secs: float):
         super().__init__()
@@ -179,7 +181,7 @@ class _Checkpoints(keras.callbacks.Callback):
 
 
 class _Summaries(keras.callbacks.Callback):
-    """Writes TensorBoard summaries of running means, and of a fixed batch of training images."""
+    """Writes summaries of running means, and of a fixed batch of training images."""
 
     def __init__(self, state: TrainingState, directory: str, probe, secs: float):
         super().__init__()
@@ -240,7 +242,9 @@ def train(
     seed: int | None = None,
     verbose: int | str = "auto",
 ) -> str:
-    """Trains a CIFAR network as the original does; goes on from the newest checkpoint in `log_dir`.
+    """Trains a CIFAR network as the original does.
+
+    Goes on from the newest checkpoint in `log_dir`, if it holds one.
 
     Args:
         model: From `cifar_resnet`.
@@ -249,7 +253,8 @@ def train(
         max_number_of_steps: Steps of the whole run, those before a resume included.
         batch_size: Images per step.
         boundaries: See `cifar_learning_rate`.
-        save_interval_secs: Seconds between checkpoints; one is written at the end in any case.
+        save_interval_secs: Seconds between checkpoints; one is written at the end in
+            any case.
         save_summaries_secs: Seconds between summaries.
         seed: Of shuffling and augmentation; None draws one.
         verbose: As in `keras.Model.fit`.
@@ -264,7 +269,8 @@ def train(
     """
     if examples.num_examples < batch_size:
         raise ValueError(
-            f"batch_size {batch_size} is larger than the {examples.num_examples} examples"
+            f"batch_size {batch_size} is larger than the {examples.num_examples} "
+            "examples"
         )
     model.compile(
         Momentum(cifar_learning_rate(max_number_of_steps, boundaries), momentum=0.9),

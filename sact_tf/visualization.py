@@ -43,7 +43,7 @@ def heatmap(
     alpha: float = 0.75,
     border: int = 5,
 ) -> tf.Tensor:
-    """Draws each image beside the same image under its map in red, as the original's summaries do.
+    """Draws each image beside itself under its map in red, as the original does.
 
     Args:
         end_points: Of a SACT network.

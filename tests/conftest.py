@@ -27,7 +27,7 @@ def golden_dir():
 
 @pytest.fixture
 def load_golden():
-    """Returns a function that builds the network of a golden case and loads its checkpoint."""
+    """Returns a function that builds and loads the network of a golden case."""
 
     def load(directory, **options):
         info = json.loads((directory / "info.json").read_text())
@@ -59,7 +59,7 @@ def tiny_examples():
 
 
 def encode_example(image, label):
-    """Serialises an image (array, or encoded bytes) and label as the original's files do."""
+    """Serialises an image (array, or encoded bytes) and label as the original does."""
     if not isinstance(image, bytes):
         image = tf.io.encode_png(image).numpy()
     features = {
@@ -76,7 +76,7 @@ def encode_example(image, label):
 
 @pytest.fixture
 def write_cifar(tmp_path):
-    """Returns a function that writes TFRecord files like CIFAR-10's and returns their directory."""
+    """Returns a function that writes files like CIFAR-10's to a directory."""
 
     def write(examples=None, splits=("train", "test"), directory=None):
         directory = directory or tmp_path / "data"

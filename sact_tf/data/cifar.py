@@ -20,7 +20,7 @@ class DataError(ValueError):
 
 
 def load_tfrecord(directory: str | None, split: str) -> Examples:
-    """Reads `cifar10_train.tfrecord` or `cifar10_test.tfrecord` into memory and checks it.
+    """Reads `cifar10_train.tfrecord` or `cifar10_test.tfrecord`, and checks it.
 
     Records hold `image/encoded` (PNG or JPEG bytes) and `image/class/label`.
 
@@ -30,8 +30,8 @@ def load_tfrecord(directory: str | None, split: str) -> Examples:
 
     Raises:
         FileNotFoundError: The directory or file is missing.
-        DataError: The file is empty, truncated or corrupt, an image cannot be decoded or is not
-            32x32x3, or a label is missing or not in 0..9.
+        DataError: The file is empty, truncated or corrupt, an image cannot be decoded
+            or is not 32x32x3, or a label is missing or not in 0..9.
     """
     _check_split(split)
     directory = os.path.expanduser(directory or DEFAULT_DIRECTORY)
@@ -76,8 +76,8 @@ def load_tfrecord(directory: str | None, split: str) -> Examples:
         ) from error
     except tf.errors.InvalidArgumentError as error:
         raise DataError(
-            f"{path}: record {len(images)} or a near one is no example of an encoded image and a "
-            "label"
+            f"{path}: record {len(images)} or a near one is no example of an encoded "
+            "image and a label"
         ) from error
     if not images:
         raise DataError(f"{path}: holds no records")

@@ -1,4 +1,4 @@
-"""Labelled images of one size in memory, and the batches networks are trained and evaluated on."""
+"""Labelled images of one size in memory, and batches of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Examples:
         images: uint8 [num_examples, height, width, 3].
         labels: int64 [num_examples], from 0 to num_classes - 1.
         num_classes: Number of classes.
-        boxes: int64 [num_examples, 4] or None: top, left, bottom, right of the object in pixels,
-            bottom and right exclusive.
+        boxes: int64 [num_examples, 4] or None: top, left, bottom, right of the object
+            in pixels, bottom and right exclusive.
     """
 
     images: np.ndarray
@@ -41,7 +41,7 @@ class Examples:
         return len(self.images)
 
     def evaluation_batches(self, batch_size: int) -> tf.data.Dataset:
-        """Standardised images and labels, each once and in order; the last batch may be smaller."""
+        """Standardised images and labels, each once and in order."""
         dataset = tf.data.Dataset.from_tensor_slices((self.images, self.labels))
         return dataset.batch(batch_size).map(_standardize).prefetch(2)
 
@@ -50,7 +50,8 @@ class Examples:
     ) -> tf.data.Dataset:
         """Shuffled, augmented, standardised images and labels without end.
 
-        As in the original: 2 zero pixels are padded on each side, a crop of the original size and
+        As in the original: 2 zero pixels are padded on each side, a crop of the
+            original size and
         a horizontal flip are drawn, and the crop is standardised.
         """
         images, labels = tf.constant(self.images), tf.constant(self.labels)

@@ -1,7 +1,9 @@
-"""`shapes`: a small object of one of ten classes on a large cluttered background, made on the fly.
+"""`shapes`: a small object of one of ten classes on a large cluttered background.
 
-Needs no download, so that every program runs on a fresh machine. As objects cover little of the
-image, it shows what spatially adaptive computation is for.
+Images are made on the fly.
+
+Needs no download, so that every program runs on a fresh machine. As objects cover
+little of the image, it shows what spatially adaptive computation is for.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ SPLIT_SIZES = {"train": 10000, "test": 2000}
 
 
 def _polygon(*corners: tuple[float, float]) -> Callable[..., np.ndarray]:
-    """Distance function of a convex polygon, its corners in clockwise order (y points down)."""
+    """Distance function of a convex polygon, corners in clockwise order (y is down)."""
     starts = np.array(corners)
     edges = np.roll(starts, -1, axis=0) - starts
     normals = np.stack([edges[:, 1], -edges[:, 0]], 1)
@@ -72,8 +74,8 @@ def load(
     Args:
         split: "train" or "test".
         image_size: Side of the square images in pixels, at least 16.
-        num_examples: How many; by default 10000 for training and 2000 for testing. Fewer are the
-            first ones of more.
+        num_examples: How many; by default 10000 for training and 2000 for testing.
+            Fewer are the first ones of more.
         seed: Another seed gives another data set.
 
     Returns:

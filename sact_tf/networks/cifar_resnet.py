@@ -1,4 +1,4 @@
-"""CIFAR pre-activation residual networks of basic units (ResNet-32, ResNet-110, ...)."""
+"""CIFAR pre-activation residual networks of basic units (ResNet-32, ResNet-110)."""
 
 from __future__ import annotations
 
@@ -107,13 +107,15 @@ def cifar_resnet(
     """Builds a CIFAR residual network: a 3x3 stem and three blocks of basic units.
 
     Args:
-        model: Residual units per block: "5" (ResNet-32) and "18" (ResNet-110) give all three
-            blocks as many, "3_4_5" each its own.
+        model: Residual units per block: "5" (ResNet-32) and "18" (ResNet-110) give all
+            three blocks as many, "3_4_5" each its own.
         model_type: "vanilla", "act", "act_early_stopping" or "sact".
         num_classes: Size of the logits.
-        base_channels: Channels of the first block; the others have 2 and 4 times as many.
+        base_channels: Channels of the first block; the others have 2 and 4 times as
+            many.
         tau: Weight of the ponder cost in the losses, at least 0.
-        execution: "masked": units run densely and residuals are multiplied by the active mask.
+        execution: "masked": units run densely and residuals are multiplied by the
+            active mask.
         name: Keras name of the model.
 
     Returns:

@@ -1,4 +1,4 @@
-"""ImageNet pre-activation residual networks of bottleneck units (ResNet-50, 101, 152, 200)."""
+"""ImageNet pre-activation residual networks of bottleneck units (ResNet-50 to 200)."""
 
 from __future__ import annotations
 
@@ -113,15 +113,18 @@ def imagenet_resnet(
     execution: str = "masked",
     name: str | None = None,
 ) -> ImagenetResNet:
-    """Builds an ImageNet residual network: a 7x7 stem and four blocks of bottleneck units.
+    """Builds an ImageNet residual network: 7x7 stem, four blocks of bottleneck units.
 
     Args:
-        model: "50", "101", "152", "200", or the residual units of each block as in "3_4_23_3".
+        model: "50", "101", "152", "200", or the residual units of each block as in
+            "3_4_23_3".
         model_type: "vanilla", "act", "act_early_stopping" or "sact".
         num_classes: Size of the logits; 1001 is ImageNet and a background class 0.
-        base_channels: Bottleneck channels of the first block; doubles from block to block.
+        base_channels: Bottleneck channels of the first block; doubles from block to
+            block.
         tau: Weight of the ponder cost in the losses, at least 0.
-        execution: "masked": units run densely and residuals are multiplied by the active mask.
+        execution: "masked": units run densely and residuals are multiplied by the
+            active mask.
         name: Keras name of the model.
 
     Returns:

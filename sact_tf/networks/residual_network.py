@@ -42,7 +42,8 @@ def parse_units(
     """Reads the number of residual units per block.
 
     Args:
-        model: A name in `named`, numbers joined by underscores such as "3_4_23_3", or a sequence.
+        model: A name in `named`, numbers joined by underscores such as "3_4_23_3", or a
+            sequence.
         named: Networks known by name.
         num_blocks: How many numbers there have to be.
 
@@ -60,8 +61,8 @@ def parse_units(
         names = f"one of {', '.join(map(repr, named))}, or " if named else ""
         example = "_".join(["3"] * num_blocks)
         raise ValueError(
-            f"model must be {names}{num_blocks} numbers >= 1 of residual units per block, "
-            f"such as {example!r}; got {model!r}"
+            f"model must be {names}{num_blocks} numbers >= 1 of residual units per "
+            f"block, such as {example!r}; got {model!r}"
         )
     return units
 
@@ -73,7 +74,7 @@ def check_options(
     num_classes: int,
     base_channels: int,
 ) -> None:
-    """Raises ValueError, naming argument, value and what is accepted, on a bad option."""
+    """Raises ValueError on a bad option, naming it, its value and what is accepted."""
     if model_type not in MODEL_TYPES:
         raise ValueError(
             f"model_type must be one of {', '.join(MODEL_TYPES)}; got {model_type!r}"
@@ -92,9 +93,10 @@ def check_options(
 class ResidualNetwork(keras.Model):
     """Residual network whose blocks may decide how many of their units to run.
 
-    Maps images [batch, height, width, 3] of any size to logits [batch, num_classes]. Its losses
-    hold the weight decay and tau times the mean ponder cost of every block. Compiled with a loss
-    on logits, `fit` and `evaluate` also report the mean units per block and FLOPs.
+    Maps images [batch, height, width, 3] of any size to logits [batch, num_classes].
+    Its losses hold the weight decay and tau times the mean ponder cost of every block.
+    Compiled with a loss on logits, `fit` and `evaluate` also report the mean units per
+    block and FLOPs.
 
     Subclasses build the layers and call `_set_layers`.
 
@@ -122,7 +124,8 @@ class ResidualNetwork(keras.Model):
         names = [
             f"{block.name}/units" for block in self.blocks if hasattr(block, "tau")
         ]
-        # In a namespace, where Keras does not take the metrics' variables for the network's.
+        # In a namespace, where Keras does not take the metrics' variables for the
+        # network's.
         self._tracked = types.SimpleNamespace(
             metrics=[
                 keras.metrics.Mean(name=name, dtype="float64")
@@ -148,11 +151,11 @@ class ResidualNetwork(keras.Model):
         }
 
     def _run_stem(self, images):
-        """Maps images to the input of the first block; returns it and its operations."""
+        """Maps images to the input of the first block; returns it and its FLOPs."""
         raise NotImplementedError
 
     def _run_tail(self, x, training):
-        """Maps the output of the last block to pooled features [batch, 1, 1, channels]."""
+        """Maps the last block's output to pooled features [batch, 1, 1, channels]."""
         raise NotImplementedError
 
     def build(self, input_shape):
@@ -203,8 +206,8 @@ class ResidualNetwork(keras.Model):
 
         Returns:
             Logits [batch, num_classes] and the end points: `inputs`, `block_scopes` and
-            `block_num_units` (lists), `flops` (int64 [batch]); for each block `<block>` (its output)
-            and `<block>/...` as in `sact_tf.blocks`.
+            `block_num_units` (lists), `flops` (int64 [batch]); for each block `<block>`
+            (its output) and `<block>/...` as in `sact_tf.blocks`.
         """
         return self(images, training=training, return_end_points=True)
 

@@ -1,4 +1,4 @@
-"""The CIFAR program: runs, results, resuming after a kill, and one clear line on bad input."""
+"""The CIFAR program: runs, results, resuming after a kill, bad input."""
 
 import json
 import os
@@ -111,7 +111,8 @@ def test_fine_tunes_from_a_vanilla_network(run, write_cifar, tmp_path):
     options = dict(dataset_dir=str(write_cifar()), batch_size=8, mode="train")
     vanilla, sact = str(tmp_path / "vanilla"), str(tmp_path / "sact")
     run(train_log_dir=vanilla, max_number_of_steps=2, **options)
-    # A rate of 0.1 moves weights by little in one step from there, by a lot from elsewhere.
+    # A rate of 0.1 moves weights by little in one step from there, by a lot from
+    # elsewhere.
     run(
         train_log_dir=sact,
         finetune_path=vanilla,

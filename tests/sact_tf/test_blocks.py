@@ -1,4 +1,4 @@
-"""Blocks around a user's own units, against the algorithms written out per image and position."""
+"""Blocks around a user's own units, against the algorithms written out."""
 
 import numpy as np
 import pytest

@@ -27,7 +27,7 @@ def run(scores, shape=(1,), epsilon=halting.EPSILON):
 
 
 def reference(scores, epsilon=halting.EPSILON):
-    """Equations 5, 7, 8 and 10, for one position, as written in the paper (in float32)."""
+    """Equations 5, 7, 8 and 10 for one position, in float32."""
     scores = [*map(np.float32, scores), np.float32(1)]
     cumulative, num_units = np.float32(0), 0
     while True:
