@@ -31,6 +31,17 @@ from sact_tf.halting_scores import ImageHaltingScore, SpatialHaltingScore
 from sact_tf.layers import BatchNorm
 
 
+def _run_unit(unit, x, training, active=None):
+    """Runs a unit with the arguments its `call` has, and freezes inactive positions."""
+    accepted = inspect.signature(unit.call).parameters
+    options = {"training": training} if "training" in accepted else {}
+    if active is None:
+        return unit(x, **options)
+    if "active" in accepted:
+        return unit(x, active=active, **options)
+    return tf.where(active[..., tf.newaxis], unit(x, **options), x)
+
+
 class PlainBlock(keras.layers.Layer):
     """Runs all its residual units, one after the other.
 
@@ -72,7 +83,7 @@ class PlainBlock(keras.layers.Layer):
         for unit in self.units:
             if return_end_points and hasattr(unit, "flops"):
                 flops.append(unit.flops(x))
-            x = unit(x, training=training)
+            x = _run_unit(unit, x, training)
         if not return_end_points:
             return x
         return x, self._flops_end_point(flops)
@@ -238,7 +249,7 @@ class ACTBlock(_AdaptiveBlock):
         return self._finish(output, state, weights, scores, flops, return_end_points)
 
     def _step(self, k, x, state, output, training):
-        x = self.units[k](x, training=training)
+        x = _run_unit(self.units[k], x, training)
         is_last = k == len(self.heads)
         score = tf.ones(tf.shape(x)[:1])
         if not is_last:
@@ -275,7 +286,7 @@ class SACTBlock(_AdaptiveBlock):
         weights, scores, flops = [], [], []
         for k, unit in enumerate(self.units):
             unit_input = x
-            x = self._run_unit(unit, x, active, training)
+            x = _run_unit(unit, x, training, active)
             if return_end_points:
                 flops += self._step_flops(k, x, unit_input, active)
             is_last = k == len(self.heads)
@@ -291,11 +302,3 @@ class SACTBlock(_AdaptiveBlock):
             output = term if output is None else output + term
             active = state.active
         return self._finish(output, state, weights, scores, flops, return_end_points)
-
-    @staticmethod
-    def _run_unit(unit, x, active, training):
-        if active is None:
-            return unit(x, training=training)
-        if "active" in inspect.signature(unit.call).parameters:
-            return unit(x, active=active, training=training)
-        return tf.where(active[..., tf.newaxis], unit(x, training=training), x)

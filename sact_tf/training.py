@@ -65,9 +65,8 @@ def keep_freed_memory() -> None:
     """Makes the C library keep the memory of freed tensors.
 
     TensorFlow allocates CPU tensors with malloc, which by default maps and unmaps large
-    ones, so that every training step touches its pages anew. Keeping them made the
-    CIFAR training step 1.3 times as fast (glibc only; elsewhere nothing happens). Call
-    it before the first tensor is made.
+    ones, so that every training step faults their pages in anew. Call this before the
+    first tensor is made; it works on glibc, and elsewhere does nothing.
     """
     if not sys.platform.startswith("linux"):
         return
