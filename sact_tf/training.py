@@ -106,7 +106,9 @@ class TrainingState:
         }
         self._network = list(variables.values())
         self._saver = tf.compat.v1.train.Saver(
-            {**variables, **accumulators, "global_step": self._step}, max_to_keep=5
+            {**variables, **accumulators, "global_step": self._step},
+            max_to_keep=5,
+            save_relative_paths=True,
         )
 
     @property

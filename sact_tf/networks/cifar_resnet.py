@@ -12,7 +12,6 @@ from sact_tf.layers import BatchNorm, conv2d, global_average, leaky_relu
 from sact_tf.networks import residual_network
 from sact_tf.residual_units import BasicUnit
 
-_WEIGHT_DECAY = 2e-4
 _SLOPE = 0.1
 _batch_norm = functools.partial(
     BatchNorm, decay=0.9, epsilon=1e-3, activation=leaky_relu(_SLOPE)
@@ -28,63 +27,34 @@ class CifarResNet(residual_network.ResidualNetwork):
     """See `cifar_resnet`."""
 
     slim_scope = "resnet_residual"
-    _final_scopes = ("Conv", "BatchNorm", "logits")
+    _weight_decay = 2e-4
+    _block_name = "block_{}"
+    _stem_scope = "Conv"
+    _final_bn_scope = "BatchNorm"
+    _batch_norm = staticmethod(_batch_norm)
+    _head_batch_norm = staticmethod(_batch_norm)
 
-    def __init__(
-        self,
-        model: str | int | Sequence[int] = "5",
-        model_type: str = "vanilla",
-        num_classes: int = 10,
-        base_channels: int = 16,
-        tau: float = 1.0,
-        execution: str = "masked",
-        name: str | None = None,
-        **kwargs,
-    ):
-        super().__init__(name=name, **kwargs)
-        residual_network.check_options(
-            model_type, tau, execution, num_classes, base_channels
-        )
+    @staticmethod
+    def _parse_units(model):
         if isinstance(model, (str, int)) and str(model).isdigit():
             model = [int(model)] * 3
-        units_per_block = residual_network.parse_units(model, {}, 3)
-        self._config = dict(
-            model="_".join(map(str, units_per_block)),
-            model_type=model_type,
-            num_classes=num_classes,
-            base_channels=base_channels,
-            tau=tau,
-            execution=execution,
-        )
-        decay = dict(weight_decay=_WEIGHT_DECAY)
-        blocks = []
-        for b, num_units in enumerate(units_per_block):
-            units = [
-                BasicUnit(
-                    base_channels * 2**b,
-                    strides=2 if b and not k else 1,
-                    batch_norm=_batch_norm,
-                    inner_batch_norm=_inner_batch_norm,
-                    preact_shortcut=not b and not k,
-                    name=f"unit_{k + 1}",
-                    **decay,
-                )
-                for k in range(num_units)
-            ]
-            blocks.append(
-                residual_network.make_block(
-                    model_type, units, tau, _batch_norm, name=f"block_{b + 1}", **decay
-                )
-            )
-        self._set_layers(
-            stem=conv2d(base_channels, 3, use_bias=True, name="Conv", **decay),
-            blocks=blocks,
-            final_bn=_batch_norm(name="BatchNorm"),
-            classifier=conv2d(num_classes, 1, use_bias=True, name="logits", **decay),
+        return residual_network.parse_units(model, {}, 3)
+
+    def _make_stem(self, base_channels, weight_decay):
+        return conv2d(
+            base_channels, 3, use_bias=True, weight_decay=weight_decay, name="Conv"
         )
 
-    def get_config(self):
-        return {**self._config, "name": self.name}
+    def _make_unit(self, b, k, base_channels, weight_decay, name):
+        return BasicUnit(
+            base_channels * 2**b,
+            strides=2 if b and not k else 1,
+            batch_norm=_batch_norm,
+            inner_batch_norm=_inner_batch_norm,
+            preact_shortcut=not b and not k,
+            weight_decay=weight_decay,
+            name=name,
+        )
 
     def _run_stem(self, images):
         x = self.stem(images)

@@ -20,9 +20,7 @@ UNITS_PER_BLOCK = {
     "200": (3, 24, 36, 3),
 }
 
-_WEIGHT_DECAY = 1e-4
 _STEM_CHANNELS = 64  # whatever base_channels is
-# The batch normalizations of the halting heads are linear.
 _linear_batch_norm = functools.partial(BatchNorm, decay=0.997, epsilon=1e-5)
 _batch_norm = functools.partial(_linear_batch_norm, activation=tf.nn.relu)
 
@@ -32,68 +30,38 @@ class ImagenetResNet(residual_network.ResidualNetwork):
     """See `imagenet_resnet`."""
 
     slim_scope = "resnet_v2"
-    _final_scopes = ("conv1", "postnorm", "logits")
+    _weight_decay = 1e-4
+    _block_name = "block{}"
+    _stem_scope = "conv1"
+    _final_bn_scope = "postnorm"
+    _batch_norm = staticmethod(_batch_norm)
+    _head_batch_norm = staticmethod(_linear_batch_norm)
 
-    def __init__(
-        self,
-        model: str | int | Sequence[int] = "101",
-        model_type: str = "vanilla",
-        num_classes: int = 1001,
-        base_channels: int = 64,
-        tau: float = 1.0,
-        execution: str = "masked",
-        name: str | None = None,
-        **kwargs,
-    ):
-        super().__init__(name=name, **kwargs)
-        residual_network.check_options(
-            model_type, tau, execution, num_classes, base_channels
-        )
-        units_per_block = residual_network.parse_units(model, UNITS_PER_BLOCK, 4)
-        self._config = dict(
-            model="_".join(map(str, units_per_block)),
-            model_type=model_type,
-            num_classes=num_classes,
-            base_channels=base_channels,
-            tau=tau,
-            execution=execution,
-        )
-        decay = dict(weight_decay=_WEIGHT_DECAY)
-        blocks = []
-        for b, num_units in enumerate(units_per_block):
-            channels = base_channels * 2**b
-            units = [
-                BottleneckUnit(
-                    4 * channels,
-                    channels,
-                    strides=2 if b and not k else 1,
-                    batch_norm=_batch_norm,
-                    name=f"unit_{k + 1}",
-                    **decay,
-                )
-                for k in range(num_units)
-            ]
-            blocks.append(
-                residual_network.make_block(
-                    model_type,
-                    units,
-                    tau,
-                    _linear_batch_norm,
-                    name=f"block{b + 1}",
-                    **decay,
-                )
-            )
-        self._set_layers(
-            stem=conv2d(
-                _STEM_CHANNELS, 7, 2, "valid", use_bias=True, name="conv1", **decay
-            ),
-            blocks=blocks,
-            final_bn=_batch_norm(name="postnorm"),
-            classifier=conv2d(num_classes, 1, use_bias=True, name="logits", **decay),
+    @staticmethod
+    def _parse_units(model):
+        return residual_network.parse_units(model, UNITS_PER_BLOCK, 4)
+
+    def _make_stem(self, base_channels, weight_decay):
+        return conv2d(
+            _STEM_CHANNELS,
+            7,
+            2,
+            "valid",
+            use_bias=True,
+            weight_decay=weight_decay,
+            name="conv1",
         )
 
-    def get_config(self):
-        return {**self._config, "name": self.name}
+    def _make_unit(self, b, k, base_channels, weight_decay, name):
+        channels = base_channels * 2**b
+        return BottleneckUnit(
+            4 * channels,
+            channels,
+            strides=2 if b and not k else 1,
+            batch_norm=_batch_norm,
+            weight_decay=weight_decay,
+            name=name,
+        )
 
     def _run_stem(self, images):
         x = self.stem(tf.pad(images, [[0, 0], [3, 3], [3, 3], [0, 0]]))

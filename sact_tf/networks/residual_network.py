@@ -10,7 +10,7 @@ import tf_keras as keras
 
 from sact_tf import flops
 from sact_tf.blocks import ACTBlock, PlainBlock, SACTBlock
-from sact_tf.layers import BatchNorm
+from sact_tf.layers import BatchNorm, conv2d
 
 MODEL_TYPES = ("vanilla", "act", "act_early_stopping", "sact")
 """Halting rules of a network, by the original's names."""
@@ -98,34 +98,74 @@ class ResidualNetwork(keras.Model):
     Compiled with a loss on logits, `fit` and `evaluate` also report the mean units per
     block and FLOPs.
 
-    Subclasses build the layers and call `_set_layers`.
+    Args:
+        model: Residual units per block; what is accepted is up to the subclass.
+        model_type: One of `MODEL_TYPES`.
+        num_classes: Size of the logits.
+        base_channels: Scales the channels of all blocks.
+        tau: Weight of the ponder cost in the losses, at least 0.
+        execution: One of `EXECUTIONS`.
+        name: Keras name of the model.
 
     Attributes:
         blocks: The block layers, `PlainBlock`, `ACTBlock` or `SACTBlock`.
         slim_scope: Root scope of the variables in TF-Slim checkpoints.
+
+    Raises:
+        ValueError: On any other value, naming the argument.
     """
 
+    # What a subclass says of its architecture.
     slim_scope: str
-    _final_scopes: tuple[
-        str, str, str
-    ]  # of the stem, the final batch norm and the logits
+    _weight_decay: float
+    _block_name: str  # format string of the block's number
+    _stem_scope: str
+    _final_bn_scope: str
 
-    def _set_layers(
+    def __init__(
         self,
-        stem: keras.layers.Conv2D,
-        blocks: Sequence[PlainBlock],
-        final_bn: BatchNorm,
-        classifier: keras.layers.Conv2D,
-    ) -> None:
-        self.stem = stem
-        self.blocks = list(blocks)
-        self.final_bn = final_bn
-        self.classifier = classifier
+        model: str | int | Sequence[int],
+        model_type: str,
+        num_classes: int,
+        base_channels: int,
+        tau: float,
+        execution: str,
+        name: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        check_options(model_type, tau, execution, num_classes, base_channels)
+        units_per_block = self._parse_units(model)
+        self._config = dict(
+            model="_".join(map(str, units_per_block)),
+            model_type=model_type,
+            num_classes=num_classes,
+            base_channels=base_channels,
+            tau=tau,
+            execution=execution,
+        )
+        decay = dict(weight_decay=self._weight_decay)
+        self.stem = self._make_stem(base_channels, **decay)
+        self.blocks = [
+            make_block(
+                model_type,
+                [
+                    self._make_unit(b, k, base_channels, name=f"unit_{k + 1}", **decay)
+                    for k in range(num_units)
+                ],
+                tau,
+                self._head_batch_norm,
+                name=self._block_name.format(b + 1),
+                **decay,
+            )
+            for b, num_units in enumerate(units_per_block)
+        ]
+        self.final_bn = self._batch_norm(name=self._final_bn_scope)
+        self.classifier = conv2d(num_classes, 1, use_bias=True, name="logits", **decay)
         names = [
             f"{block.name}/units" for block in self.blocks if hasattr(block, "tau")
         ]
-        # In a namespace, where Keras does not take the metrics' variables for the
-        # network's.
+        # In a namespace, where Keras does not count their variables as the network's.
         self._tracked = types.SimpleNamespace(
             metrics=[
                 keras.metrics.Mean(name=name, dtype="float64")
@@ -133,6 +173,31 @@ class ResidualNetwork(keras.Model):
             ]
         )
         self.build([None, None, None, 3])
+
+    def get_config(self):
+        return {**self._config, "name": self.name}
+
+    @staticmethod
+    def _batch_norm(name: str) -> BatchNorm:
+        """Makes a batch normalization of the units, with its activation."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _head_batch_norm(name: str) -> BatchNorm:
+        """Makes a batch normalization of the halting heads."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _parse_units(model) -> tuple[int, ...]:
+        """Returns the residual units per block."""
+        raise NotImplementedError
+
+    def _make_stem(self, base_channels, weight_decay) -> keras.layers.Conv2D:
+        raise NotImplementedError
+
+    def _make_unit(self, b, k, base_channels, weight_decay, name):
+        """Makes residual unit k of block b, both counted from 0."""
+        raise NotImplementedError
 
     @property
     def block_scopes(self) -> list[str]:
@@ -142,12 +207,11 @@ class ResidualNetwork(keras.Model):
     @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
         """Layers by their scope in TF-Slim checkpoints, below `slim_scope`."""
-        stem, final_bn, classifier = self._final_scopes
         return {
-            stem: self.stem,
+            self._stem_scope: self.stem,
             **{block.name: block for block in self.blocks},
-            final_bn: self.final_bn,
-            classifier: self.classifier,
+            self._final_bn_scope: self.final_bn,
+            "logits": self.classifier,
         }
 
     def _run_stem(self, images):
