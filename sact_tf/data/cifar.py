@@ -12,6 +12,7 @@ from sact_tf.data.examples import Examples
 NUM_CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
 SPLITS = ("train", "test")
+_RECORD_OVERHEAD = 16  # bytes of length and checksums around a TFRecord's content
 DEFAULT_DIRECTORY = "~/tensorflow/data/cifar10"
 
 
@@ -50,14 +51,14 @@ def load_tfrecord(directory: str | None, split: str) -> Examples:
     def parse(record):
         example = tf.io.parse_single_example(record, features)
         image = tf.io.decode_image(example["image/encoded"], expand_animations=False)
-        return image, example["image/class/label"]
+        return image, example["image/class/label"], tf.strings.length(record)
 
     dataset = tf.data.TFRecordDataset(path).map(
         parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
-    images, labels = [], []
+    images, labels, bytes_read = [], [], 0
     try:
-        for image, label in dataset.prefetch(1024).as_numpy_iterator():
+        for image, label, length in dataset.prefetch(1024).as_numpy_iterator():
             if image.shape != IMAGE_SHAPE:
                 raise DataError(
                     f"{path}: record {len(images)} holds an image of shape "
@@ -70,6 +71,7 @@ def load_tfrecord(directory: str | None, split: str) -> Examples:
                 )
             images.append(image)
             labels.append(label)
+            bytes_read += length + _RECORD_OVERHEAD
     except tf.errors.DataLossError as error:
         raise DataError(
             f"{path}: truncated or corrupt at or after record {len(images)}"
@@ -79,6 +81,9 @@ def load_tfrecord(directory: str | None, split: str) -> Examples:
             f"{path}: record {len(images)} or a near one is no example of an encoded "
             "image and a label"
         ) from error
+    if bytes_read != tf.io.gfile.stat(path).length:
+        # TensorFlow takes a file cut off within a record's header for a whole one.
+        raise DataError(f"{path}: truncated after record {len(images) - 1}")
     if not images:
         raise DataError(f"{path}: holds no records")
     return Examples(np.stack(images), np.array(labels, np.int64), NUM_CLASSES)

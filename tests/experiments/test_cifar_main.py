@@ -186,7 +186,7 @@ def test_bad_values_are_named(values, message, run, write_cifar, tmp_path):
 
 def test_checkpoint_of_another_architecture(run, write_cifar, tmp_path):
     model = sact_tf.cifar_resnet("2", "sact")
-    sact_tf.save_slim_checkpoint(model, str(tmp_path / "log" / "model.ckpt-1"))
+    sact_tf.save_slim_checkpoint(model, str(tmp_path / "log" / "model.ckpt-1"), 1)
     options = dict(
         dataset_dir=str(write_cifar()), batch_size=8, **directories(tmp_path)
     )
