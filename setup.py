@@ -40,6 +40,6 @@ setup(
         "tf-models-official~=2.20.0",
     ],
     extras_require={
-        "test": ["hypothesis>=6.80", "pytest>=7.4", "ruff>=0.9"],
+        "test": ["hypothesis>=6.80", "pytest>=7.4", "pytest-xdist>=3.3", "ruff>=0.9"],
     },
 )

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 import sact_tf
 from sact_tf.data.examples import Examples
@@ -15,6 +16,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN_DIR = pathlib.Path(
     os.environ.get("SACT_GOLDEN_DIR", ROOT.parent / "shared" / "golden")
 )
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Gives every test the same initial weights on any machine, in any order."""
+    keras.utils.set_random_seed(1)
 
 
 @pytest.fixture

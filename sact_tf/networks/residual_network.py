@@ -235,8 +235,12 @@ class ResidualNetwork(keras.Model):
             shape = tf.TensorShape(block.compute_output_shape(shape))
         self.final_bn.build(shape)
         self.classifier.build(shape)
-        super().build(input_shape)
+        # Not `Model.build`, which would trace the whole network once more.
+        keras.layers.Layer.build(self, input_shape)
 
+    # Nothing below is for AutoGraph to convert, and its conversion takes longer than
+    # all the rest of tracing.
+    @tf.autograph.experimental.do_not_convert
     def call(self, images, training=None, return_end_points=False):
         images = tf.cast(images, self.compute_dtype)
         x, total_flops = self._run_stem(images)
@@ -246,6 +250,9 @@ class ResidualNetwork(keras.Model):
             "block_num_units": [len(block.units) for block in self.blocks],
         }
         for block in self.blocks:
+            if not return_end_points:
+                x = block(x, training=training)
+                continue
             x, block_end_points = block(x, training=training, return_end_points=True)
             end_points[block.name] = x
             for key, value in block_end_points.items():
