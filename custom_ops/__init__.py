@@ -1,1 +1,31 @@
-"""Room of the perforated convolution op; empty as yet."""
+"""Convolutions and residual units computed at chosen positions only.
+
+Native kernels, compiled on first use, with a plain TensorFlow twin of each.
+"""
+
+from custom_ops.build import BuildError, load
+from custom_ops.convolution import perforated_conv2d
+from custom_ops.implementation import (
+    IMPLEMENTATIONS,
+    default_implementation,
+    has_kernel,
+)
+from custom_ops.units import (
+    fold_batch_norm,
+    masked_accumulate,
+    perforated_basic_unit,
+    perforated_bottleneck,
+)
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "BuildError",
+    "default_implementation",
+    "fold_batch_norm",
+    "has_kernel",
+    "load",
+    "masked_accumulate",
+    "perforated_basic_unit",
+    "perforated_bottleneck",
+    "perforated_conv2d",
+]

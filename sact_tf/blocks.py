@@ -4,7 +4,10 @@ A block wraps any list of layers that keep the shape of their input, but for the
 A unit is called as `unit(x, training=...)`, in a `SACTBlock` as `unit(x, active=...,
 training=...)` where its `call` has that argument. A unit may have a method `flops(x,
 active=None)` that returns its operations per image, int64 [batch]; a block counts
-operations where all its units do.
+operations where all its units do. A unit may have a method `run_active(x, active,
+sums)`, which runs it in inference at the active positions [batch, height, width] only;
+it returns the output and, from the sums of x over positions [batch, channels], those of
+the output. Blocks with `execution="perforated"` use it where there is one.
 
 Every block returns its output, or with `return_end_points=True` the output and a
 dictionary:
@@ -26,9 +29,18 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras as keras
 
+import custom_ops
 from sact_tf.halting import EPSILON, HaltingState, halting_step, initial_halting_state
 from sact_tf.halting_scores import ImageHaltingScore, SpatialHaltingScore
 from sact_tf.layers import BatchNorm
+
+
+EXECUTIONS = ("masked", "perforated")
+"""Ways to run a block; both use the same weights and give the same results.
+
+`masked` runs every unit densely and multiplies residuals by the active mask;
+`perforated` computes active positions only, in inference: training always runs masked.
+"""
 
 
 def _run_unit(unit, x, training, active=None):
@@ -47,13 +59,23 @@ class PlainBlock(keras.layers.Layer):
 
     Args:
         units: Non-empty list of residual units.
+        execution: One of `EXECUTIONS`.
         name: Keras name of the layer.
     """
 
     def __init__(
-        self, units: Sequence[keras.layers.Layer], name: str | None = None, **kwargs
+        self,
+        units: Sequence[keras.layers.Layer],
+        execution: str = "masked",
+        name: str | None = None,
+        **kwargs,
     ):
         super().__init__(name=name, **kwargs)
+        if execution not in EXECUTIONS:
+            raise ValueError(
+                f"execution must be one of {', '.join(EXECUTIONS)}; got {execution!r}"
+            )
+        self.execution = execution
         if not units:
             raise ValueError(f"units must hold at least one layer, got {units!r}")
         self.units = list(units)
@@ -80,13 +102,31 @@ class PlainBlock(keras.layers.Layer):
 
     def call(self, x, training=None, return_end_points=False):
         flops = []
+        active = None
         for unit in self.units:
             if return_end_points and hasattr(unit, "flops"):
                 flops.append(unit.flops(x))
-            x = _run_unit(unit, x, training)
+            if self._is_perforated(training):
+                x, _ = self._run_active(unit, x, active, None)
+                active = tf.ones(tf.shape(x)[:3], tf.bool)
+            else:
+                x = _run_unit(unit, x, training)
         if not return_end_points:
             return x
         return x, self._flops_end_point(flops)
+
+    def _is_perforated(self, training):
+        return self.execution == "perforated" and not training
+
+    def _run_active(self, unit, x, active, sums):
+        """Runs a unit in inference where active (None: everywhere).
+
+        Returns its output, and the output's sums over positions if it got x's.
+        """
+        if active is not None and hasattr(unit, "run_active"):
+            return unit.run_active(x, active, sums)
+        x = _run_unit(unit, x, False, active)
+        return x, tf.reduce_sum(x, [1, 2])
 
     def _flops_end_point(self, flops):
         """Sums the units' counts, or reports none where a unit does not count."""
@@ -107,10 +147,11 @@ class _AdaptiveBlock(PlainBlock):
         epsilon: float = EPSILON,
         batch_norm=None,
         weight_decay: float = 0.0,
+        execution: str = "masked",
         name: str | None = None,
         **kwargs,
     ):
-        super().__init__(units, name=name, **kwargs)
+        super().__init__(units, execution, name=name, **kwargs)
         if not tau >= 0:
             raise ValueError(f"tau must be a number >= 0, got {tau}")
         if not 0 <= epsilon < 1:
@@ -148,6 +189,34 @@ class _AdaptiveBlock(PlainBlock):
         for head, shape in zip(self.heads, shapes):
             with tf.name_scope(head.name):
                 head.build(shape)
+
+    def _call_perforated(self, x, return_end_points):
+        """The same in inference, at active images or positions only."""
+        state = output = active = sums = None
+        weights, scores, flops = [], [], []
+        for k, unit in enumerate(self.units):
+            unit_input = x
+            # x can be updated in place once nobody else is going to read it.
+            with tf.control_dependencies([] if output is None else [output]):
+                x, sums = self._run_active(unit, x, active, sums)
+            if state is None:
+                state = initial_halting_state(self._shape(x))
+            if return_end_points:
+                flops += self._active_flops(k, x, unit_input, state.active)
+            is_last = k == len(self.heads)
+            score = None
+            if not is_last:
+                score = self.heads[k].run_active(x, state.active, sums)
+                scores.append(score)
+            weight, state = halting_step(state, score, is_last, self.epsilon)
+            weights.append(weight)
+            spread = self._spread(weight, x)
+            if output is None:
+                output = tf.cast(spread, x.dtype)[..., tf.newaxis] * x
+            else:
+                output = custom_ops.masked_accumulate(output, x, spread)
+            active = self._spread(state.active, x)
+        return self._finish(output, state, weights, scores, flops, return_end_points)
 
     def _finish(
         self,
@@ -194,6 +263,7 @@ class ACTBlock(_AdaptiveBlock):
         epsilon: Halting slack (eq. 7), in [0, 1).
         batch_norm: Makes the batch normalizations of the halting heads, given a name.
         weight_decay: L2 coefficient of the halting heads.
+        execution: One of `EXECUTIONS`.
         early_stopping: Whether units are skipped at run time once the whole batch has
             halted. The results are the same; time is saved.
         name: Keras name of the layer.
@@ -212,14 +282,19 @@ class ACTBlock(_AdaptiveBlock):
         epsilon: float = EPSILON,
         batch_norm=None,
         weight_decay: float = 0.0,
+        execution: str = "masked",
         early_stopping: bool = False,
         name: str | None = None,
         **kwargs,
     ):
-        super().__init__(units, tau, epsilon, batch_norm, weight_decay, name, **kwargs)
+        super().__init__(
+            units, tau, epsilon, batch_norm, weight_decay, execution, name, **kwargs
+        )
         self.early_stopping = early_stopping
 
     def call(self, x, training=None, return_end_points=False):
+        if self._is_perforated(training):
+            return self._call_perforated(x, return_end_points)
         state = initial_halting_state(tf.shape(x)[:1])
         output = None
         weights, scores, flops = [], [], []
@@ -244,8 +319,7 @@ class ACTBlock(_AdaptiveBlock):
             if k < len(self.heads):
                 scores.append(score)
             if return_end_points:
-                for count in self._step_flops(k, x, unit_input):
-                    flops.append(count * tf.cast(active, tf.int64))
+                flops += self._active_flops(k, x, unit_input, active)
         return self._finish(output, state, weights, scores, flops, return_end_points)
 
     def _step(self, k, x, state, output, training):
@@ -257,6 +331,19 @@ class ACTBlock(_AdaptiveBlock):
         weight, state = halting_step(state, score, is_last, self.epsilon)
         term = tf.cast(weight, x.dtype)[:, tf.newaxis, tf.newaxis, tf.newaxis] * x
         return x, term if output is None else output + term, state, weight, score
+
+    def _active_flops(self, k, x, unit_input, active):
+        return [
+            count * tf.cast(active, tf.int64)
+            for count in self._step_flops(k, x, unit_input)
+        ]
+
+    def _shape(self, x):
+        return tf.shape(x)[:1]
+
+    def _spread(self, per_image, x):
+        """Gives every position of x [batch, height, width] its image's value."""
+        return tf.broadcast_to(per_image[:, tf.newaxis, tf.newaxis], tf.shape(x)[:3])
 
 
 class SACTBlock(_AdaptiveBlock):
@@ -272,6 +359,7 @@ class SACTBlock(_AdaptiveBlock):
         epsilon: Halting slack (eq. 7), in [0, 1).
         batch_norm: Makes the batch normalizations of the halting heads, given a name.
         weight_decay: L2 coefficient of the halting heads.
+        execution: One of `EXECUTIONS`.
         name: Keras name of the layer.
 
     Raises:
@@ -281,6 +369,8 @@ class SACTBlock(_AdaptiveBlock):
     _score_layer = SpatialHaltingScore
 
     def call(self, x, training=None, return_end_points=False):
+        if self._is_perforated(training):
+            return self._call_perforated(x, return_end_points)
         active = None  # every position computes the first unit
         output = None
         weights, scores, flops = [], [], []
@@ -302,3 +392,12 @@ class SACTBlock(_AdaptiveBlock):
             output = term if output is None else output + term
             active = state.active
         return self._finish(output, state, weights, scores, flops, return_end_points)
+
+    def _active_flops(self, k, x, unit_input, active):
+        return self._step_flops(k, x, unit_input, active if k else None)
+
+    def _shape(self, x):
+        return tf.shape(x)[:3]
+
+    def _spread(self, per_position, x):
+        return per_position

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import tensorflow as tf
 import tf_keras as keras
 
+import custom_ops
 from sact_tf import flops
-from sact_tf.layers import BatchNorm, conv2d, global_average
+from sact_tf.layers import BatchNorm, conv2d, global_average, slope_of
 
 HALTING_BIAS = -3.0
 """Initial bias of every head: scores start small, so most units run."""
@@ -31,6 +32,15 @@ def _to_one_channel(conv: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tensor:
     """
     outputs = tf.nn.depthwise_conv2d(x, conv.kernel, [1, 1, 1, 1], "SAME")
     return tf.reduce_sum(outputs, -1, keepdims=True) + conv.bias
+
+
+def _mean(sums: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Divides sums [batch, channels] by the number of positions of x.
+
+    Returns them as [batch, 1, 1, channels].
+    """
+    count = tf.cast(tf.reduce_prod(tf.shape(x)[1:3]), sums.dtype)
+    return (sums / count)[:, tf.newaxis, tf.newaxis]
 
 
 class ImageHaltingScore(keras.layers.Layer):
@@ -71,7 +81,20 @@ class ImageHaltingScore(keras.layers.Layer):
 
     def call(self, x, active=None, training=None):
         """Maps [batch, height, width, channels] to float32 scores [batch]."""
-        pooled = global_average(x)
+        return self._score(global_average(x), training)
+
+    def run_active(self, x: tf.Tensor, active: tf.Tensor, sums: tf.Tensor) -> tf.Tensor:
+        """Returns the scores in inference of active images [batch], zero elsewhere.
+
+        Args:
+            x: [batch, height, width, channels].
+            active: Bool [batch].
+            sums: Sums of x over positions, [batch, channels].
+        """
+        score = self._score(_mean(sums, x), training=False)
+        return tf.where(active, score, 0.0)
+
+    def _score(self, pooled, training):
         logits = _pointwise(self.global_conv, self.global_bn(pooled, training=training))
         return tf.sigmoid(tf.cast(logits[:, 0, 0, 0], tf.float32))
 
@@ -131,7 +154,33 @@ class SpatialHaltingScore(keras.layers.Layer):
         The pooled features average over all positions, frozen ones too.
         """
         local = _to_one_channel(self.local_conv, self.local_bn(x, training=training))
-        pooled = global_average(x)
+        return self._score(local, global_average(x), training)
+
+    def run_active(self, x: tf.Tensor, active: tf.Tensor, sums: tf.Tensor) -> tf.Tensor:
+        """Returns the scores in inference at active positions, zero elsewhere.
+
+        Args:
+            x: [batch, height, width, channels].
+            active: Bool [batch, height, width].
+            sums: Sums of x over positions, [batch, channels].
+        """
+        slope = slope_of(getattr(self.local_bn, "activation", None))
+        if slope is None or not isinstance(self.local_bn, BatchNorm):
+            return tf.where(active, self(x, training=False), 0.0)
+        scale, shift = self.local_bn.folded(x.dtype)
+        local = custom_ops.perforated_conv2d(
+            x,
+            tf.cast(self.local_conv.kernel, x.dtype),
+            active,
+            bias=tf.cast(self.local_conv.bias, x.dtype),
+            input_scale=scale,
+            input_shift=shift,
+            input_slope=slope,
+        )
+        score = self._score(local, _mean(sums, x), training=False)
+        return tf.where(active, score, 0.0)
+
+    def _score(self, local, pooled, training):
         logits = local + _pointwise(
             self.global_conv, self.global_bn(pooled, training=training)
         )

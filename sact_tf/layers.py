@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import tensorflow as tf
 import tf_keras as keras
+
+import custom_ops
 
 # Keras divides the standard deviation by that of a unit normal truncated at two sigmas;
 # the original does not, and takes sqrt(1.3 * 2 / fan_in) as the parameter of the
@@ -72,8 +75,18 @@ def global_average(x: tf.Tensor) -> tf.Tensor:
 
 
 def leaky_relu(slope: float) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the function max(x, slope * x)."""
-    return lambda x: tf.nn.leaky_relu(x, slope)
+    """Returns the function max(x, slope * x), for `slope_of` to read."""
+    return functools.partial(tf.nn.leaky_relu, alpha=slope)
+
+
+def slope_of(activation: Callable[[tf.Tensor], tf.Tensor] | None) -> float | None:
+    """Returns the slope s of an activation max(x, s * x), None for any other."""
+    if activation is None:
+        return 1.0
+    if activation is tf.nn.relu:
+        return 0.0
+    is_leaky = getattr(activation, "func", None) is tf.nn.leaky_relu
+    return activation.keywords["alpha"] if is_leaky else None
 
 
 class BatchNorm(keras.layers.Layer):
@@ -130,6 +143,13 @@ class BatchNorm(keras.layers.Layer):
         training = bool(training) and self.trainable
         outputs = self._normalize_batch(x) if training else self._normalize_moving(x)
         return outputs if self.activation is None else self.activation(outputs)
+
+    def folded(self, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the scale and shift [channels] that it amounts to in inference."""
+        affine = custom_ops.fold_batch_norm(
+            self.gamma, self.beta, self.moving_mean, self.moving_variance, self.epsilon
+        )
+        return tuple(tf.cast(vector, dtype) for vector in affine)
 
     def _normalize_batch(self, x):
         gamma, beta = self.gamma.read_value(), self.beta.read_value()

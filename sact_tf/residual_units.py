@@ -12,14 +12,20 @@ from collections.abc import Callable
 import tensorflow as tf
 import tf_keras as keras
 
+import custom_ops
 from sact_tf import flops
-from sact_tf.layers import BatchNorm, conv2d
+from sact_tf.layers import BatchNorm, conv2d, slope_of
 
 
 def _add_residual(shortcut, residual, active):
     if active is not None:
         residual *= tf.cast(active, residual.dtype)[..., tf.newaxis]
     return shortcut + residual
+
+
+def _run_densely(unit, x, active, sums):
+    x = unit(x, active=active, training=False)
+    return x, None if sums is None else tf.reduce_sum(x, [1, 2])
 
 
 def _downsampled(shape, strides, channels):
@@ -117,6 +123,37 @@ class BottleneckUnit(keras.layers.Layer):
         residual = self.conv2_bn(self.conv2(residual), training=training)
         return _add_residual(shortcut, self.conv3(residual), active)
 
+    def run_active(
+        self, x: tf.Tensor, active: tf.Tensor, sums: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Runs the unit in inference, computing active positions only.
+
+        Args:
+            x: [batch, height, width, channels].
+            active: Bool [batch, height, width].
+            sums: Sums of x over positions, [batch, channels], or None.
+
+        Returns:
+            The output, and its sums over positions if those of x were given.
+        """
+        slopes = [
+            slope_of(bn.activation)
+            for bn in (self.preact, self.conv1_bn, self.conv2_bn)
+        ]
+        if self.strides > 1 or self.shortcut is not None or slopes != [0.0] * 3:
+            return _run_densely(self, x, active, sums)
+        convolutions = (self.conv1, self.conv2, self.conv3)
+        outputs = custom_ops.perforated_bottleneck(
+            x,
+            active,
+            self.preact.folded(x.dtype),
+            [tf.cast(conv.kernel, x.dtype) for conv in convolutions],
+            [self.conv1_bn.folded(x.dtype), self.conv2_bn.folded(x.dtype)],
+            tf.cast(self.conv3.bias, x.dtype),
+            sums,
+        )
+        return (outputs, None) if sums is None else outputs
+
     def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:
         """Operations per image on inputs shaped like x; int64 [batch].
 
@@ -200,6 +237,25 @@ class BasicUnit(keras.layers.Layer):
         shortcut = self._shortcut(preact if self.preact_shortcut else x)
         residual = self.conv1_bn(self.conv1(preact), training=training)
         return _add_residual(shortcut, self.conv2(residual), active)
+
+    def run_active(
+        self, x: tf.Tensor, active: tf.Tensor, sums: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """As `BottleneckUnit.run_active`."""
+        slopes = [slope_of(bn.activation) for bn in (self.preact, self.conv1_bn)]
+        changes_shape = self.strides > 1 or x.shape[-1] != self.channels
+        if changes_shape or self.preact_shortcut or None in slopes:
+            return _run_densely(self, x, active, sums)
+        x = custom_ops.perforated_basic_unit(
+            x,
+            active,
+            self.preact.folded(x.dtype),
+            [tf.cast(conv.kernel, x.dtype) for conv in (self.conv1, self.conv2)],
+            self.conv1_bn.folded(x.dtype),
+            tf.cast(self.conv2.bias, x.dtype),
+            slopes,
+        )
+        return x, None if sums is None else tf.reduce_sum(x, [1, 2])
 
     def _shortcut(self, x):
         if self.strides > 1:

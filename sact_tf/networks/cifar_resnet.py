@@ -85,7 +85,7 @@ def cifar_resnet(
             many.
         tau: Weight of the ponder cost in the losses, at least 0.
         execution: "masked": units run densely and residuals are multiplied by the
-            active mask.
+            active mask; "perforated": in inference, only active positions are computed.
         name: Keras name of the model.
 
     Returns:

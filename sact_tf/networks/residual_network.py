@@ -9,14 +9,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import flops
-from sact_tf.blocks import ACTBlock, PlainBlock, SACTBlock
+from sact_tf.blocks import EXECUTIONS, ACTBlock, PlainBlock, SACTBlock
 from sact_tf.layers import BatchNorm, conv2d
 
 MODEL_TYPES = ("vanilla", "act", "act_early_stopping", "sact")
 """Halting rules of a network, by the original's names."""
-
-EXECUTIONS = ("masked",)
-"""Ways to run a network; all use the same weights and give the same results."""
 
 
 def make_block(
@@ -25,12 +22,19 @@ def make_block(
     tau: float,
     batch_norm=None,
     weight_decay: float = 0.0,
+    execution: str = "masked",
     name: str | None = None,
 ) -> PlainBlock:
     """Returns the block layer of a model type around a list of residual units."""
     if model_type == "vanilla":
-        return PlainBlock(units, name=name)
-    options = dict(tau=tau, batch_norm=batch_norm, weight_decay=weight_decay, name=name)
+        return PlainBlock(units, execution, name=name)
+    options = dict(
+        tau=tau,
+        batch_norm=batch_norm,
+        weight_decay=weight_decay,
+        execution=execution,
+        name=name,
+    )
     if model_type == "sact":
         return SACTBlock(units, **options)
     return ACTBlock(units, early_stopping=model_type == "act_early_stopping", **options)
@@ -155,6 +159,7 @@ class ResidualNetwork(keras.Model):
                 ],
                 tau,
                 self._head_batch_norm,
+                execution=execution,
                 name=self._block_name.format(b + 1),
                 **decay,
             )

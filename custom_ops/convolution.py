@@ -1,0 +1,368 @@
+"""Perforated convolution: computed where a mask is set, zero elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from custom_ops.implementation import native_library
+
+_FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
+
+
+def perforated_conv2d(
+    input: tf.Tensor,
+    filters: tf.Tensor,
+    mask: tf.Tensor,
+    strides: int | Sequence[int] = 1,
+    padding: str | Sequence[Sequence[int]] = "SAME",
+    bias: tf.Tensor | None = None,
+    activation: str | Callable[[tf.Tensor], tf.Tensor] | None = None,
+    *,
+    dilations: int | Sequence[int] = 1,
+    input_scale: tf.Tensor | None = None,
+    input_shift: tf.Tensor | None = None,
+    input_slope: float = 1.0,
+    implementation: str = "auto",
+) -> tf.Tensor:
+    """Convolves at the active positions only (SACT, section 2.3).
+
+    Differentiable with respect to everything but the mask; gradients too are computed
+    at active positions only. Inputs that no active position reads are not touched:
+    whatever they hold, NaN included, has no effect.
+
+    Args:
+        input: Float [batch, height, width, in].
+        filters: [kernel height, kernel width, in, out], of the input's type.
+        mask: [batch, out_height, out_width], or [out_height, out_width] for every image
+            of the batch; bool, or numbers of which non-zero ones mean "compute".
+        strides: One number, or two for height and width.
+        padding: "SAME", "VALID", or [[top, bottom], [left, right]].
+        bias: [out], or None.
+        activation: "relu", a function of tensors, or None.
+        dilations: One number, or two for height and width.
+        input_scale: [in], multiplies the input first, or None.
+        input_shift: [in], then added to it, or None; padding stays zero.
+        input_slope: Of the activation max(v, slope * v) that follows, in [0, 1]: the
+            identity (1), leaky ReLU, or ReLU (0).
+        implementation: "native" (compiled kernels; float32 and float64 on a CPU, also
+            float16 and bfloat16 on a GPU), "tensorflow" (plain operations), or "auto":
+            native where it can run.
+
+    Returns:
+        [batch, out_height, out_width, out]: the convolution where the mask is set, zero
+        elsewhere.
+
+    Raises:
+        ValueError: If an argument's type, rank or known size does not fit; names it.
+        tf.errors.InvalidArgumentError: The same of sizes known only at run time, or if
+            a mask of numbers holds NaN or infinity.
+        RuntimeError: If `implementation` is "native" and there is no kernel.
+    """
+    input = tf.convert_to_tensor(input)
+    if input.dtype not in _FLOATS:
+        raise ValueError(
+            f"input must be one of {', '.join(t.name for t in _FLOATS)}; got "
+            f"{input.dtype.name}"
+        )
+    _check_rank("input", input, (4,), "[batch, height, width, channels]")
+    filters = _like("filters", filters, input.dtype)
+    _check_rank("filters", filters, (4,), "[height, width, in channels, out channels]")
+    _check_size("filters", filters, 2, input.shape[3], "the input's channels")
+    strides = _pair("strides", strides)
+    dilations = _pair("dilations", dilations)
+    padding, explicit_paddings = _parse_padding(padding)
+    mask = as_mask(mask, (2, 3))
+    if mask.shape.rank == 3:
+        _check_size("mask", mask, 0, input.shape[0], "the input's batch")
+    for axis in range(2):
+        expected = _static_output_size(
+            input.shape[1 + axis],
+            filters.shape[axis],
+            strides[axis],
+            dilations[axis],
+            padding,
+            explicit_paddings[2 * axis : 2 * axis + 2],
+        )
+        _check_size("mask", mask, axis - 2, expected, "the output's size")
+    vectors = {}
+    for name, vector, size in (
+        ("bias", bias, filters.shape[3]),
+        ("input_scale", input_scale, input.shape[3]),
+        ("input_shift", input_shift, input.shape[3]),
+    ):
+        if vector is not None:
+            vector = _like(name, vector, input.dtype)
+            _check_rank(name, vector, (1,), "[channels]")
+            _check_size(name, vector, 0, size, "the channels")
+        vectors[name] = vector
+    slope, activation = _parse_activation(activation)
+    if not 0 <= input_slope <= 1:
+        raise ValueError(f"input_slope must lie in [0, 1]; got {input_slope}")
+
+    library = native_library(implementation, "PerforatedConv2D", input.dtype)
+    run = _tensorflow_conv2d if library is None else _native_conv2d(library)
+    output = run(
+        input,
+        filters,
+        mask,
+        **vectors,
+        strides=strides,
+        dilations=dilations,
+        padding=padding,
+        explicit_paddings=explicit_paddings,
+        input_slope=input_slope,
+        slope=slope,
+    )
+    if activation is None:
+        return output
+    # An activation may map zero to something else.
+    mask = tf.broadcast_to(mask, tf.shape(output)[:3])[..., tf.newaxis]
+    return tf.where(mask, activation(output), tf.zeros([], output.dtype))
+
+
+def _native_conv2d(library):
+    def run(input, filters, mask, bias, input_scale, input_shift, **attributes):
+        none = tf.zeros([0], input.dtype)
+        bias, input_scale, input_shift = (
+            none if vector is None else vector
+            for vector in (bias, input_scale, input_shift)
+        )
+        return library.perforated_conv2d(
+            input, filters, mask, bias, input_scale, input_shift, **attributes
+        )
+
+    return run
+
+
+@tf.RegisterGradient("PerforatedConv2D")
+def _native_gradient(op, gradient):
+    from custom_ops import build
+
+    library = build.load()
+    input, filters, mask, bias, scale, shift = op.inputs
+    gradient = _activation_gradient(op.outputs[0], gradient, op.get_attr("slope"))
+    has_scale, has_shift = (vector.shape[0] != 0 for vector in (scale, shift))
+    transformed = input
+    if has_scale:
+        transformed *= scale
+    if has_shift:
+        transformed += shift
+    transformed = activate(transformed, op.get_attr("input_slope"))
+    window = {
+        name: op.get_attr(name)
+        for name in ("strides", "dilations", "explicit_paddings")
+    }
+    window["padding"] = op.get_attr("padding").decode()
+    input_gradient = library.perforated_conv2d_input_gradient(
+        tf.shape(input), filters, mask, gradient, **window
+    )
+    filter_gradient = library.perforated_conv2d_filter_gradient(
+        tf.shape(filters), transformed, mask, gradient, **window
+    )
+    input_gradient = _activation_gradient(
+        transformed, input_gradient, op.get_attr("input_slope")
+    )
+    bias_gradient = shift_gradient = scale_gradient = None
+    if bias.shape[0] != 0:
+        active = tf.boolean_mask(
+            gradient, tf.broadcast_to(mask, tf.shape(gradient)[:3])
+        )
+        bias_gradient = tf.reduce_sum(active, 0)
+    if has_shift:
+        shift_gradient = tf.reduce_sum(input_gradient, [0, 1, 2])
+    if has_scale:
+        scale_gradient = tf.reduce_sum(input_gradient * input, [0, 1, 2])
+        input_gradient *= scale
+    return (
+        input_gradient,
+        filter_gradient,
+        None,
+        bias_gradient,
+        scale_gradient,
+        shift_gradient,
+    )
+
+
+def _activation_gradient(output, gradient, slope):
+    """Gradient of max(x, slope * x), whose output has the sign of its input."""
+    if slope == 1.0:
+        return gradient
+    return tf.where(output > 0, gradient, tf.cast(slope, gradient.dtype) * gradient)
+
+
+def _tensorflow_conv2d(
+    input,
+    filters,
+    mask,
+    bias,
+    input_scale,
+    input_shift,
+    strides,
+    dilations,
+    padding,
+    explicit_paddings,
+    input_slope,
+    slope,
+):
+    """The same in plain TensorFlow: gather, multiply, scatter."""
+    shape = tf.shape(input)
+    filters_shape = tf.shape(filters)
+    sizes, paddings = [], []
+    for axis in range(2):
+        extent = (filters_shape[axis] - 1) * dilations[axis] + 1
+        size, stride = shape[1 + axis], strides[axis]
+        if padding == "SAME":
+            output_size = -(-size // stride)
+            total = tf.maximum((output_size - 1) * stride + extent - size, 0)
+            before, after = total // 2, total - total // 2
+        else:
+            before, after = explicit_paddings[2 * axis : 2 * axis + 2]
+            output_size = (size + before + after - extent) // stride + 1
+        sizes.append(output_size)
+        paddings.append([before, after])
+    output_shape = tf.stack([shape[0], *sizes, filters_shape[3]])
+    mask_shape = tf.shape(mask)
+    with tf.control_dependencies(
+        [
+            tf.debugging.assert_equal(
+                mask_shape,
+                output_shape[3 - mask.shape.rank : 3],
+                "mask must have the size of the output",
+            )
+        ]
+    ):
+        positions = tf.where(tf.broadcast_to(mask, output_shape[:3]))  # [active, 3]
+
+    # One row more than the input has stands for the padding.
+    rows = tf.reshape(input, [-1, shape[3]])
+    corner = positions[:, tf.newaxis, 1:] * strides - [p[0] for p in paddings]
+    taps = tf.stack(
+        tf.meshgrid(
+            tf.range(filters_shape[0]) * dilations[0],
+            tf.range(filters_shape[1]) * dilations[1],
+            indexing="ij",
+        ),
+        -1,
+    )
+    where = corner + tf.cast(
+        tf.reshape(taps, [1, -1, 2]), tf.int64
+    )  # [active, taps, 2]
+    size = tf.cast(shape[1:3], tf.int64)
+    inside = tf.reduce_all((where >= 0) & (where < size), -1)
+    flat = (positions[:, :1] * size[0] + where[..., 0]) * size[1] + where[..., 1]
+    patches = tf.gather(rows, tf.where(inside, flat, 0))
+    if input_scale is not None:
+        patches *= input_scale
+    if input_shift is not None:
+        patches += input_shift
+    patches = activate(patches, input_slope)
+    patches = tf.where(inside[..., tf.newaxis], patches, tf.zeros([], input.dtype))
+    depth = tf.reduce_prod(filters_shape[:3])
+    outputs = tf.matmul(
+        tf.reshape(patches, [-1, depth]), tf.reshape(filters, [depth, -1])
+    )
+    if bias is not None:
+        outputs += bias
+    outputs = activate(outputs, slope)
+    output = tf.scatter_nd(positions, outputs, tf.cast(output_shape, tf.int64))
+    static = [None, None] if mask.shape.rank is None else list(mask.shape[-2:])
+    return tf.ensure_shape(
+        output, [input.shape[0], static[0], static[1], filters.shape[3]]
+    )
+
+
+def activate(x: tf.Tensor, slope: float) -> tf.Tensor:
+    """Returns max(x, slope * x): the identity (1), leaky ReLU, or ReLU (0)."""
+    if slope == 1.0:
+        return x
+    return tf.nn.relu(x) if slope == 0.0 else tf.nn.leaky_relu(x, slope)
+
+
+def as_mask(mask: tf.Tensor, ranks: tuple[int, ...]) -> tf.Tensor:
+    """Returns a mask as bool; numbers must be finite, and mean True where not zero."""
+    mask = tf.convert_to_tensor(mask)
+    expected = "[out height, out width], with batch before or not"
+    _check_rank("mask", mask, ranks, expected)
+    if mask.dtype == tf.bool:
+        return mask
+    if mask.dtype.is_floating:
+        mask = tf.debugging.check_numerics(mask, "mask must be finite")
+    elif not mask.dtype.is_integer:
+        raise ValueError(f"mask must be bool or numbers; got {mask.dtype.name}")
+    return tf.not_equal(mask, tf.zeros([], mask.dtype))
+
+
+def _like(name: str, tensor, dtype: tf.DType) -> tf.Tensor:
+    tensor = tf.convert_to_tensor(tensor, dtype_hint=dtype)
+    if tensor.dtype != dtype:
+        raise ValueError(
+            f"{name} must be {dtype.name} like the input; got {tensor.dtype.name}"
+        )
+    return tensor
+
+
+def _check_rank(name, tensor, ranks, expected) -> None:
+    if tensor.shape.rank not in ranks:
+        raise ValueError(f"{name} must be {expected}; got shape {tensor.shape}")
+
+
+def _check_size(name, tensor, axis, expected, what) -> None:
+    got = tensor.shape[axis]
+    if None not in (got, expected) and got != expected:
+        raise ValueError(
+            f"{name} must have {expected} elements ({what}) in axis {axis}; got shape "
+            f"{tensor.shape}"
+        )
+
+
+def _pair(name: str, value: int | Sequence[int]) -> list[int]:
+    values = list(value) if isinstance(value, Sequence) else [value, value]
+    if len(values) != 2 or not all(v == int(v) and v >= 1 for v in values):
+        raise ValueError(f"{name} must be one or two integers >= 1; got {value!r}")
+    return [int(v) for v in values]
+
+
+def _parse_padding(padding) -> tuple[str, list[int]]:
+    """Returns "SAME", "VALID" or "EXPLICIT", and top, bottom, left, right."""
+    if isinstance(padding, str):
+        if padding.upper() in ("SAME", "VALID"):
+            return padding.upper(), [0, 0, 0, 0]
+    else:
+        pairs = [list(pair) for pair in padding]
+        sides = [side for pair in pairs for side in pair]
+        if [len(pair) for pair in pairs] == [2, 2] and min(sides) >= 0:
+            return "EXPLICIT", [int(side) for side in sides]
+    raise ValueError(
+        "padding must be 'SAME', 'VALID' or [[top, bottom], [left, right]] >= 0; got "
+        f"{padding!r}"
+    )
+
+
+def _parse_activation(activation):
+    """Returns the slope of a (leaky) ReLU, and a function for anything else."""
+    if activation is None:
+        return 1.0, None
+    if activation == "relu" or activation is tf.nn.relu:
+        return 0.0, None
+    if callable(activation):
+        return 1.0, activation
+    raise ValueError(
+        f"activation must be 'relu', a function or None; got {activation!r}"
+    )
+
+
+def _static_output_size(size, kernel, stride, dilation, padding, around) -> int | None:
+    if size is None or kernel is None:
+        return None
+    if padding == "SAME":
+        return -(-size // stride)
+    extent = (kernel - 1) * dilation + 1
+    output = (size + sum(around) - extent) // stride + 1
+    if output < 0 or (output == 0 and size + sum(around) < extent - stride):
+        raise ValueError(
+            f"filters reach over {extent} positions, more than input and padding have: "
+            f"{size + sum(around)}"
+        )
+    return output

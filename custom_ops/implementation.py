@@ -1,0 +1,103 @@
+"""Which implementation of the operations runs: compiled kernels, or plain TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+
+import tensorflow as tf
+from tensorflow.python.framework import kernels
+
+from custom_ops import build
+
+IMPLEMENTATIONS = ("auto", "native", "tensorflow")
+"""`native` are the compiled kernels; `tensorflow` plain TensorFlow operations, which run
+everywhere TensorFlow does; `auto` is `native` where it can run."""
+
+_default = contextvars.ContextVar("implementation", default="auto")
+
+
+@contextlib.contextmanager
+def default_implementation(implementation: str) -> Iterator[None]:
+    """Sets what `implementation="auto"` means in a `with` block of this thread.
+
+    A function traced inside keeps that implementation: a SavedModel exported with
+    `tensorflow` loads where this package is not installed, and still skips the work.
+
+    Args:
+        implementation: One of `IMPLEMENTATIONS`.
+
+    Raises:
+        ValueError: On any other value.
+    """
+    _check(implementation)
+    token = _default.set(implementation)
+    try:
+        yield
+    finally:
+        _default.reset(token)
+
+
+def _check(implementation: str) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation must be one of {', '.join(IMPLEMENTATIONS)}; got "
+            f"{implementation!r}"
+        )
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+@functools.cache
+def has_kernel(op: str, device: str, dtype: tf.DType) -> bool:
+    """Tells whether the native library is there and registers a kernel.
+
+    Args:
+        op: Name of a TensorFlow operation.
+        device: "CPU" or "GPU".
+        dtype: Its type `T`.
+    """
+    if build.load() is None:
+        return False
+    return any(
+        kernel.device_type == device
+        and all(
+            dtype.as_datatype_enum in constraint.allowed_values.list.type
+            for constraint in kernel.constraint
+            if constraint.name == "T"
+        )
+        for kernel in kernels.get_registered_kernels_for_op(op).kernel
+    )
+
+
+def native_library(implementation: str, op: str, dtype: tf.DType):
+    """Returns the library whose function runs an op, or None for plain TensorFlow.
+
+    Args:
+        implementation: As the caller received it.
+        op: Name of a TensorFlow operation.
+        dtype: Type of its input.
+
+    Raises:
+        ValueError: On an unknown `implementation`.
+        RuntimeError: If it is `native` and there is no native kernel for the op.
+    """
+    _check(implementation)
+    if implementation == "auto":
+        implementation = _default.get()
+    if implementation == "tensorflow":
+        return None
+    device = "GPU" if _has_gpu() else "CPU"
+    if has_kernel(op, device, dtype):
+        return build.load()
+    if implementation == "native" and has_kernel(op, "CPU", dtype):
+        return build.load()
+    if implementation == "native":
+        reason = build.failure() or f"none is registered for {dtype.name} on {device}"
+        raise RuntimeError(f"implementation='native', but {op} has no kernel: {reason}")
+    return None

@@ -1,0 +1,362 @@
+// Convolution at chosen output positions, and its two gradients.
+//
+// Tensors are contiguous and row-major: images [batch, height, width, channels], filters
+// [height, width, in channels, out channels]. Positions are flat indices into [batch,
+// out height, out width], ascending.
+
+#ifndef CUSTOM_OPS_KERNELS_CONVOLUTION_H_
+#define CUSTOM_OPS_KERNELS_CONVOLUTION_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "gemm.h"
+#include "vector.h"
+
+namespace perforated {
+
+struct Geometry {
+  int64_t batch, height, width, channels;             // input
+  int64_t kernel_height, kernel_width;                // filters
+  int64_t out_height, out_width, filters;             // output
+  int64_t stride_y = 1, stride_x = 1;
+  int64_t dilation_y = 1, dilation_x = 1;
+  int64_t pad_top = 0, pad_left = 0;
+
+  int64_t taps() const { return kernel_height * kernel_width; }
+  int64_t depth() const { return taps() * channels; }
+  int64_t num_inputs() const { return batch * height * width; }
+  int64_t num_outputs() const { return batch * out_height * out_width; }
+};
+
+// Where the window of an output position begins in the input.
+struct Window {
+  Window(const Geometry& g, int64_t position) {
+    const int64_t row = position / g.out_width;
+    image = row / g.out_height;
+    y = (row - image * g.out_height) * g.stride_y - g.pad_top;
+    x = (position - row * g.out_width) * g.stride_x - g.pad_left;
+  }
+  // Flat input position of a tap, or -1 in the padding.
+  int64_t Input(const Geometry& g, int64_t tap) const {
+    const int64_t tap_y = tap / g.kernel_width;
+    const int64_t in_y = y + tap_y * g.dilation_y;
+    const int64_t in_x = x + (tap - tap_y * g.kernel_width) * g.dilation_x;
+    const bool inside = static_cast<uint64_t>(in_y) < static_cast<uint64_t>(g.height) &&
+                        static_cast<uint64_t>(in_x) < static_cast<uint64_t>(g.width);
+    return inside ? (image * g.height + in_y) * g.width + in_x : -1;
+  }
+  int64_t image, y, x;
+};
+
+// Flat indices of the set elements of a mask; of one image's mask, in every image.
+inline std::vector<int64_t> ActivePositions(const bool* mask, int64_t size,
+                                            int64_t copies = 1) {
+  std::vector<int64_t> positions;
+  positions.reserve(std::count(mask, mask + size, true) * copies);
+  for (int64_t copy = 0; copy < copies; ++copy) {
+    for (int64_t i = 0; i < size; ++i) {
+      if (mask[i]) positions.push_back(copy * size + i);
+    }
+  }
+  return positions;
+}
+
+// The input positions that a convolution reads at some output positions, and the way
+// back: row_of[input position] is its index among them, or -1.
+struct TouchedInputs {
+  TouchedInputs(const Geometry& g, const std::vector<int64_t>& positions)
+      : row_of(g.num_inputs(), -1) {
+    for (const int64_t position : positions) {
+      const Window window(g, position);
+      for (int64_t tap = 0; tap < g.taps(); ++tap) {
+        const int64_t input = window.Input(g, tap);
+        if (input >= 0) row_of[input] = 0;
+      }
+    }
+    for (int64_t input = 0; input < g.num_inputs(); ++input) {
+      if (row_of[input] < 0) continue;
+      row_of[input] = static_cast<int64_t>(inputs.size());
+      inputs.push_back(input);
+    }
+  }
+  std::vector<int64_t> inputs;
+  std::vector<int64_t> row_of;
+};
+
+// v -> activation(scale * v + shift) per channel; a null pointer leaves its part out.
+template <typename T>
+struct Transform {
+  const T* scale = nullptr;
+  const T* shift = nullptr;
+  T slope = T(1);  // of the activation max(v, slope * v)
+
+  // `count` channels from `channel` on; from and to may be the same.
+  void Apply(const T* from, int64_t channel, int64_t count, T* to) const {
+    if (scale == nullptr && shift == nullptr && slope == T(1)) {
+      if (from != to) std::memcpy(to, from, count * sizeof(T));
+      return;
+    }
+    const T* scales = scale == nullptr ? nullptr : scale + channel;
+    const T* shifts = shift == nullptr ? nullptr : shift + channel;
+    int64_t i = 0;
+    for (; i + kLanes<T> <= count; i += kLanes<T>) {
+      Vector<T> v = Load(from + i);
+      if (scales != nullptr) v *= Load(scales + i);
+      if (shifts != nullptr) v += Load(shifts + i);
+      Store(to + i, slope == T(1) ? v : Activate(v, slope));
+    }
+    for (; i < count; ++i) {
+      T v = from[i];
+      if (scales != nullptr) v *= scales[i];
+      if (shifts != nullptr) v += shifts[i];
+      to[i] = slope == T(1) ? v : Activate(v, slope);
+    }
+  }
+};
+
+// to[i] += from[i].
+template <typename T>
+inline void Add(const T* from, int64_t count, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) {
+    Store(to + i, Load(to + i) + Load(from + i));
+  }
+  for (; i < count; ++i) to[i] += from[i];
+}
+
+// Copies elements [k, k + count) of the patch that a convolution multiplies at one
+// output position: taps in order, channels within. `row_of` maps an input position to
+// its row in `rows` (compact), or is null where they are the same.
+template <typename T>
+void GatherPatch(const Geometry& g, const T* rows, const int64_t* row_of,
+                 const Transform<T>& transform, int64_t position, int64_t k,
+                 int64_t count, T* to) {
+  const Window window(g, position);
+  int64_t tap = k / g.channels;
+  int64_t channel = k - tap * g.channels;
+  while (count > 0) {
+    const int64_t n = std::min(count, g.channels - channel);
+    const int64_t input = window.Input(g, tap);
+    if (input < 0) {
+      std::fill(to, to + n, T(0));
+    } else {
+      const int64_t row = row_of == nullptr ? input : row_of[input];
+      transform.Apply(rows + row * g.channels + channel, channel, n, to);
+    }
+    to += n;
+    count -= n;
+    channel = 0;
+    ++tap;
+  }
+}
+
+// Whether it is cheaper to multiply every input position with all taps at once, and to
+// add up what falls on an output position, than to copy every position once per tap.
+template <typename T>
+bool FewFilters(const Geometry& g) {
+  return g.taps() > 1 && g.taps() * g.filters <= kPanelColumns<T>;
+}
+
+// Packs filters for `Convolve`: [depth, filters], or [channels, taps * filters] where
+// there are few.
+template <typename T>
+void PackFilters(const Geometry& g, const T* filters, PackedMatrix<T>* packed) {
+  if (FewFilters<T>(g)) {
+    const int64_t filters_count = g.filters, channels = g.channels;
+    packed->PackElements(channels, g.taps() * filters_count, [=](int64_t c, int64_t n) {
+      const int64_t tap = n / filters_count;
+      return filters[(tap * channels + c) * filters_count + n % filters_count];
+    });
+  } else {
+    packed->Pack(g.depth(), g.filters, filters);
+  }
+}
+
+// Writes output rows row_of_output(r) [filters] for every r-th active position.
+template <typename T, typename Output>
+void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
+              const Transform<T>& before, const PackedMatrix<T>& packed,
+              const Transform<T>& after, const std::vector<int64_t>& positions,
+              const Output& output_row, const Workers& workers) {
+  const int64_t num_positions = static_cast<int64_t>(positions.size());
+  if (num_positions == 0 || g.filters == 0) return;
+  if (FewFilters<T>(g)) {
+    const TouchedInputs touched(g, positions);
+    const int64_t columns = g.taps() * g.filters;
+    std::vector<T> products(touched.inputs.size() * columns);
+    GatherMultiplyScatter<T>(
+        static_cast<int64_t>(touched.inputs.size()), packed,
+        [&](int64_t row, int64_t k, int64_t count, T* to) {
+          const int64_t input = touched.inputs[row];
+          const int64_t from = row_of == nullptr ? input : row_of[input];
+          before.Apply(rows + from * g.channels + k, k, count, to);
+        },
+        [&](int64_t row, int num_rows, int64_t column, int num_columns,
+            const T* block) {
+          for (int r = 0; r < num_rows; ++r) {
+            std::memcpy(&products[(row + r) * columns + column],
+                        block + r * kPanelColumns<T>, num_columns * sizeof(T));
+          }
+        },
+        workers);
+    for (int64_t r = 0; r < num_positions; ++r) {
+      const Window window(g, positions[r]);
+      T* to = output_row(r);
+      std::fill(to, to + g.filters, T(0));
+      for (int64_t tap = 0; tap < g.taps(); ++tap) {
+        const int64_t input = window.Input(g, tap);
+        if (input < 0) continue;
+        const T* product = &products[touched.row_of[input] * columns + tap * g.filters];
+        for (int64_t f = 0; f < g.filters; ++f) to[f] += product[f];
+      }
+      after.Apply(to, 0, g.filters, to);
+    }
+    return;
+  }
+  GatherMultiplyScatter<T>(
+      num_positions, packed,
+      [&](int64_t row, int64_t k, int64_t count, T* to) {
+        GatherPatch(g, rows, row_of, before, positions[row], k, count, to);
+      },
+      [&](int64_t row, int num_rows, int64_t column, int num_columns, const T* block) {
+        for (int r = 0; r < num_rows; ++r) {
+          after.Apply(block + r * kPanelColumns<T>, column, num_columns,
+                      output_row(row + r) + column);
+        }
+      },
+      workers);
+}
+
+// Gradient with respect to the input: adds dy * filters^T to `input_gradient`, which
+// begins as zeros. Tasks own images and ranges of channels, so no two write to the same
+// place and the order of additions is always the same.
+template <typename T>
+void ConvolveInputGradient(const Geometry& g, const T* output_gradient,
+                           const T* filters, const std::vector<int64_t>& positions,
+                           T* input_gradient, const Workers& workers) {
+  constexpr int kWidth = kPanelColumns<T>;
+  if (positions.empty() || g.channels == 0 || g.filters == 0) return;
+  const int64_t chunks = CeilDiv(g.channels, kWidth);
+  const int64_t steps = CeilDiv(g.filters, kMaxDepth);
+  std::vector<int64_t> first(g.batch + 1);
+  const int64_t image_size = g.out_height * g.out_width;
+  for (int64_t image = 0; image <= g.batch; ++image) {
+    first[image] = std::lower_bound(positions.begin(), positions.end(),
+                                    image * image_size) -
+                   positions.begin();
+  }
+  // Panel tap * chunks + c holds [filters, channels of chunk c].
+  std::vector<PackedMatrix<T>> panels(g.taps() * chunks);
+  workers.ForEach(static_cast<int64_t>(panels.size()), [&](int64_t p) {
+    const int64_t tap = p / chunks, channel = p % chunks * kWidth;
+    const T* from = filters + (tap * g.channels + channel) * g.filters;
+    panels[p].PackElements(
+        g.filters, std::min<int64_t>(kWidth, g.channels - channel),
+        [=](int64_t f, int64_t c) { return from[c * g.filters + f]; });
+  });
+  const int64_t ranges = std::min<int64_t>(
+      chunks, CeilDiv(2 * workers.num_threads(), std::max<int64_t>(1, g.batch)));
+  workers.ForEach(g.batch * ranges, [&](int64_t task) {
+    const int64_t image = task / ranges, range = task % ranges;
+    static thread_local Buffer<T> tile_buffer;
+    T* tile = tile_buffer.Reserve(kTileRows * kTileStride);
+    alignas(64) T block[kBlockRows * kWidth];
+    for (int64_t row = first[image]; row < first[image + 1]; row += kTileRows) {
+      const int64_t num_rows = std::min<int64_t>(kTileRows, first[image + 1] - row);
+      for (int64_t s = 0; s < steps; ++s) {
+        const int64_t k = s * kMaxDepth;
+        const int64_t count = std::min<int64_t>(kMaxDepth, g.filters - k);
+        for (int64_t r = 0; r < num_rows; ++r) {
+          std::memcpy(tile + r * kTileStride,
+                      output_gradient + positions[row + r] * g.filters + k,
+                      count * sizeof(T));
+        }
+        for (int64_t chunk = chunks * range / ranges;
+             chunk < chunks * (range + 1) / ranges; ++chunk) {
+          const int64_t channel = chunk * kWidth;
+          const int columns =
+              static_cast<int>(std::min<int64_t>(kWidth, g.channels - channel));
+          for (int64_t tap = 0; tap < g.taps(); ++tap) {
+            for (int64_t r = 0; r < num_rows; r += kBlockRows) {
+              const int n =
+                  static_cast<int>(std::min<int64_t>(kBlockRows, num_rows - r));
+              MultiplyRows<T, kTileStride, 1>(
+                  n, columns, tile + r * kTileStride,
+                  panels[tap * chunks + chunk].Panel(0, k), count, false, block);
+              for (int i = 0; i < n; ++i) {
+                const int64_t input =
+                    Window(g, positions[row + r + i]).Input(g, tap);
+                if (input < 0) continue;
+                Add(block + i * kWidth, columns,
+                    input_gradient + input * g.channels + channel);
+              }
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+// Gradient with respect to the filters: patches^T * dy over the active positions. Tasks
+// own ranges of the filters' depth.
+template <typename T>
+void ConvolveFilterGradient(const Geometry& g, const T* input, const T* output_gradient,
+                            const std::vector<int64_t>& positions, T* filter_gradient,
+                            const Workers& workers) {
+  constexpr int kWidth = kPanelColumns<T>;
+  std::fill(filter_gradient, filter_gradient + g.depth() * g.filters, T(0));
+  const int64_t num_positions = static_cast<int64_t>(positions.size());
+  if (num_positions == 0 || g.depth() == 0 || g.filters == 0) return;
+  const int64_t groups = CeilDiv(g.depth(), kBlockRows);
+  const int64_t max_groups = kMaxDepth / kBlockRows;
+  const int64_t tasks = std::min(
+      groups, std::max<int64_t>(CeilDiv(groups, max_groups), 2 * workers.num_threads()));
+  workers.ForEach(tasks, [&](int64_t task) {
+    const int64_t first = groups * task / tasks * kBlockRows;
+    const int64_t last =
+        std::min(g.depth(), groups * (task + 1) / tasks * kBlockRows);
+    static thread_local Buffer<T> tile_buffer, sums_buffer;
+    static thread_local PackedMatrix<T> packed;
+    T* tile = tile_buffer.Reserve(kTileRows * kTileStride);
+    const int64_t panels = CeilDiv(g.filters, kWidth);
+    const int64_t task_groups = CeilDiv(last - first, kBlockRows);
+    T* sums = sums_buffer.Reserve(panels * task_groups * kBlockRows * kWidth);
+    for (int64_t row = 0; row < num_positions; row += kTileRows) {
+      const int64_t num_rows = std::min<int64_t>(kTileRows, num_positions - row);
+      for (int64_t r = 0; r < num_rows; ++r) {
+        GatherPatch(g, input, nullptr, Transform<T>{}, positions[row + r], first,
+                    last - first, tile + r * kTileStride);
+      }
+      packed.PackElements(num_rows, g.filters, [&](int64_t r, int64_t f) {
+        return output_gradient[positions[row + r] * g.filters + f];
+      });
+      for (int64_t p = 0; p < panels; ++p) {
+        const int columns =
+            static_cast<int>(std::min<int64_t>(kWidth, g.filters - p * kWidth));
+        for (int64_t group = 0; group < task_groups; ++group) {
+          const int n = static_cast<int>(
+              std::min<int64_t>(kBlockRows, last - first - group * kBlockRows));
+          MultiplyRows<T, 1, kTileStride>(
+              n, columns, tile + group * kBlockRows, packed.Panel(p, 0), num_rows,
+              row > 0, sums + (p * task_groups + group) * kBlockRows * kWidth);
+        }
+      }
+    }
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t columns = std::min<int64_t>(kWidth, g.filters - p * kWidth);
+      for (int64_t k = first; k < last; ++k) {
+        std::memcpy(filter_gradient + k * g.filters + p * kWidth,
+                    sums + (p * task_groups * kBlockRows + (k - first)) * kWidth,
+                    columns * sizeof(T));
+      }
+    }
+  });
+}
+
+}  // namespace perforated
+
+#endif  // CUSTOM_OPS_KERNELS_CONVOLUTION_H_

@@ -1,0 +1,236 @@
+// Matrix product whose left rows are gathered and whose results are scattered.
+//
+// Rows come from a functor that copies a range of a row into a small tile, so that what
+// a convolution multiplies never lies in main memory as a whole; results go to a functor
+// that gets them block by block while they are in the nearest cache.
+
+#ifndef CUSTOM_OPS_KERNELS_GEMM_H_
+#define CUSTOM_OPS_KERNELS_GEMM_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <new>
+
+#include "vector.h"
+
+namespace perforated {
+
+// Runs fn(i) for every i in [0, n), on any thread, in any order.
+class Workers {
+ public:
+  virtual ~Workers() = default;
+  virtual int num_threads() const = 0;
+  virtual void ForEach(int64_t n, const std::function<void(int64_t)>& fn) const = 0;
+};
+
+// Memory aligned to cache lines; it grows and never shrinks.
+template <typename T>
+class Buffer {
+ public:
+  T* Reserve(int64_t size) {
+    if (size > size_) {
+      data_.reset();
+      const std::size_t bytes = (size * sizeof(T) + 63) / 64 * 64;
+      void* memory = std::aligned_alloc(64, bytes);
+      if (memory == nullptr) throw std::bad_alloc();
+      data_.reset(static_cast<T*>(memory));
+      size_ = size;
+    }
+    return data_.get();
+  }
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0;
+};
+
+// Depth of a product that one tile holds; the tile's row stride is constant, so that the
+// kernel reaches all its rows from one register, and not a power of two, so that they do
+// not compete for the same cache set.
+inline constexpr int kMaxDepth = 384;
+inline constexpr int kTileStride = kMaxDepth + 16;
+inline constexpr int kTileGroups = 8;
+inline constexpr int kTileRows = kTileGroups * kBlockRows;
+// Columns whose partial sums stay in the cache while the depth is walked.
+inline constexpr int kMaxColumns = 512;
+
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A matrix [depth, columns] in panels [depth, kPanelColumns], padded with zeros.
+template <typename T>
+class PackedMatrix {
+ public:
+  // element(k, n) gives the matrix.
+  template <typename Element>
+  void PackElements(int64_t depth, int64_t columns, const Element& element) {
+    depth_ = depth;
+    columns_ = columns;
+    constexpr int kWidth = kPanelColumns<T>;
+    const int64_t panels = CeilDiv(columns, kWidth);
+    T* to = buffer_.Reserve(panels * depth * kWidth);
+    for (int64_t p = 0; p < panels; ++p) {
+      for (int64_t k = 0; k < depth; ++k) {
+        for (int64_t n = p * kWidth; n < (p + 1) * kWidth; ++n) {
+          *to++ = n < columns ? element(k, n) : T(0);
+        }
+      }
+    }
+  }
+  // Of a row-major matrix.
+  void Pack(int64_t depth, int64_t columns, const T* matrix) {
+    PackElements(depth, columns,
+                 [=](int64_t k, int64_t n) { return matrix[k * columns + n]; });
+  }
+  int64_t depth() const { return depth_; }
+  int64_t columns() const { return columns_; }
+  const T* Panel(int64_t panel, int64_t k) const {
+    return buffer_.data() + (panel * depth_ + k) * kPanelColumns<T>;
+  }
+
+ private:
+  int64_t depth_ = 0, columns_ = 0;
+  Buffer<T> buffer_;
+};
+
+// block [kRows, kPanelColumns] (+)= rows [kRows, depth] * panel [depth, kPanelColumns];
+// row r of the left side at depth k is left[r * kRowStride + k * kDepthStride].
+template <typename T, int kRows, int kVectors, int kRowStride, int kDepthStride>
+void Multiply(const T* left, const T* panel, int64_t depth, bool accumulate, T* block) {
+  constexpr int kWidth = kPanelColumns<T>;
+  Vector<T> sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      sums[r][v] = accumulate ? Load(block + r * kWidth + v * kLanes<T>)
+                              : Vector<T>{};
+    }
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    Vector<T> right[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) right[v] = Load(panel + v * kLanes<T>);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const T scalar = left[r * kRowStride];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sums[r][v] += scalar * right[v];
+    }
+    left += kDepthStride;
+    panel += kWidth;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      Store(block + r * kWidth + v * kLanes<T>, sums[r][v]);
+    }
+  }
+}
+
+// The same for any number of rows from 1 to kBlockRows (an odd number computes one row
+// more, which the tile and the block have room for) and columns up to kPanelColumns.
+template <typename T, int kRowStride, int kDepthStride, int kRows = kBlockRows>
+void MultiplyRows(int rows, int columns, const T* left, const T* panel, int64_t depth,
+                  bool accumulate, T* block) {
+  if constexpr (kRows > 2) {
+    if (rows <= kRows - 2) {
+      return MultiplyRows<T, kRowStride, kDepthStride, kRows - 2>(
+          rows, columns, left, panel, depth, accumulate, block);
+    }
+  }
+  if (columns > kLanes<T>) {
+    Multiply<T, kRows, 2, kRowStride, kDepthStride>(left, panel, depth, accumulate,
+                                                    block);
+  } else {
+    Multiply<T, kRows, 1, kRowStride, kDepthStride>(left, panel, depth, accumulate,
+                                                    block);
+  }
+}
+
+// How a product is cut into tasks: tiles of rows, ranges of panels.
+struct Partition {
+  Partition(int64_t rows, int64_t columns, int panel_columns, int num_threads) {
+    const int64_t groups = CeilDiv(rows, kBlockRows);
+    const int64_t panels = CeilDiv(columns, panel_columns);
+    // At least so many tasks that no thread waits long for the last one.
+    const int64_t wanted = num_threads == 1 ? 1 : 3 * num_threads;
+    row_tiles = CeilDiv(groups, kTileGroups);
+    column_tiles = CeilDiv(panels * panel_columns, kMaxColumns);
+    if (row_tiles * column_tiles < wanted) {
+      // Few rows: every task reads all its panels, so cut the panels before the rows.
+      column_tiles = std::min(panels, std::max(column_tiles, CeilDiv(wanted, row_tiles)));
+      row_tiles = std::min(groups, CeilDiv(wanted, column_tiles));
+    } else {
+      row_tiles = CeilDiv(row_tiles, num_threads) * num_threads;
+      row_tiles = std::min(groups, row_tiles);
+    }
+  }
+  int64_t row_tiles, column_tiles;
+};
+
+// Computes rows [0, rows) times `matrix`.
+//
+// gather(row, k, count, to) writes elements [k, k + count) of a row to `to`;
+// scatter(row, num_rows, column, num_columns, block) receives results
+// [num_rows, kPanelColumns] row-major, each exactly once.
+template <typename T, typename Gather, typename Scatter>
+void GatherMultiplyScatter(int64_t rows, const PackedMatrix<T>& matrix,
+                           const Gather& gather, const Scatter& scatter,
+                           const Workers& workers) {
+  constexpr int kWidth = kPanelColumns<T>;
+  if (rows == 0 || matrix.columns() == 0) return;
+  const int64_t panels = CeilDiv(matrix.columns(), kWidth);
+  const int64_t groups = CeilDiv(rows, kBlockRows);
+  const Partition partition(rows, matrix.columns(), kWidth, workers.num_threads());
+  const int64_t depth = matrix.depth();
+  const int64_t steps = std::max<int64_t>(1, CeilDiv(depth, kMaxDepth));
+  const int64_t step = CeilDiv(CeilDiv(depth, steps), 16) * 16;
+  workers.ForEach(partition.row_tiles * partition.column_tiles, [&](int64_t task) {
+    const int64_t row_tile = task / partition.column_tiles;
+    const int64_t column_tile = task % partition.column_tiles;
+    const int64_t first_row = groups * row_tile / partition.row_tiles * kBlockRows;
+    const int64_t last_row = std::min(
+        rows, groups * (row_tile + 1) / partition.row_tiles * kBlockRows);
+    const int64_t first_panel = panels * column_tile / partition.column_tiles;
+    const int64_t last_panel = panels * (column_tile + 1) / partition.column_tiles;
+    const int64_t num_rows = last_row - first_row;
+    const int64_t num_groups = CeilDiv(num_rows, kBlockRows);
+    static thread_local Buffer<T> tile_buffer, sums_buffer;
+    T* tile = tile_buffer.Reserve(kTileRows * kTileStride);
+    T* sums = sums_buffer.Reserve((steps > 1 ? num_groups * (last_panel - first_panel) : 1) *
+                                  kBlockRows * kWidth);
+    for (int64_t k = 0, s = 0; s < steps; ++s, k += step) {
+      const int64_t count = std::max<int64_t>(0, std::min(step, depth - k));
+      for (int64_t r = 0; r < num_rows; ++r) {
+        gather(first_row + r, k, count, tile + r * kTileStride);
+      }
+      for (int64_t p = first_panel; p < last_panel; ++p) {
+        const int columns =
+            static_cast<int>(std::min<int64_t>(kWidth, matrix.columns() - p * kWidth));
+        for (int64_t g = 0; g < num_groups; ++g) {
+          const int64_t r = g * kBlockRows;
+          const int n = static_cast<int>(std::min<int64_t>(kBlockRows, num_rows - r));
+          T* block = steps > 1 ? sums + ((p - first_panel) * num_groups + g) *
+                                            kBlockRows * kWidth
+                               : sums;
+          MultiplyRows<T, kTileStride, 1>(n, columns, tile + r * kTileStride,
+                                          matrix.Panel(p, k), count, s > 0, block);
+          if (s == steps - 1) scatter(first_row + r, n, p * kWidth, columns, block);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace perforated
+
+#endif  // CUSTOM_OPS_KERNELS_GEMM_H_

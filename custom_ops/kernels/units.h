@@ -1,0 +1,161 @@
+// Whole pre-activation residual units at chosen positions.
+//
+// Every stage keeps only the rows it computes. The unit's output y begins as its
+// shortcut; the last stage adds the residual to it. y may be the input itself: the first
+// stage has read all it needs before the last one writes.
+
+#ifndef CUSTOM_OPS_KERNELS_UNITS_H_
+#define CUSTOM_OPS_KERNELS_UNITS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "convolution.h"
+
+namespace perforated {
+
+// A convolution by its packed filters, and what follows it.
+template <typename T>
+struct Stage {
+  const PackedMatrix<T>* filters;
+  Transform<T> after;
+};
+
+// The geometry of a 1x1 convolution over all of another's input.
+inline Geometry Pointwise(const Geometry& g, int64_t channels, int64_t filters) {
+  Geometry p = g;
+  p.channels = channels;
+  p.filters = filters;
+  p.kernel_height = p.kernel_width = 1;
+  p.stride_y = p.stride_x = p.dilation_y = p.dilation_x = 1;
+  p.pad_top = p.pad_left = 0;
+  p.out_height = g.height;
+  p.out_width = g.width;
+  return p;
+}
+
+// y[position] += rows * filters + shift. With `sums` [batch, channels of y] also adds to
+// it the residuals of every image: that sum is the same product of the summed rows, so
+// it costs `batch` rows more instead of a pass over y.
+template <typename T>
+void AddResidual(const Stage<T>& stage, const T* rows,
+                 const std::vector<int64_t>& positions, int64_t image_size,
+                 int64_t batch, T* y, T* sums, const Workers& workers) {
+  const int64_t depth = stage.filters->depth();
+  const int64_t channels = stage.filters->columns();
+  const int64_t num_rows = static_cast<int64_t>(positions.size());
+  const T* shift = stage.after.shift;
+  std::vector<T> totals(sums == nullptr ? 0 : batch * depth);
+  std::vector<int64_t> counts(sums == nullptr ? 0 : batch);
+  if (sums != nullptr) {
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const int64_t image = positions[r] / image_size;
+      Add(rows + r * depth, depth, totals.data() + image * depth);
+      ++counts[image];
+    }
+  }
+  GatherMultiplyScatter<T>(
+      num_rows + static_cast<int64_t>(counts.size()), *stage.filters,
+      [&](int64_t row, int64_t k, int64_t count, T* to) {
+        const T* from = row < num_rows ? rows + row * depth
+                                       : totals.data() + (row - num_rows) * depth;
+        std::memcpy(to, from + k, count * sizeof(T));
+      },
+      [&](int64_t row, int n, int64_t column, int num_columns, const T* block) {
+        for (int r = 0; r < n; ++r, block += kPanelColumns<T>) {
+          const bool is_position = row + r < num_rows;
+          T* to = (is_position ? y + positions[row + r] * channels
+                               : sums + (row + r - num_rows) * channels) +
+                  column;
+          const T times = is_position ? T(1) : T(counts[row + r - num_rows]);
+          int i = 0;
+          for (; i + kLanes<T> <= num_columns; i += kLanes<T>) {
+            Vector<T> v = Load(block + i);
+            if (shift != nullptr) v += Load(shift + column + i) * times;
+            Store(to + i, Load(to + i) + v);
+          }
+          for (; i < num_columns; ++i) {
+            T v = block[i];
+            if (shift != nullptr) v += shift[column + i] * times;
+            to[i] += v;
+          }
+        }
+      },
+      workers);
+}
+
+// 1x1, 3x3, 1x1 (ImageNet). `middle` is the geometry of the 3x3 convolution; the first
+// runs wherever the second reads.
+template <typename T>
+void BottleneckUnit(const Geometry& middle, int64_t channels, const T* x,
+                    const Transform<T>& preactivation, const Stage<T> (&stages)[3],
+                    const std::vector<int64_t>& positions, T* y, T* sums,
+                    const Workers& workers) {
+  if (positions.empty()) return;
+  const TouchedInputs touched(middle, positions);
+  static thread_local Buffer<T> first_buffer, second_buffer;
+  T* first = first_buffer.Reserve(touched.inputs.size() * middle.channels);
+  T* second = second_buffer.Reserve(positions.size() * middle.filters);
+  Convolve(
+      Pointwise(middle, channels, middle.channels), x, nullptr, preactivation,
+      *stages[0].filters, stages[0].after, touched.inputs,
+      [&](int64_t r) { return first + r * middle.channels; }, workers);
+  Convolve(
+      middle, first, touched.row_of.data(), Transform<T>{}, *stages[1].filters,
+      stages[1].after, positions,
+      [&](int64_t r) { return second + r * middle.filters; }, workers);
+  AddResidual(stages[2], second, positions, middle.out_height * middle.out_width,
+              middle.batch, y, sums, workers);
+}
+
+// Two 3x3 convolutions (CIFAR), `first` and `second`.
+template <typename T>
+void BasicUnit(const Geometry& first, const Geometry& second, const T* x,
+               const Transform<T>& preactivation, const Stage<T> (&stages)[2],
+               const std::vector<int64_t>& positions, T* y, const Workers& workers) {
+  if (positions.empty()) return;
+  const TouchedInputs touched(second, positions);
+  static thread_local Buffer<T> first_buffer, second_buffer;
+  T* inner = first_buffer.Reserve(touched.inputs.size() * first.filters);
+  T* residual = second_buffer.Reserve(positions.size() * second.filters);
+  Convolve(
+      first, x, nullptr, preactivation, *stages[0].filters, stages[0].after,
+      touched.inputs, [&](int64_t r) { return inner + r * first.filters; }, workers);
+  Convolve(
+      second, inner, touched.row_of.data(), Transform<T>{}, *stages[1].filters,
+      stages[1].after, positions,
+      [&](int64_t r) { return residual + r * second.filters; }, workers);
+  for (std::size_t r = 0; r < positions.size(); ++r) {
+    Add(residual + r * second.filters, second.filters,
+        y + positions[r] * second.filters);
+  }
+}
+
+// y[p] += weight[p] * x[p] wherever the weight is not zero.
+template <typename T>
+void Accumulate(const T* x, const float* weight, int64_t num_positions,
+                int64_t channels, T* y, const Workers& workers) {
+  constexpr int64_t kChunk = 64;
+  std::vector<int64_t> positions;
+  for (int64_t p = 0; p < num_positions; ++p) {
+    if (weight[p] != 0.0f) positions.push_back(p);
+  }
+  const int64_t count = static_cast<int64_t>(positions.size());
+  workers.ForEach(CeilDiv(count, kChunk), [&](int64_t chunk) {
+    const int64_t last = std::min(count, (chunk + 1) * kChunk);
+    for (int64_t r = chunk * kChunk; r < last; ++r) {
+      const T* from = x + positions[r] * channels;
+      T* to = y + positions[r] * channels;
+      const T w = static_cast<T>(weight[positions[r]]);
+      int64_t i = 0;
+      for (; i + kLanes<T> <= channels; i += kLanes<T>) {
+        Store(to + i, Load(to + i) + Load(from + i) * w);
+      }
+      for (; i < channels; ++i) to[i] += from[i] * w;
+    }
+  });
+}
+
+}  // namespace perforated
+
+#endif  // CUSTOM_OPS_KERNELS_UNITS_H_

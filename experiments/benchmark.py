@@ -1,0 +1,352 @@
+"""Times adaptive networks against the ordinary one, and perforated layers against dense.
+
+    python -m experiments.benchmark --image_size=600x1000 --units_per_block=2,3.2,11
+    python -m experiments.benchmark --layer=3x3,256,256,38x63 --active=0.1,0.5,1
+
+All sides run in one process, by turns, and are told apart by their medians. Halting is
+imposed: heads run as usual, then a pattern decides where they halt, so that no trained
+network is needed. Networks do as many blocks as --units_per_block has numbers; fewer than
+all give the features a detector would take.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from absl import flags
+
+import custom_ops
+import sact_tf
+from experiments import programs
+
+FLAGS = flags.FLAGS
+
+SIDES = ("dense", "masked", "native", "twin", "tiled")
+_FAMILIES = {"imagenet": sact_tf.imagenet_resnet, "cifar": sact_tf.cifar_resnet}
+
+flags.DEFINE_enum("network", "imagenet", list(_FAMILIES), "Family of networks.")
+flags.DEFINE_string("model", "101", "Residual units per block, as in the networks.")
+flags.DEFINE_enum("model_type", "sact", ["act", "sact"], "Adaptive network.")
+flags.DEFINE_string("image_size", "224x224", "HEIGHTxWIDTH of the images.")
+flags.DEFINE_integer("batch_size", 1, "Images per call.", lower_bound=1)
+flags.DEFINE_list(
+    "units_per_block",
+    ["2.3", "3.8", "13.1", "2.7"],
+    "Mean residual units run at a position, for each block to run.",
+)
+flags.DEFINE_enum(
+    "pattern",
+    "blob",
+    ["blob", "random", "full", "empty"],
+    "Which positions run more units: those near the centre of a blob, random ones, all "
+    "positions run all units, all positions run one.",
+)
+flags.DEFINE_list(
+    "sides",
+    ["dense", "masked", "native", "twin"],
+    "What to time: dense (the ordinary network), masked, native and twin (perforated "
+    "execution by compiled kernels and by TensorFlow operations), tiled (perforated, "
+    "with --tile_size).",
+)
+flags.DEFINE_integer("tile_size", 4, "Tile side of `tiled`.", lower_bound=1)
+flags.DEFINE_integer("repetitions", 15, "Timed calls of each side.", lower_bound=1)
+flags.DEFINE_bool("memory", False, "Also measure peak memory, each side by itself.")
+flags.DEFINE_string(
+    "layer", None, "KHxKW,IN,OUT,HEIGHTxWIDTH: time this convolution, not a network."
+)
+flags.DEFINE_list("active", ["0.1", "0.25", "0.5", "0.75", "1"], "Active fractions.")
+flags.DEFINE_bool("json", False, "Print JSON lines, not a table.")
+
+
+def parse_sides(flag: str, text: str) -> tuple[int, int]:
+    """Reads "38x63"."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
+        raise ValueError(
+            f"--{flag}: expected two sizes >= 1 such as 38x63; got {text!r}"
+        )
+    return int(parts[0]), int(parts[1])
+
+
+def parse_numbers(flag: str, texts: list[str], low: float, high: float) -> list[float]:
+    """Reads numbers of an interval."""
+    try:
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(low <= number <= high for number in numbers):
+        raise ValueError(
+            f"--{flag}: expected numbers in [{low:g}, {high:g}], joined by commas; got "
+            f"{','.join(texts)!r}"
+        )
+    return numbers
+
+
+def ranks(height: int, width: int, pattern: str) -> np.ndarray:
+    """Orders positions: float [height, width], ranks in [0, 1), small ones run longer."""
+    if pattern == "random":
+        field = np.random.default_rng(0).random([height, width])
+    else:  # an ellipse off the centre
+        y, x = np.mgrid[:height, :width]
+        field = ((y / height - 0.55) / 0.8) ** 2 + (x / width - 0.4) ** 2
+    order = np.argsort(field, axis=None, kind="stable")
+    result = np.empty(height * width)
+    result[order] = np.arange(height * width) / (height * width)
+    return result.reshape(height, width)
+
+
+def imposed_units(
+    height: int, width: int, num_units: int, mean: float, pattern: str
+) -> np.ndarray:
+    """Returns how many of a block's units every position runs, int [height, width].
+
+    Unit k of n runs at a share (1 - (k - 1) / n) ** g of the positions, with g such that
+    positions run `mean` units on average.
+    """
+    if pattern in ("full", "empty"):
+        return np.full([height, width], num_units if pattern == "full" else 1)
+    low, high = -12.0, 12.0  # logarithm of g
+    for _ in range(60):
+        middle = (low + high) / 2
+        shares = (1 - np.arange(num_units) / num_units) ** np.exp(middle)
+        low, high = (middle, high) if shares.sum() > mean else (low, middle)
+    shares[0] = 1.0
+    return (ranks(height, width, pattern)[..., None] < shares).sum(-1)
+
+
+class ImposedHead(keras.layers.Layer):
+    """Runs a halting head, and then halts where it is told to.
+
+    Args:
+        head: The head of unit `k` (from 1).
+        units: Function from an image size to how many units each position runs.
+    """
+
+    def __init__(self, head, k, units):
+        super().__init__(name=head.name)
+        self.head, self.k, self.units = head, k, units
+        self.flops = head.flops
+
+    def _impose(self, scores, x):
+        # Scores so small that they change nothing, but not so that the head is dropped.
+        halts = tf.constant(self.units(*x.shape[1:3]) <= self.k, tf.float32)
+        if scores.shape.rank == 1:
+            halts = halts[0, 0]
+        return tf.maximum(halts, 1e-6 * scores)
+
+    def call(self, x, active=None, training=None):
+        return self._impose(self.head(x, active=active, training=training), x)
+
+    def run_active(self, x, active, sums):
+        return self._impose(self.head.run_active(x, active, sums), x)
+
+
+def make_side(side: str):
+    """Returns a function that runs one side and waits; it returns FLOPs per image."""
+    means = parse_numbers("units_per_block", FLAGS.units_per_block, 1, 1000)
+    height, width = parse_sides("image_size", FLAGS.image_size)
+    options = dict(execution="masked" if side in ("dense", "masked") else "perforated")
+    if side == "tiled":
+        options["tile_size"] = FLAGS.tile_size
+    model_type = "vanilla" if side == "dense" else FLAGS.model_type
+    keras.utils.set_random_seed(0)
+    model = _FAMILIES[FLAGS.network](FLAGS.model, model_type, **options)
+    if len(means) > len(model.blocks):
+        raise ValueError(
+            f"--units_per_block: at most {len(model.blocks)} numbers, one per block; "
+            f"got {','.join(FLAGS.units_per_block)}"
+        )
+    for block, mean in zip(model.blocks, means):
+        if not mean <= len(block.units):
+            raise ValueError(
+                f"--units_per_block: {block.name} has {len(block.units)} units; "
+                f"got {mean:g}"
+            )
+
+        def units(h, w, n=len(block.units), mean=mean):
+            return imposed_units(h, w, n, mean, FLAGS.pattern)
+
+        for k, head in enumerate(getattr(block, "heads", []), 1):
+            block.heads[k - 1] = ImposedHead(head, k, units)
+    images = tf.random.stateless_uniform([FLAGS.batch_size, height, width, 3], [1, 2])
+    blocks = model.block_scopes[: len(means)]
+    implementation = "tensorflow" if side == "twin" else "auto"
+
+    @tf.function
+    def network(images):
+        with custom_ops.default_implementation(implementation):
+            logits, end_points = model.with_end_points(images, training=False)
+        whole = len(blocks) == len(model.blocks)
+        return logits if whole else end_points[blocks[-1]]
+
+    @tf.function
+    def count(images):
+        end_points = model.with_end_points(images, training=False)[1]
+        return sum(end_points[f"{block}/flops"] for block in blocks)
+
+    flops = float(np.mean(count(images)))
+    return lambda: network(images).numpy()[..., 0].sum(), flops
+
+
+def time_by_turns(calls: dict, repetitions: int) -> dict[str, float]:
+    """Returns median seconds of each call; the first two rounds warm up."""
+    times = {name: [] for name in calls}
+    for repetition in range(repetitions + 2):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if repetition >= 2:
+                times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def _resident(key: str) -> float:
+    """Reads VmHWM or VmRSS, in MB."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def _measure_memory(values: dict, side: str, result) -> None:
+    FLAGS(["benchmark"])
+    for name, value in values.items():
+        FLAGS[name].value = value
+    run, _ = make_side(side)
+    with open("/proc/self/clear_refs", "w") as reset:  # the peak so far
+        reset.write("5")
+    before = _resident("VmRSS")
+    for _ in range(3):
+        run()
+    result.put(_resident("VmHWM") - before)
+
+
+def peak_memory(side: str) -> float:
+    """Returns how much memory a side takes beyond its weights, in MB."""
+    context = multiprocessing.get_context("spawn")
+    result = context.Queue()
+    names = ("network", "model", "model_type", "image_size", "batch_size", "pattern")
+    names += ("units_per_block", "tile_size")
+    values = {name: FLAGS[name].value for name in names}
+    process = context.Process(target=_measure_memory, args=(values, side, result))
+    process.start()
+    peak = result.get()
+    process.join()
+    return peak
+
+
+def network_rows() -> list[dict]:
+    """Times the sides of --sides; one row each, the dense one first."""
+    unknown = set(FLAGS.sides) - set(SIDES)
+    if unknown or "dense" not in FLAGS.sides:
+        raise ValueError(
+            f"--sides: expected dense and any of {', '.join(SIDES[1:])}; got "
+            f"{','.join(FLAGS.sides)}"
+        )
+    sides = {side: make_side(side) for side in FLAGS.sides}
+    seconds = time_by_turns({s: call for s, (call, _) in sides.items()}, FLAGS.repetitions)
+    rows = []
+    for side, (_, flops) in sides.items():
+        relative_flops = flops / sides["dense"][1]
+        ratio = seconds[side] / seconds["dense"]
+        row = {
+            "network": f"{FLAGS.network} {FLAGS.model}",
+            "image_size": FLAGS.image_size,
+            "batch_size": FLAGS.batch_size,
+            "units_per_block": [float(mean) for mean in FLAGS.units_per_block],
+            "pattern": FLAGS.pattern,
+            "side": side,
+            "relative_flops": relative_flops,
+            "seconds": seconds[side],
+            "relative_time": ratio,
+            "realised_speed_up": relative_flops / ratio,
+        }
+        if FLAGS.memory:
+            row["peak_memory_mb"] = peak_memory(side)
+        rows.append(row)
+    return rows
+
+
+def layer_rows() -> list[dict]:
+    """Times the convolution of --layer at the fractions of --active."""
+    parts = FLAGS.layer.split(",")
+    if len(parts) != 4 or not (parts[1].isdigit() and parts[2].isdigit()):
+        raise ValueError(
+            "--layer: expected KHxKW,IN,OUT,HEIGHTxWIDTH such as 3x3,256,256,38x63; "
+            f"got {FLAGS.layer!r}"
+        )
+    kernel = parse_sides("layer", parts[0])
+    height, width = parse_sides("layer", parts[3])
+    fractions = parse_numbers("active", FLAGS.active, 0, 1)
+    inputs, outputs = int(parts[1]), int(parts[2])
+    x = tf.random.normal([FLAGS.batch_size, height, width, inputs])
+    filters = tf.random.normal([*kernel, inputs, outputs])
+    order = tf.constant(ranks(height, width, FLAGS.pattern))
+    dense = tf.function(lambda: tf.nn.conv2d(x, filters, 1, "SAME"))
+
+    def perforated(fraction, implementation):
+        mask = order < fraction
+
+        @tf.function
+        def run(mask):
+            return custom_ops.perforated_conv2d(
+                x, filters, mask, implementation=implementation
+            )
+
+        return lambda: run(mask)
+
+    calls = {("dense", 1.0): dense}
+    for fraction in fractions:
+        for side, implementation in (("native", "auto"), ("twin", "tensorflow")):
+            if side in FLAGS.sides:
+                calls[side, fraction] = perforated(fraction, implementation)
+    seconds = time_by_turns(calls, FLAGS.repetitions)
+    rows = []
+    for (side, fraction), time_ in seconds.items():
+        active = float(np.mean(order < fraction))
+        ratio = time_ / seconds["dense", 1.0]
+        rows.append(
+            {
+                "layer": FLAGS.layer,
+                "batch_size": FLAGS.batch_size,
+                "pattern": FLAGS.pattern,
+                "side": side,
+                "relative_flops": active,
+                "seconds": time_,
+                "relative_time": ratio,
+                "realised_speed_up": active / ratio,
+            }
+        )
+    return rows
+
+
+def print_rows(rows: list[dict]) -> None:
+    """Prints a table under one line that says what all its rows share."""
+    columns = ("side", "relative_flops", "seconds", "relative_time", "realised_speed_up")
+    columns += ("peak_memory_mb",) if "peak_memory_mb" in rows[0] else ()
+    print(*(f"{key}={value}" for key, value in rows[0].items() if key not in columns))
+    print(*(f"{column:>18}" for column in columns))
+    for row in rows:
+        texts = [
+            row[column] if column == "side" else f"{row[column]:.4g}"
+            for column in columns
+        ]
+        print(*(f"{text:>18}" for text in texts))
+
+
+def main() -> None:
+    """Runs what the flags say."""
+    rows = layer_rows() if FLAGS.layer else network_rows()
+    if FLAGS.json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        print_rows(rows)
+
+
+if __name__ == "__main__":
+    programs.run(main)
