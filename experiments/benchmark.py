@@ -248,7 +248,9 @@ def network_rows() -> list[dict]:
             f"{','.join(FLAGS.sides)}"
         )
     sides = {side: make_side(side) for side in FLAGS.sides}
-    seconds = time_by_turns({s: call for s, (call, _) in sides.items()}, FLAGS.repetitions)
+    seconds = time_by_turns(
+        {s: call for s, (call, _) in sides.items()}, FLAGS.repetitions
+    )
     rows = []
     for side, (_, flops) in sides.items():
         relative_flops = flops / sides["dense"][1]
@@ -326,7 +328,13 @@ def layer_rows() -> list[dict]:
 
 def print_rows(rows: list[dict]) -> None:
     """Prints a table under one line that says what all its rows share."""
-    columns = ("side", "relative_flops", "seconds", "relative_time", "realised_speed_up")
+    columns = (
+        "side",
+        "relative_flops",
+        "seconds",
+        "relative_time",
+        "realised_speed_up",
+    )
     columns += ("peak_memory_mb",) if "peak_memory_mb" in rows[0] else ()
     print(*(f"{key}={value}" for key, value in rows[0].items() if key not in columns))
     print(*(f"{column:>18}" for column in columns))

@@ -31,24 +31,51 @@ struct Geometry {
   int64_t num_outputs() const { return batch * out_height * out_width; }
 };
 
-// Where the window of an output position begins in the input.
-struct Window {
-  Window(const Geometry& g, int64_t position) {
-    const int64_t row = position / g.out_width;
-    image = row / g.out_height;
-    y = (row - image * g.out_height) * g.stride_y - g.pad_top;
-    x = (position - row * g.out_width) * g.stride_x - g.pad_left;
+// Where the windows of some output positions lie in the input. Positions ascend, so no
+// division is needed to find their coordinates.
+class Windows {
+ public:
+  Windows(const Geometry& g, const std::vector<int64_t>& positions)
+      : height_(g.height), width_(g.width) {
+    for (int64_t y = 0; y < g.kernel_height; ++y) {
+      for (int64_t x = 0; x < g.kernel_width; ++x) {
+        taps_.push_back({y * g.dilation_y, x * g.dilation_x});
+      }
+    }
+    corners_.reserve(positions.size());
+    int64_t image = 0, y = 0, row_end = g.out_width;
+    for (const int64_t position : positions) {
+      while (position >= row_end) {
+        row_end += g.out_width;
+        if (++y == g.out_height) {
+          y = 0;
+          ++image;
+        }
+      }
+      corners_.push_back({image * g.height, y * g.stride_y - g.pad_top,
+                          (position - row_end + g.out_width) * g.stride_x - g.pad_left});
+    }
   }
-  // Flat input position of a tap, or -1 in the padding.
-  int64_t Input(const Geometry& g, int64_t tap) const {
-    const int64_t tap_y = tap / g.kernel_width;
-    const int64_t in_y = y + tap_y * g.dilation_y;
-    const int64_t in_x = x + (tap - tap_y * g.kernel_width) * g.dilation_x;
-    const bool inside = static_cast<uint64_t>(in_y) < static_cast<uint64_t>(g.height) &&
-                        static_cast<uint64_t>(in_x) < static_cast<uint64_t>(g.width);
-    return inside ? (image * g.height + in_y) * g.width + in_x : -1;
+  // Flat input position of a tap of the index-th position, or -1 in the padding.
+  int64_t Input(int64_t index, int64_t tap) const {
+    const Corner& corner = corners_[index];
+    const int64_t y = corner.y + taps_[tap].y;
+    const int64_t x = corner.x + taps_[tap].x;
+    const bool inside = static_cast<uint64_t>(y) < static_cast<uint64_t>(height_) &&
+                        static_cast<uint64_t>(x) < static_cast<uint64_t>(width_);
+    return inside ? (corner.first_row + y) * width_ + x : -1;
   }
-  int64_t image, y, x;
+
+ private:
+  struct Tap {
+    int64_t y, x;
+  };
+  struct Corner {
+    int64_t first_row, y, x;  // the image's first row; the window's corner in the image
+  };
+  int64_t height_, width_;
+  std::vector<Tap> taps_;
+  std::vector<Corner> corners_;
 };
 
 // Flat indices of the set elements of a mask; of one image's mask, in every image.
@@ -69,22 +96,62 @@ inline std::vector<int64_t> ActivePositions(const bool* mask, int64_t size,
 struct TouchedInputs {
   TouchedInputs(const Geometry& g, const std::vector<int64_t>& positions)
       : row_of(g.num_inputs(), -1) {
-    for (const int64_t position : positions) {
-      const Window window(g, position);
-      for (int64_t tap = 0; tap < g.taps(); ++tap) {
-        const int64_t input = window.Input(g, tap);
-        if (input >= 0) row_of[input] = 0;
-      }
+    // Bytes, first spread along the rows of the output, then along its columns.
+    std::vector<uint8_t> active(g.num_outputs());
+    for (const int64_t position : positions) active[position] = 1;
+    const int64_t num_rows = g.batch * g.out_height;
+    std::vector<uint8_t> rows(num_rows * g.width), touched(g.num_inputs());
+    for (int64_t row = 0; row < num_rows; ++row) {
+      Spread(g.kernel_width, g.stride_x, g.dilation_x, g.pad_left, g.out_width, g.width,
+             1, &active[row * g.out_width], &rows[row * g.width]);
     }
+    for (int64_t image = 0; image < g.batch; ++image) {
+      Spread(g.kernel_height, g.stride_y, g.dilation_y, g.pad_top, g.out_height,
+             g.height, g.width, &rows[image * g.out_height * g.width],
+             &touched[image * g.height * g.width]);
+    }
+    inputs.reserve(std::count(touched.begin(), touched.end(), 1));
     for (int64_t input = 0; input < g.num_inputs(); ++input) {
-      if (row_of[input] < 0) continue;
+      if (!touched[input]) continue;
       row_of[input] = static_cast<int64_t>(inputs.size());
       inputs.push_back(input);
     }
   }
   std::vector<int64_t> inputs;
   std::vector<int64_t> row_of;
+
+ private:
+  // Sets what a one-dimensional window reads; elements are `width` bytes wide.
+  static void Spread(int64_t kernel, int64_t stride, int64_t dilation, int64_t pad,
+                     int64_t out_size, int64_t in_size, int64_t width,
+                     const uint8_t* from, uint8_t* to) {
+    for (int64_t tap = 0; tap < kernel; ++tap) {
+      const int64_t offset = tap * dilation - pad;
+      const int64_t first = offset >= 0 ? 0 : CeilDiv(-offset, stride);
+      const int64_t last =
+          in_size <= offset ? 0 : std::min(out_size, CeilDiv(in_size - offset, stride));
+      if (stride == 1) {
+        for (int64_t i = first * width; i < last * width; ++i) {
+          to[i + offset * width] |= from[i];
+        }
+        continue;
+      }
+      for (int64_t i = first; i < last; ++i) {
+        for (int64_t j = 0; j < width; ++j) {
+          to[(i * stride + offset) * width + j] |= from[i * width + j];
+        }
+      }
+    }
+  }
 };
+
+// Inline, because it is called for a few hundred bytes at a time.
+template <typename T>
+inline void Copy(const T* from, int64_t count, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) Store(to + i, Load(from + i));
+  for (; i < count; ++i) to[i] = from[i];
+}
 
 // v -> activation(scale * v + shift) per channel; a null pointer leaves its part out.
 template <typename T>
@@ -96,7 +163,7 @@ struct Transform {
   // `count` channels from `channel` on; from and to may be the same.
   void Apply(const T* from, int64_t channel, int64_t count, T* to) const {
     if (scale == nullptr && shift == nullptr && slope == T(1)) {
-      if (from != to) std::memcpy(to, from, count * sizeof(T));
+      Copy(from, count, to);
       return;
     }
     const T* scales = scale == nullptr ? nullptr : scale + channel;
@@ -127,19 +194,18 @@ inline void Add(const T* from, int64_t count, T* to) {
   for (; i < count; ++i) to[i] += from[i];
 }
 
-// Copies elements [k, k + count) of the patch that a convolution multiplies at one
-// output position: taps in order, channels within. `row_of` maps an input position to
-// its row in `rows` (compact), or is null where they are the same.
+// Copies elements [k, k + count) of the patch that a convolution multiplies at the
+// index-th of some output positions: taps in order, channels within. `row_of` maps an
+// input position to its row in `rows` (compact), or is null where they are the same.
 template <typename T>
-void GatherPatch(const Geometry& g, const T* rows, const int64_t* row_of,
-                 const Transform<T>& transform, int64_t position, int64_t k,
-                 int64_t count, T* to) {
-  const Window window(g, position);
-  int64_t tap = k / g.channels;
-  int64_t channel = k - tap * g.channels;
+inline void GatherPatch(const Geometry& g, const Windows& windows, const T* rows,
+                        const int64_t* row_of, const Transform<T>& transform,
+                        int64_t index, int64_t k, int64_t count, T* to) {
+  int64_t tap = 0, channel = k;
+  for (; channel >= g.channels; ++tap) channel -= g.channels;
   while (count > 0) {
     const int64_t n = std::min(count, g.channels - channel);
-    const int64_t input = window.Input(g, tap);
+    const int64_t input = windows.Input(index, tap);
     if (input < 0) {
       std::fill(to, to + n, T(0));
     } else {
@@ -183,10 +249,12 @@ void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
               const Output& output_row, const Workers& workers) {
   const int64_t num_positions = static_cast<int64_t>(positions.size());
   if (num_positions == 0 || g.filters == 0) return;
+  const Windows windows(g, positions);
   if (FewFilters<T>(g)) {
     const TouchedInputs touched(g, positions);
     const int64_t columns = g.taps() * g.filters;
-    std::vector<T> products(touched.inputs.size() * columns);
+    static thread_local Buffer<T> products_buffer;
+    T* const products = products_buffer.Reserve(touched.inputs.size() * columns);
     GatherMultiplyScatter<T>(
         static_cast<int64_t>(touched.inputs.size()), packed,
         [&](int64_t row, int64_t k, int64_t count, T* to) {
@@ -194,38 +262,34 @@ void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
           const int64_t from = row_of == nullptr ? input : row_of[input];
           before.Apply(rows + from * g.channels + k, k, count, to);
         },
-        [&](int64_t row, int num_rows, int64_t column, int num_columns,
-            const T* block) {
-          for (int r = 0; r < num_rows; ++r) {
-            std::memcpy(&products[(row + r) * columns + column],
-                        block + r * kPanelColumns<T>, num_columns * sizeof(T));
-          }
+        [&](int64_t row, int64_t column, int64_t count, const T* from) {
+          Copy(from, count, products + row * columns + column);
         },
         workers);
-    for (int64_t r = 0; r < num_positions; ++r) {
-      const Window window(g, positions[r]);
-      T* to = output_row(r);
-      std::fill(to, to + g.filters, T(0));
-      for (int64_t tap = 0; tap < g.taps(); ++tap) {
-        const int64_t input = window.Input(g, tap);
-        if (input < 0) continue;
-        const T* product = &products[touched.row_of[input] * columns + tap * g.filters];
-        for (int64_t f = 0; f < g.filters; ++f) to[f] += product[f];
+    constexpr int64_t kChunk = 512;
+    workers.ForEach(CeilDiv(num_positions, kChunk), [&](int64_t chunk) {
+      const int64_t last = std::min(num_positions, (chunk + 1) * kChunk);
+      for (int64_t r = chunk * kChunk; r < last; ++r) {
+        T* to = output_row(r);
+        std::fill(to, to + g.filters, T(0));
+        for (int64_t tap = 0; tap < g.taps(); ++tap) {
+          const int64_t input = windows.Input(r, tap);
+          if (input < 0) continue;
+          const T* product = products + touched.row_of[input] * columns + tap * g.filters;
+          for (int64_t f = 0; f < g.filters; ++f) to[f] += product[f];
+        }
+        after.Apply(to, 0, g.filters, to);
       }
-      after.Apply(to, 0, g.filters, to);
-    }
+    });
     return;
   }
   GatherMultiplyScatter<T>(
       num_positions, packed,
       [&](int64_t row, int64_t k, int64_t count, T* to) {
-        GatherPatch(g, rows, row_of, before, positions[row], k, count, to);
+        GatherPatch(g, windows, rows, row_of, before, row, k, count, to);
       },
-      [&](int64_t row, int num_rows, int64_t column, int num_columns, const T* block) {
-        for (int r = 0; r < num_rows; ++r) {
-          after.Apply(block + r * kPanelColumns<T>, column, num_columns,
-                      output_row(row + r) + column);
-        }
+      [&](int64_t row, int64_t column, int64_t count, const T* from) {
+        after.Apply(from, column, count, output_row(row) + column);
       },
       workers);
 }
@@ -239,6 +303,7 @@ void ConvolveInputGradient(const Geometry& g, const T* output_gradient,
                            T* input_gradient, const Workers& workers) {
   constexpr int kWidth = kPanelColumns<T>;
   if (positions.empty() || g.channels == 0 || g.filters == 0) return;
+  const Windows windows(g, positions);
   const int64_t chunks = CeilDiv(g.channels, kWidth);
   const int64_t steps = CeilDiv(g.filters, kMaxDepth);
   std::vector<int64_t> first(g.batch + 1);
@@ -287,8 +352,7 @@ void ConvolveInputGradient(const Geometry& g, const T* output_gradient,
                   n, columns, tile + r * kTileStride,
                   panels[tap * chunks + chunk].Panel(0, k), count, false, block);
               for (int i = 0; i < n; ++i) {
-                const int64_t input =
-                    Window(g, positions[row + r + i]).Input(g, tap);
+                const int64_t input = windows.Input(row + r + i, tap);
                 if (input < 0) continue;
                 Add(block + i * kWidth, columns,
                     input_gradient + input * g.channels + channel);
@@ -311,6 +375,7 @@ void ConvolveFilterGradient(const Geometry& g, const T* input, const T* output_g
   std::fill(filter_gradient, filter_gradient + g.depth() * g.filters, T(0));
   const int64_t num_positions = static_cast<int64_t>(positions.size());
   if (num_positions == 0 || g.depth() == 0 || g.filters == 0) return;
+  const Windows windows(g, positions);
   const int64_t groups = CeilDiv(g.depth(), kBlockRows);
   const int64_t max_groups = kMaxDepth / kBlockRows;
   const int64_t tasks = std::min(
@@ -328,7 +393,7 @@ void ConvolveFilterGradient(const Geometry& g, const T* input, const T* output_g
     for (int64_t row = 0; row < num_positions; row += kTileRows) {
       const int64_t num_rows = std::min<int64_t>(kTileRows, num_positions - row);
       for (int64_t r = 0; r < num_rows; ++r) {
-        GatherPatch(g, input, nullptr, Transform<T>{}, positions[row + r], first,
+        GatherPatch(g, windows, input, nullptr, Transform<T>{}, row + r, first,
                     last - first, tile + r * kTileStride);
       }
       packed.PackElements(num_rows, g.filters, [&](int64_t r, int64_t f) {

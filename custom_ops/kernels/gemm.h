@@ -59,6 +59,8 @@ inline constexpr int kMaxDepth = 384;
 inline constexpr int kTileStride = kMaxDepth + 16;
 inline constexpr int kTileGroups = 8;
 inline constexpr int kTileRows = kTileGroups * kBlockRows;
+// Rows of a panel that are fetched ahead: about what a farther cache takes to answer.
+inline constexpr int kPrefetch = 24;
 // Columns whose partial sums stay in the cache while the depth is walked.
 inline constexpr int kMaxColumns = 512;
 
@@ -115,6 +117,11 @@ void Multiply(const T* left, const T* panel, int64_t depth, bool accumulate, T* 
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
+    // The panel comes from a farther cache once per tile, and is in no hurry otherwise.
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      __builtin_prefetch(panel + kPrefetch * kWidth + v * kLanes<T>);
+    }
     Vector<T> right[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) right[v] = Load(panel + v * kLanes<T>);
@@ -166,12 +173,11 @@ struct Partition {
     row_tiles = CeilDiv(groups, kTileGroups);
     column_tiles = CeilDiv(panels * panel_columns, kMaxColumns);
     if (row_tiles * column_tiles < wanted) {
-      // Few rows: every task reads all its panels, so cut the panels before the rows.
-      column_tiles = std::min(panels, std::max(column_tiles, CeilDiv(wanted, row_tiles)));
-      row_tiles = std::min(groups, CeilDiv(wanted, column_tiles));
+      // Few rows. Every tile of rows reads all of the matrix, so cut its columns first.
+      column_tiles = std::min(panels, CeilDiv(wanted, row_tiles));
+      row_tiles = std::max(row_tiles, std::min(groups, CeilDiv(wanted, column_tiles)));
     } else {
-      row_tiles = CeilDiv(row_tiles, num_threads) * num_threads;
-      row_tiles = std::min(groups, row_tiles);
+      row_tiles = std::min(groups, CeilDiv(row_tiles, num_threads) * num_threads);
     }
   }
   int64_t row_tiles, column_tiles;
@@ -180,13 +186,14 @@ struct Partition {
 // Computes rows [0, rows) times `matrix`.
 //
 // gather(row, k, count, to) writes elements [k, k + count) of a row to `to`;
-// scatter(row, num_rows, column, num_columns, block) receives results
-// [num_rows, kPanelColumns] row-major, each exactly once.
+// scatter(row, column, count, from) receives results, each exactly once, and all that
+// one task has of a row in sequence.
 template <typename T, typename Gather, typename Scatter>
 void GatherMultiplyScatter(int64_t rows, const PackedMatrix<T>& matrix,
                            const Gather& gather, const Scatter& scatter,
                            const Workers& workers) {
   constexpr int kWidth = kPanelColumns<T>;
+  constexpr int kBlock = kBlockRows * kWidth;
   if (rows == 0 || matrix.columns() == 0) return;
   const int64_t panels = CeilDiv(matrix.columns(), kWidth);
   const int64_t groups = CeilDiv(rows, kBlockRows);
@@ -198,34 +205,39 @@ void GatherMultiplyScatter(int64_t rows, const PackedMatrix<T>& matrix,
     const int64_t row_tile = task / partition.column_tiles;
     const int64_t column_tile = task % partition.column_tiles;
     const int64_t first_row = groups * row_tile / partition.row_tiles * kBlockRows;
-    const int64_t last_row = std::min(
-        rows, groups * (row_tile + 1) / partition.row_tiles * kBlockRows);
+    const int64_t last_row =
+        std::min(rows, groups * (row_tile + 1) / partition.row_tiles * kBlockRows);
     const int64_t first_panel = panels * column_tile / partition.column_tiles;
     const int64_t last_panel = panels * (column_tile + 1) / partition.column_tiles;
     const int64_t num_rows = last_row - first_row;
     const int64_t num_groups = CeilDiv(num_rows, kBlockRows);
+    const auto num_columns = [&](int64_t panel) {
+      return std::min<int64_t>(kWidth, matrix.columns() - panel * kWidth);
+    };
     static thread_local Buffer<T> tile_buffer, sums_buffer;
-    T* tile = tile_buffer.Reserve(kTileRows * kTileStride);
-    T* sums = sums_buffer.Reserve((steps > 1 ? num_groups * (last_panel - first_panel) : 1) *
-                                  kBlockRows * kWidth);
+    T* const tile = tile_buffer.Reserve(kTileRows * kTileStride);
+    T* const sums = sums_buffer.Reserve(num_groups * (last_panel - first_panel) * kBlock);
     for (int64_t k = 0, s = 0; s < steps; ++s, k += step) {
       const int64_t count = std::max<int64_t>(0, std::min(step, depth - k));
       for (int64_t r = 0; r < num_rows; ++r) {
         gather(first_row + r, k, count, tile + r * kTileStride);
       }
+      T* block = sums;
       for (int64_t p = first_panel; p < last_panel; ++p) {
-        const int columns =
-            static_cast<int>(std::min<int64_t>(kWidth, matrix.columns() - p * kWidth));
-        for (int64_t g = 0; g < num_groups; ++g) {
-          const int64_t r = g * kBlockRows;
-          const int n = static_cast<int>(std::min<int64_t>(kBlockRows, num_rows - r));
-          T* block = steps > 1 ? sums + ((p - first_panel) * num_groups + g) *
-                                            kBlockRows * kWidth
-                               : sums;
-          MultiplyRows<T, kTileStride, 1>(n, columns, tile + r * kTileStride,
-                                          matrix.Panel(p, k), count, s > 0, block);
-          if (s == steps - 1) scatter(first_row + r, n, p * kWidth, columns, block);
+        for (int64_t r = 0; r < num_rows; r += kBlockRows, block += kBlock) {
+          MultiplyRows<T, kTileStride, 1>(
+              static_cast<int>(std::min<int64_t>(kBlockRows, num_rows - r)),
+              static_cast<int>(num_columns(p)), tile + r * kTileStride,
+              matrix.Panel(p, k), count, s > 0, block);
         }
+      }
+    }
+    // Row by row: results that are far apart in memory would compete for cache sets.
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const T* from = sums + r * kWidth;  // blocks of a panel lie one after the other
+      for (int64_t p = first_panel; p < last_panel; ++p) {
+        scatter(first_row + r, p * kWidth, num_columns(p), from);
+        from += num_groups * kBlock;
       }
     }
   });

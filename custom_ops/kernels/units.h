@@ -59,26 +59,24 @@ void AddResidual(const Stage<T>& stage, const T* rows,
       [&](int64_t row, int64_t k, int64_t count, T* to) {
         const T* from = row < num_rows ? rows + row * depth
                                        : totals.data() + (row - num_rows) * depth;
-        std::memcpy(to, from + k, count * sizeof(T));
+        Copy(from + k, count, to);
       },
-      [&](int64_t row, int n, int64_t column, int num_columns, const T* block) {
-        for (int r = 0; r < n; ++r, block += kPanelColumns<T>) {
-          const bool is_position = row + r < num_rows;
-          T* to = (is_position ? y + positions[row + r] * channels
-                               : sums + (row + r - num_rows) * channels) +
-                  column;
-          const T times = is_position ? T(1) : T(counts[row + r - num_rows]);
-          int i = 0;
-          for (; i + kLanes<T> <= num_columns; i += kLanes<T>) {
-            Vector<T> v = Load(block + i);
-            if (shift != nullptr) v += Load(shift + column + i) * times;
-            Store(to + i, Load(to + i) + v);
-          }
-          for (; i < num_columns; ++i) {
-            T v = block[i];
-            if (shift != nullptr) v += shift[column + i] * times;
-            to[i] += v;
-          }
+      [&](int64_t row, int64_t column, int64_t count, const T* from) {
+        const bool is_position = row < num_rows;
+        T* to = (is_position ? y + positions[row] * channels
+                             : sums + (row - num_rows) * channels) +
+                column;
+        const T times = is_position ? T(1) : T(counts[row - num_rows]);
+        int64_t i = 0;
+        for (; i + kLanes<T> <= count; i += kLanes<T>) {
+          Vector<T> v = Load(from + i);
+          if (shift != nullptr) v += Load(shift + column + i) * times;
+          Store(to + i, Load(to + i) + v);
+        }
+        for (; i < count; ++i) {
+          T v = from[i];
+          if (shift != nullptr) v += shift[column + i] * times;
+          to[i] += v;
         }
       },
       workers);
