@@ -15,6 +15,7 @@ from custom_ops.units import (
     masked_accumulate,
     perforated_basic_unit,
     perforated_bottleneck,
+    projection_bottleneck,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "perforated_basic_unit",
     "perforated_bottleneck",
     "perforated_conv2d",
+    "projection_bottleneck",
 ]

@@ -66,6 +66,8 @@ def _compiler() -> str:
 
 
 def _cuda_compiler() -> str | None:
+    if not (_KERNELS / "gpu_kernels.cu").exists():
+        return None
     chosen = os.environ.get("NVCC")
     return shutil.which("nvcc") if chosen is None else chosen or None
 

@@ -111,6 +111,68 @@ def perforated_bottleneck(
     return y, sums + tf.math.unsorted_segment_sum(rows, active[:, 0], batch)
 
 
+def projection_bottleneck(
+    x: tf.Tensor,
+    preactivation: Affine,
+    filters: Sequence[tf.Tensor],
+    norms: Sequence[Affine],
+    bias: tf.Tensor,
+    projection: tf.Tensor,
+    projection_bias: tf.Tensor,
+    stride: int = 1,
+    implementation: str = "auto",
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Runs a pre-activation bottleneck unit with a projection shortcut everywhere.
+
+    The first unit of a block: as `perforated_bottleneck` at all positions, but the 3x3
+    convolution has a stride (and one position of padding on each side), and the shortcut
+    is a strided 1x1 convolution of the preactivation.
+
+    Args:
+        x: Float32 or float64 [batch, height, width, in].
+        preactivation: Scale and shift before the first ReLU, [in].
+        filters: Of the three convolutions, [1, 1, in, c], [3, 3, c, d] and
+            [1, 1, d, channels].
+        norms: Two scales and shifts, after the first (c) and second (d) convolution.
+        bias: [channels], added to the residual.
+        projection: [1, 1, in, channels].
+        projection_bias: [channels].
+        stride: In both directions.
+        implementation: As in `perforated_conv2d`.
+
+    Returns:
+        [batch, ceil(height / stride), ceil(width / stride), channels], and its sums over
+        positions, [batch, channels].
+
+    Raises:
+        tf.errors.InvalidArgumentError: If a size does not fit; names the argument.
+    """
+    x = tf.convert_to_tensor(x)
+    library = native_library(implementation, "ProjectionBottleneck", x.dtype)
+    if library is not None:
+        return tuple(
+            library.projection_bottleneck(
+                x,
+                *preactivation,
+                *filters,
+                *(scale for scale, _ in norms),
+                *(shift for _, shift in norms),
+                bias,
+                projection,
+                projection_bias,
+                stride=stride,
+            )
+        )
+    preactivated = _affine_relu(x, preactivation)
+    y = tf.nn.conv2d(preactivated, projection, stride, "SAME") + projection_bias
+    rows = _affine_relu(tf.nn.conv2d(preactivated, filters[0], 1, "SAME"), norms[0])
+    side = filters[1].shape[0] // 2
+    around = [[0, 0], [side, side], [side, side], [0, 0]]
+    rows = _affine_relu(tf.nn.conv2d(rows, filters[1], stride, around), norms[1])
+    y += tf.nn.conv2d(rows, filters[2], 1, "SAME") + bias
+    return y, tf.reduce_sum(y, [1, 2])
+
+
 def perforated_basic_unit(
     x: tf.Tensor,
     mask: tf.Tensor,
@@ -240,5 +302,10 @@ def _no_gradient(op, *gradients):
     )
 
 
-for _op in ("PerforatedBottleneck", "PerforatedBasicUnit", "MaskedAccumulate"):
+for _op in (
+    "PerforatedBottleneck",
+    "ProjectionBottleneck",
+    "PerforatedBasicUnit",
+    "MaskedAccumulate",
+):
     tf.RegisterGradient(_op)(_no_gradient)

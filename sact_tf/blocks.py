@@ -5,9 +5,10 @@ A unit is called as `unit(x, training=...)`, in a `SACTBlock` as `unit(x, active
 training=...)` where its `call` has that argument. A unit may have a method `flops(x,
 active=None)` that returns its operations per image, int64 [batch]; a block counts
 operations where all its units do. A unit may have a method `run_active(x, active,
-sums)`, which runs it in inference at the active positions [batch, height, width] only;
-it returns the output and, from the sums of x over positions [batch, channels], those of
-the output. Blocks with `execution="perforated"` use it where there is one.
+sums)`, which runs it in inference at the active positions [batch, height, width] only
+(None: everywhere). It returns the output and the output's sums over positions [batch,
+channels], for which it may use those of x (or None, where they are not known). Blocks
+with `execution="perforated"` use it where there is one.
 
 Every block returns its output, or with `return_end_points=True` the output and a
 dictionary:
@@ -102,13 +103,11 @@ class PlainBlock(keras.layers.Layer):
 
     def call(self, x, training=None, return_end_points=False):
         flops = []
-        active = None
         for unit in self.units:
             if return_end_points and hasattr(unit, "flops"):
                 flops.append(unit.flops(x))
             if self._is_perforated(training):
-                x, _ = self._run_active(unit, x, active, None)
-                active = tf.ones(tf.shape(x)[:3], tf.bool)
+                x, _ = self._run_active(unit, x, None, None)
             else:
                 x = _run_unit(unit, x, training)
         if not return_end_points:
@@ -121,9 +120,9 @@ class PlainBlock(keras.layers.Layer):
     def _run_active(self, unit, x, active, sums):
         """Runs a unit in inference where active (None: everywhere).
 
-        Returns its output, and the output's sums over positions if it got x's.
+        Returns its output and the output's sums over positions.
         """
-        if active is not None and hasattr(unit, "run_active"):
+        if hasattr(unit, "run_active"):
             return unit.run_active(x, active, sums)
         x = _run_unit(unit, x, False, active)
         return x, tf.reduce_sum(x, [1, 2])

@@ -84,13 +84,20 @@ def halting_step(
     """
     num_units = state.num_units + tf.cast(state.active, tf.int32)
     if is_last:
-        weight = tf.where(state.active, state.remainder, 0.0)
+        weight = tf.where(
+            state.active, state.remainder, tf.zeros_like(state.remainder)
+        )
         active = tf.zeros_like(state.active)
         return weight, state._replace(num_units=num_units, active=active)
     score = tf.cast(score, tf.float32)
     cumulative = state.cumulative + score
     continuing = state.active & (cumulative < 1.0 - epsilon)
     # Eq. 8: h while continuing, the remainder at the halting unit, 0 from there on.
-    weight = tf.where(continuing, score, tf.where(state.active, state.remainder, 0.0))
+    # zeros_like, because broadcasting a scalar takes longer than the rest.
+    weight = tf.where(
+        continuing,
+        score,
+        tf.where(state.active, state.remainder, tf.zeros_like(score)),
+    )
     remainder = tf.where(continuing, state.remainder - score, state.remainder)
     return weight, HaltingState(cumulative, remainder, num_units, continuing)

@@ -178,7 +178,7 @@ class SpatialHaltingScore(keras.layers.Layer):
             input_slope=slope,
         )
         score = self._score(local, _mean(sums, x), training=False)
-        return tf.where(active, score, 0.0)
+        return tf.where(active, score, tf.zeros_like(score))
 
     def _score(self, local, pooled, training):
         logits = local + _pointwise(

@@ -23,9 +23,9 @@ def _add_residual(shortcut, residual, active):
     return shortcut + residual
 
 
-def _run_densely(unit, x, active, sums):
+def _run_densely(unit, x, active):
     x = unit(x, active=active, training=False)
-    return x, None if sums is None else tf.reduce_sum(x, [1, 2])
+    return x, tf.reduce_sum(x, [1, 2])
 
 
 def _downsampled(shape, strides, channels):
@@ -124,35 +124,40 @@ class BottleneckUnit(keras.layers.Layer):
         return _add_residual(shortcut, self.conv3(residual), active)
 
     def run_active(
-        self, x: tf.Tensor, active: tf.Tensor, sums: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        self, x: tf.Tensor, active: tf.Tensor | None, sums: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs the unit in inference, computing active positions only.
 
         Args:
             x: [batch, height, width, channels].
-            active: Bool [batch, height, width].
+            active: Bool [batch, height, width], or None: everywhere. Ignored by units
+                with a projection shortcut, which run everywhere.
             sums: Sums of x over positions, [batch, channels], or None.
 
         Returns:
-            The output, and its sums over positions if those of x were given.
+            The output, and its sums over positions.
         """
-        slopes = [
-            slope_of(bn.activation)
-            for bn in (self.preact, self.conv1_bn, self.conv2_bn)
-        ]
-        if self.strides > 1 or self.shortcut is not None or slopes != [0.0] * 3:
-            return _run_densely(self, x, active, sums)
+        norms = (self.preact, self.conv1_bn, self.conv2_bn)
+        strided_identity = self.strides > 1 and self.shortcut is None
+        if strided_identity or [slope_of(bn.activation) for bn in norms] != [0.0] * 3:
+            return _run_densely(self, x, active)
+        preactivation, *norms = (bn.folded(x.dtype) for bn in norms)
         convolutions = (self.conv1, self.conv2, self.conv3)
+        filters = [tf.cast(conv.kernel, x.dtype) for conv in convolutions]
+        bias = tf.cast(self.conv3.bias, x.dtype)
+        if self.shortcut is not None:
+            projection = [tf.cast(v, x.dtype) for v in self.shortcut.weights]
+            return custom_ops.projection_bottleneck(
+                x, preactivation, filters, norms, bias, *projection, self.strides
+            )
+        if active is None:
+            active = tf.ones(tf.shape(x)[:3], tf.bool)
         outputs = custom_ops.perforated_bottleneck(
-            x,
-            active,
-            self.preact.folded(x.dtype),
-            [tf.cast(conv.kernel, x.dtype) for conv in convolutions],
-            [self.conv1_bn.folded(x.dtype), self.conv2_bn.folded(x.dtype)],
-            tf.cast(self.conv3.bias, x.dtype),
-            sums,
+            x, active, preactivation, filters, norms, bias, sums
         )
-        return (outputs, None) if sums is None else outputs
+        if sums is None:
+            return outputs, tf.reduce_sum(outputs, [1, 2])
+        return outputs
 
     def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:
         """Operations per image on inputs shaped like x; int64 [batch].
@@ -239,13 +244,15 @@ class BasicUnit(keras.layers.Layer):
         return _add_residual(shortcut, self.conv2(residual), active)
 
     def run_active(
-        self, x: tf.Tensor, active: tf.Tensor, sums: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        self, x: tf.Tensor, active: tf.Tensor | None, sums: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """As `BottleneckUnit.run_active`."""
         slopes = [slope_of(bn.activation) for bn in (self.preact, self.conv1_bn)]
         changes_shape = self.strides > 1 or x.shape[-1] != self.channels
         if changes_shape or self.preact_shortcut or None in slopes:
-            return _run_densely(self, x, active, sums)
+            return _run_densely(self, x, active)
+        if active is None:
+            active = tf.ones(tf.shape(x)[:3], tf.bool)
         x = custom_ops.perforated_basic_unit(
             x,
             active,
@@ -255,7 +262,7 @@ class BasicUnit(keras.layers.Layer):
             tf.cast(self.conv2.bias, x.dtype),
             slopes,
         )
-        return x, None if sums is None else tf.reduce_sum(x, [1, 2])
+        return x, tf.reduce_sum(x, [1, 2])
 
     def _shortcut(self, x):
         if self.strides > 1:

@@ -159,6 +159,42 @@ REGISTER_OP("PerforatedBottleneck")
       return absl::OkStatus();
     });
 
+REGISTER_OP("ProjectionBottleneck")
+    .Input("x: T")
+    .Input("preactivation_scale: T")
+    .Input("preactivation_shift: T")
+    .Input("filters_0: T")
+    .Input("filters_1: T")
+    .Input("filters_2: T")
+    .Input("scale_0: T")
+    .Input("scale_1: T")
+    .Input("shift_0: T")
+    .Input("shift_1: T")
+    .Input("bias: T")
+    .Input("projection: T")
+    .Input("projection_bias: T")
+    .Output("y: T")
+    .Output("sums: T")
+    .Attr("T: {float, double}")
+    .Attr("stride: int")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle x, projection;
+      int64_t stride;
+      TF_RETURN_IF_ERROR(c->GetAttr("stride", &stride));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &x));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(11), 4, &projection));
+      DimensionHandle size[2];
+      for (int axis = 0; axis < 2; ++axis) {
+        const DimensionHandle in = c->Dim(x, 1 + axis);
+        size[axis] = c->ValueKnown(in) ? c->MakeDim(CeilDiv(c->Value(in), stride))
+                                       : c->UnknownDim();
+      }
+      const DimensionHandle channels = c->Dim(projection, 3);
+      c->set_output(0, c->MakeShape({c->Dim(x, 0), size[0], size[1], channels}));
+      c->set_output(1, c->MakeShape({c->Dim(x, 0), channels}));
+      return absl::OkStatus();
+    });
+
 REGISTER_OP("PerforatedBasicUnit")
     .Input("x: T")
     .Input("mask: bool")
@@ -430,22 +466,25 @@ class UnitOp : public OpKernel {
   using OpKernel::OpKernel;
 
  protected:
-  // Geometry of a SAME convolution with stride 1 of the size of x.
-  static absl::Status MakeGeometry(const Tensor& x, const Tensor& mask,
-                                   const Tensor& filters, int index, Geometry* g) {
-    if (x.dims() != 4) {
-      return Invalid("x must be [batch, height, width, channels], got ",
-                             x.shape().DebugString());
-    }
+  static absl::Status CheckRank(const Tensor& x) {
+    if (x.dims() == 4) return absl::OkStatus();
+    return Invalid("x must be [batch, height, width, channels], got ",
+                   x.shape().DebugString());
+  }
+  static absl::Status CheckUnit(const Tensor& x, const Tensor& mask) {
+    TF_RETURN_IF_ERROR(CheckRank(x));
     const TensorShape expected({x.dim_size(0), x.dim_size(1), x.dim_size(2)});
-    if (mask.shape() != expected) {
-      return Invalid("mask must be ", expected.DebugString(), ", got ",
-                             mask.shape().DebugString());
-    }
+    if (mask.shape() == expected) return absl::OkStatus();
+    return Invalid("mask must be ", expected.DebugString(), ", got ",
+                   mask.shape().DebugString());
+  }
+  // Geometry of a SAME convolution with stride 1 of the size of x.
+  static absl::Status MakeGeometry(const Tensor& x, const Tensor& filters, int index,
+                                   Geometry* g) {
     if (filters.dims() != 4 || filters.dim_size(0) != filters.dim_size(1) ||
         filters.dim_size(0) % 2 == 0) {
-      return Invalid("filters ", index,
-                             " must be square with an odd side, got ",
+      return Invalid("filters_", index,
+                     " must be square with an odd side, got ",
                              filters.shape().DebugString());
     }
     g->batch = x.dim_size(0);
@@ -480,60 +519,139 @@ class UnitOp : public OpKernel {
   }
 };
 
+// Three convolutions whose parameters begin at some input: preactivation (2), filters
+// (3), scales (2), shifts (3).
 template <typename T>
-class PerforatedBottleneckOp : public UnitOp<T> {
+class BottleneckOp : public UnitOp<T> {
  public:
   using UnitOp<T>::UnitOp;
 
+ protected:
+  struct Parameters {
+    Geometry geometry[3];
+    std::shared_ptr<const PackedMatrix<T>> packed[3];
+    Transform<T> preactivation;
+    Stage<T> stages[3];
+  };
+  absl::Status Read(OpKernelContext* context, const Tensor& x, int first,
+                    int64_t out_channels, Parameters* parameters) const {
+    Geometry(&g)[3] = parameters->geometry;
+    for (int i = 0; i < 3; ++i) {
+      TF_RETURN_IF_ERROR(
+          this->MakeGeometry(x, context->input(first + 2 + i), i, &g[i]));
+    }
+    TF_RETURN_IF_ERROR(this->CheckChain("filters_0", g[0].channels, x.dim_size(3)));
+    TF_RETURN_IF_ERROR(this->CheckChain("filters_1", g[1].channels, g[0].filters));
+    TF_RETURN_IF_ERROR(this->CheckChain("filters_2", g[2].channels, g[1].filters));
+    TF_RETURN_IF_ERROR(this->CheckChain("the output", g[2].filters, out_channels));
+    if (g[0].taps() != 1 || g[2].taps() != 1) {
+      return Invalid("filters_0 and filters_2 must be 1x1");
+    }
+    const int64_t inner = g[0].filters, outer = g[1].filters;
+    const struct {
+      const char* name;
+      int index;
+      int64_t size;
+    } vectors[] = {{"preactivation_scale", 0, g[0].channels},
+                   {"preactivation_shift", 1, g[0].channels},
+                   {"scale_0", 5, inner},
+                   {"scale_1", 6, outer},
+                   {"shift_0", 7, inner},
+                   {"shift_1", 8, outer},
+                   {"bias", 9, out_channels}};
+    for (const auto& vector : vectors) {
+      TF_RETURN_IF_ERROR(
+          CheckVector(vector.name, context->input(first + vector.index), vector.size));
+    }
+    for (int i = 0; i < 3; ++i) {
+      parameters->packed[i] =
+          PackedCache<T>::Get().Pack(g[i], context->input(first + 2 + i));
+    }
+    const auto data = [&](int i) { return DataOrNull<T>(context->input(first + i)); };
+    parameters->preactivation = {data(0), data(1), T(0)};
+    parameters->stages[0] = {parameters->packed[0].get(), {data(5), data(7), T(0)}};
+    parameters->stages[1] = {parameters->packed[1].get(), {data(6), data(8), T(0)}};
+    parameters->stages[2] = {parameters->packed[2].get(), {nullptr, data(9), T(1)}};
+    return absl::OkStatus();
+  }
+};
+
+template <typename T>
+class PerforatedBottleneckOp : public BottleneckOp<T> {
+ public:
+  using BottleneckOp<T>::BottleneckOp;
+
   void Compute(OpKernelContext* context) override {
-    // x 0, mask 1, sums 2, preactivation 3-4, filters 5-7, scales 8-9, shifts 10-12.
     const Tensor& x = context->input(0);
     const Tensor& mask = context->input(1);
     const int64_t sums_size = context->input(2).NumElements();
-    Geometry g[3];
-    for (int i = 0; i < 3; ++i) {
-      OP_REQUIRES_OK(context,
-                     this->MakeGeometry(x, mask, context->input(5 + i), i, &g[i]));
-    }
+    typename BottleneckOp<T>::Parameters parameters;
+    OP_REQUIRES_OK(context, this->CheckUnit(x, mask));
     const int64_t channels = x.dim_size(3);
-    OP_REQUIRES_OK(context, this->CheckChain("filters 0", g[0].channels, channels));
-    OP_REQUIRES_OK(context, this->CheckChain("filters 1", g[1].channels, g[0].filters));
-    OP_REQUIRES_OK(context, this->CheckChain("filters 2", g[2].channels, g[1].filters));
-    OP_REQUIRES_OK(context, this->CheckChain("the unit's output", g[2].filters, channels));
-    OP_REQUIRES(context, g[0].taps() == 1 && g[2].taps() == 1,
-                Invalid("filters 0 and 2 must be 1x1"));
-    OP_REQUIRES(context, sums_size == 0 || sums_size == g[0].batch * channels,
+    OP_REQUIRES_OK(context, this->Read(context, x, 3, channels, &parameters));
+    OP_REQUIRES(context, sums_size == 0 || sums_size == x.dim_size(0) * channels,
                 Invalid("sums must be [batch, channels] or empty, got ",
-                                context->input(2).shape().DebugString()));
-    const int64_t sizes[] = {channels,     channels,     g[0].filters, g[1].filters,
-                             g[0].filters, g[1].filters, channels};
-    constexpr const char* kVectors[] = {"preactivation_scale", "preactivation_shift",
-                                        "scale_0", "scale_1", "shift_0", "shift_1",
-                                        "bias"};
-    for (int i = 0; i < 7; ++i) {
-      const Tensor& vector = context->input(i < 2 ? 3 + i : 6 + i);
-      OP_REQUIRES_OK(context, CheckVector(kVectors[i], vector, sizes[i]));
-    }
+                        context->input(2).shape().DebugString()));
     const PoolWorkers workers(context);
-    std::shared_ptr<const PackedMatrix<T>> packed[3];
-    for (int i = 0; i < 3; ++i) {
-      packed[i] = PackedCache<T>::Get().Pack(g[i], context->input(5 + i));
-    }
-    const auto data = [&](int i) { return DataOrNull<T>(context->input(i)); };
-    const Stage<T> stages[3] = {{packed[0].get(), {data(8), data(10), T(0)}},
-                                {packed[1].get(), {data(9), data(11), T(0)}},
-                                {packed[2].get(), {nullptr, data(12), T(1)}}};
-    const Transform<T> preactivation{data(3), data(4), T(0)};
     const std::vector<int64_t> positions =
         ActivePositions(mask.flat<bool>().data(), mask.NumElements());
     const T* from = x.flat<T>().data();
     Tensor *y, *sums;
     OP_REQUIRES_OK(context, this->CopyOrForward(context, 0, 0, workers, &y));
     OP_REQUIRES_OK(context, this->CopyOrForward(context, 2, 1, workers, &sums));
-    BottleneckUnit(g[1], channels, from, preactivation, stages, positions,
-                   y->flat<T>().data(),
+    BottleneckUnit(parameters.geometry[1], channels, from, parameters.preactivation,
+                   parameters.stages, positions, y->flat<T>().data(),
                    sums_size == 0 ? nullptr : sums->flat<T>().data(), workers);
   }
+};
+
+template <typename T>
+class ProjectionBottleneckOp : public BottleneckOp<T> {
+ public:
+  explicit ProjectionBottleneckOp(OpKernelConstruction* context)
+      : BottleneckOp<T>(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("stride", &stride_));
+    OP_REQUIRES(context, stride_ >= 1, Invalid("stride must be >= 1, got ", stride_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& x = context->input(0);
+    const Tensor& projection = context->input(11);
+    OP_REQUIRES_OK(context, this->CheckRank(x));
+    OP_REQUIRES(context,
+                projection.dims() == 4 && projection.dim_size(0) == 1 &&
+                    projection.dim_size(1) == 1 &&
+                    projection.dim_size(2) == x.dim_size(3),
+                Invalid("projection must be [1, 1, ", x.dim_size(3),
+                        ", out channels], got ", projection.shape().DebugString()));
+    const int64_t out_channels = projection.dim_size(3);
+    typename BottleneckOp<T>::Parameters parameters;
+    OP_REQUIRES_OK(context, this->Read(context, x, 1, out_channels, &parameters));
+    OP_REQUIRES_OK(context,
+                   CheckVector("projection_bias", context->input(12), out_channels));
+    Geometry& middle = parameters.geometry[1];
+    middle.stride_y = middle.stride_x = stride_;
+    middle.out_height = CeilDiv(middle.height, stride_);
+    middle.out_width = CeilDiv(middle.width, stride_);
+    Tensor *y, *sums;
+    OP_REQUIRES_OK(context, context->allocate_output(
+                                0,
+                                TensorShape({middle.batch, middle.out_height,
+                                             middle.out_width, out_channels}),
+                                &y));
+    OP_REQUIRES_OK(context,
+                   context->allocate_output(
+                       1, TensorShape({middle.batch, out_channels}), &sums));
+    const auto packed = PackedCache<T>::Get().Pack(
+        Pointwise(middle, x.dim_size(3), out_channels), projection);
+    ProjectionUnit(middle, x.dim_size(3), out_channels, x.flat<T>().data(),
+                   parameters.preactivation, parameters.stages,
+                   {packed.get(), {nullptr, DataOrNull<T>(context->input(12)), T(1)}},
+                   y->flat<T>().data(), sums->flat<T>().data(), PoolWorkers(context));
+  }
+
+ private:
+  int64_t stride_;
 };
 
 template <typename T>
@@ -549,15 +667,16 @@ class PerforatedBasicUnitOp : public UnitOp<T> {
     // x 0, mask 1, preactivation 2-3, filters 4-5, scale 6, shifts 7-8.
     const Tensor& x = context->input(0);
     const Tensor& mask = context->input(1);
+    OP_REQUIRES_OK(context, this->CheckUnit(x, mask));
     Geometry g[2];
     for (int i = 0; i < 2; ++i) {
       OP_REQUIRES_OK(context,
-                     this->MakeGeometry(x, mask, context->input(4 + i), i, &g[i]));
+                     this->MakeGeometry(x, context->input(4 + i), i, &g[i]));
     }
     const int64_t channels = x.dim_size(3);
-    OP_REQUIRES_OK(context, this->CheckChain("filters 0", g[0].channels, channels));
-    OP_REQUIRES_OK(context, this->CheckChain("filters 1", g[1].channels, g[0].filters));
-    OP_REQUIRES_OK(context, this->CheckChain("the unit's output", g[1].filters, channels));
+    OP_REQUIRES_OK(context, this->CheckChain("filters_0", g[0].channels, channels));
+    OP_REQUIRES_OK(context, this->CheckChain("filters_1", g[1].channels, g[0].filters));
+    OP_REQUIRES_OK(context, this->CheckChain("the output", g[1].filters, channels));
     const int64_t sizes[] = {channels, channels, g[0].filters, g[0].filters, channels};
     constexpr const char* kVectors[] = {"preactivation_scale", "preactivation_shift",
                                         "scale", "shift", "bias"};
@@ -645,6 +764,7 @@ class FoldBatchNormOp : public OpKernel {
   REGISTER("PerforatedConv2DInputGradient", InputGradientOp, type);   \
   REGISTER("PerforatedConv2DFilterGradient", FilterGradientOp, type); \
   REGISTER("PerforatedBottleneck", PerforatedBottleneckOp, type);     \
+  REGISTER("ProjectionBottleneck", ProjectionBottleneckOp, type);     \
   REGISTER("PerforatedBasicUnit", PerforatedBasicUnitOp, type);       \
   REGISTER("MaskedAccumulate", MaskedAccumulateOp, type);             \
   REGISTER("FoldBatchNorm", FoldBatchNormOp, type)

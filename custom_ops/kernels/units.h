@@ -7,7 +7,9 @@
 #ifndef CUSTOM_OPS_KERNELS_UNITS_H_
 #define CUSTOM_OPS_KERNELS_UNITS_H_
 
+#include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "convolution.h"
@@ -104,6 +106,53 @@ void BottleneckUnit(const Geometry& middle, int64_t channels, const T* x,
       [&](int64_t r) { return second + r * middle.filters; }, workers);
   AddResidual(stages[2], second, positions, middle.out_height * middle.out_width,
               middle.batch, y, sums, workers);
+}
+
+// sums [batch, channels] = the sums of y over the positions of every image, in an order
+// that depends on nothing but the sizes.
+template <typename T>
+void SumPositions(const T* y, int64_t batch, int64_t image_size, int64_t channels,
+                  T* sums, const Workers& workers) {
+  constexpr int64_t kChunk = 256;
+  const int64_t chunks = CeilDiv(image_size, kChunk);
+  static thread_local Buffer<T> buffer;
+  T* const partial = buffer.Reserve(batch * chunks * channels);
+  workers.ForEach(batch * chunks, [&](int64_t task) {
+    const int64_t image = task / chunks, first = task % chunks * kChunk;
+    const int64_t last = std::min(image_size, first + kChunk);
+    T* to = partial + task * channels;
+    std::fill_n(to, channels, T(0));
+    for (int64_t p = first; p < last; ++p) {
+      Add(y + (image * image_size + p) * channels, channels, to);
+    }
+  });
+  std::fill_n(sums, batch * channels, T(0));
+  for (int64_t task = 0; task < batch * chunks; ++task) {
+    Add(partial + task * channels, channels, sums + task / chunks * channels);
+  }
+}
+
+// The first unit of a block, at all positions: its shortcut is a strided 1x1 convolution
+// of the preactivation. Also sums y over positions.
+template <typename T>
+void ProjectionUnit(const Geometry& middle, int64_t channels, int64_t out_channels,
+                    const T* x, const Transform<T>& preactivation,
+                    const Stage<T> (&stages)[3], const Stage<T>& projection, T* y,
+                    T* sums, const Workers& workers) {
+  std::vector<int64_t> positions(middle.num_outputs());
+  std::iota(positions.begin(), positions.end(), 0);
+  Geometry shortcut = Pointwise(middle, channels, out_channels);
+  shortcut.stride_y = middle.stride_y;
+  shortcut.stride_x = middle.stride_x;
+  shortcut.out_height = middle.out_height;
+  shortcut.out_width = middle.out_width;
+  Convolve(
+      shortcut, x, nullptr, preactivation, *projection.filters, projection.after,
+      positions, [&](int64_t r) { return y + r * out_channels; }, workers);
+  BottleneckUnit(middle, channels, x, preactivation, stages, positions, y,
+                 static_cast<T*>(nullptr), workers);
+  SumPositions(y, middle.batch, middle.out_height * middle.out_width, out_channels, sums,
+               workers);
 }
 
 // Two 3x3 convolutions (CIFAR), `first` and `second`.
