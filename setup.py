@@ -28,6 +28,7 @@ setup(
             "object_detection.*",
         ]
     ),
+    package_data={"custom_ops": ["kernels/*"]},
     install_requires=[
         "absl-py>=1.4",
         "h5py>=3.8",

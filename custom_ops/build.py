@@ -1,14 +1,11 @@
 """Compiles the native kernels, on first use or by `python -m custom_ops.build`.
 
-The library is cached under a key of all that goes into it: sources, TensorFlow, compilers,
-CPU, flags. Environment variables:
+The library is cached under a key of all that goes into it: sources, TensorFlow,
+compiler, CPU, flags. Environment variables:
 
-* `SACT_CACHE_DIR`: where libraries are kept; by default `sact_tf` in `XDG_CACHE_HOME` or
-  `~/.cache`, and in the temporary directory where neither can be written.
+* `SACT_CACHE_DIR`: where libraries are kept; by default `sact_tf` in `XDG_CACHE_HOME`
+  or `~/.cache`, and in the temporary directory where neither can be written.
 * `CXX`: the C++ compiler; by default `c++`, `g++` or `clang++`, whichever comes first.
-* `NVCC`: the CUDA compiler; by default `nvcc`, if there is one. Empty: no CUDA.
-* `SACT_CUDA_ARCHITECTURES`: GPU architectures, `70;80;90` by default; those which the
-  compiler does not know are left out.
 """
 
 from __future__ import annotations
@@ -65,26 +62,6 @@ def _compiler() -> str:
     raise BuildError("there is no C++ compiler (c++, g++, clang++; or set CXX)")
 
 
-def _cuda_compiler() -> str | None:
-    if not (_KERNELS / "gpu_kernels.cu").exists():
-        return None
-    chosen = os.environ.get("NVCC")
-    return shutil.which("nvcc") if chosen is None else chosen or None
-
-
-def _cuda_architectures(nvcc: str) -> list[str]:
-    """Returns the wanted architectures that the compiler knows, such as `90`."""
-    wanted = os.environ.get("SACT_CUDA_ARCHITECTURES", "70;80;90").split(";")
-    known = re.findall(r"compute_(\d+)", _run([nvcc, "--list-gpu-arch"]))
-    chosen = [number for number in wanted if number in known]
-    if not chosen:
-        raise BuildError(
-            f"SACT_CUDA_ARCHITECTURES={';'.join(wanted)}: {nvcc} knows only "
-            f"{';'.join(known)}"
-        )
-    return chosen
-
-
 def _cpu() -> str:
     """What `-march=native` depends on."""
     try:
@@ -104,11 +81,8 @@ def _key() -> str:
         *_FLAGS,
         _cpu(),
         _compiler(),
-        _run([_compiler(), "--version"]),
+        _run([*shlex.split(_compiler()), "--version"]),
     ]
-    nvcc = _cuda_compiler()
-    if nvcc:
-        parts += [nvcc, _run([nvcc, "--version"]), *_cuda_architectures(nvcc)]
     digest = hashlib.sha256("\0".join(parts).encode())
     for path in sorted(_KERNELS.iterdir()):
         if path.is_file():
@@ -138,44 +112,17 @@ def _usable(directory: pathlib.Path) -> bool:
         return False
 
 
-def _compile(output: pathlib.Path, verbose: bool = False) -> None:
-    """Compiles the library to a file, with CUDA where its compiler is there."""
+def _compile(output: pathlib.Path) -> None:
+    """Compiles the library to a file."""
     # TensorFlow's headers as system headers: their warnings are not ours to mend.
     flags = [
         flag.replace("-I", "-isystem", 1) if flag.startswith("-I") else flag
         for flag in tf.sysconfig.get_compile_flags()
     ]
-    compiler = shlex.split(_compiler())
-    sources = [str(_KERNELS / "ops.cc")]
-    link = list(tf.sysconfig.get_link_flags())
-    nvcc = _cuda_compiler()
-    objects = []
-    if nvcc:
-        architectures = _cuda_architectures(nvcc)
-        gpu_object = output.with_suffix(".gpu.o")
-        objects.append(gpu_object)
-        _say(verbose, f"compiling CUDA kernels for {', '.join(architectures)}")
-        _run(
-            [nvcc, "-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-c"]
-            + [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-            + [
-                f"-gencode=arch=compute_{architectures[-1]}"
-                f",code=compute_{architectures[-1]}"
-            ]
-            + [str(_KERNELS / "gpu_kernels.cu"), "-o", str(gpu_object)]
-        )
-        cuda = pathlib.Path(shutil.which(nvcc) or nvcc).resolve().parent.parent
-        flags += ["-isystem", str(cuda / "include")]
-        sources += [str(_KERNELS / "gpu_ops.cc"), str(gpu_object)]
-        link += [f"-L{cuda / 'lib64'}", "-lcudart_static", "-ldl", "-lrt", "-pthread"]
-    _say(verbose, "compiling CPU kernels")
-    try:
-        _run(
-            [*compiler, *_FLAGS, "-shared", *flags, *sources, "-o", str(output), *link]
-        )
-    finally:
-        for path in objects:
-            path.unlink(missing_ok=True)
+    link = tf.sysconfig.get_link_flags()
+    source = str(_KERNELS / "ops.cc")
+    command = [*shlex.split(_compiler()), *_FLAGS, "-shared", *flags, source]
+    _run([*command, "-o", str(output), *link])
 
 
 def _say(verbose: bool, text: str) -> None:
@@ -216,7 +163,8 @@ def build(verbose: bool = False) -> pathlib.Path:
             # Nobody ever sees half a library: it gets its name when it is whole.
             with tempfile.TemporaryDirectory(dir=directory) as work:
                 unfinished = pathlib.Path(work) / name
-                _compile(unfinished, verbose)
+                _say(verbose, "compiling")
+                _compile(unfinished)
                 unfinished.rename(path)
     _say(verbose, f"built: {path}")
     return path

@@ -46,8 +46,8 @@ def perforated_conv2d(
         input_shift: [in], then added to it, or None; padding stays zero.
         input_slope: Of the activation max(v, slope * v) that follows, in [0, 1]: the
             identity (1), leaky ReLU, or ReLU (0).
-        implementation: "native" (compiled kernels; float32 and float64 on a CPU, also
-            float16 and bfloat16 on a GPU), "tensorflow" (plain operations), or "auto":
+        implementation: "native" (compiled kernels for a CPU, float32 and float64),
+            "tensorflow" (plain operations, any device and float type), or "auto":
             native where it can run.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which implementation of the operations runs: compiled kernels, or plain TensorFlow."""
+"""Which implementation runs: compiled kernels, or plain TensorFlow operations."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tensorflow.python.framework import kernels
 from custom_ops import build
 
 IMPLEMENTATIONS = ("auto", "native", "tensorflow")
-"""`native` are the compiled kernels; `tensorflow` plain TensorFlow operations, which run
-everywhere TensorFlow does; `auto` is `native` where it can run."""
+"""`native` are the compiled kernels; `tensorflow` plain TensorFlow operations, which
+run everywhere TensorFlow does; `auto` is `native` where it can run."""
 
 _default = contextvars.ContextVar("implementation", default="auto")
 

@@ -1,9 +1,9 @@
 """Residual units and what surrounds them at active positions only, for inference.
 
-Each is one native operation, because launching ten of them for a tenth of the positions
-costs more than it saves; the plain TensorFlow twin beside it says what it computes.
-Batch normalizations come folded to scale and shift (`fold_batch_norm`). None of them has
-a gradient.
+Each is one native operation, because launching ten of them for a tenth of the
+positions costs more than it saves; the plain TensorFlow twin beside it says what it
+computes. Batch normalizations come folded to scale and shift (`fold_batch_norm`). None
+of them has a gradient.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def perforated_bottleneck(
 ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
     """Adds the residual of a pre-activation bottleneck unit to x where a mask is set.
 
-    The residual is conv3(relu(norm2(conv2(relu(norm1(conv1(relu(preactivation(x)))))))))
-    + bias. The 3x3 and the last 1x1 convolution run at the mask, the first 1x1 where
-    the 3x3 reads: at the mask dilated by 3x3 (SACT, section 4.1).
+    The residual is conv3(f(norm1(conv2(f(norm0(conv1(f(preactivation(x))))))) + bias,
+    where f is ReLU. The 3x3 and the last 1x1 convolution run at the mask, the first 1x1
+    where the 3x3 reads: at the mask dilated by 3x3 (SACT, section 4.1).
 
     Args:
         x: Float32 or float64 [batch, height, width, channels].
@@ -125,8 +125,8 @@ def projection_bottleneck(
     """Runs a pre-activation bottleneck unit with a projection shortcut everywhere.
 
     The first unit of a block: as `perforated_bottleneck` at all positions, but the 3x3
-    convolution has a stride (and one position of padding on each side), and the shortcut
-    is a strided 1x1 convolution of the preactivation.
+    convolution has a stride (and one position of padding on each side), and the
+    shortcut is a strided 1x1 convolution of the preactivation.
 
     Args:
         x: Float32 or float64 [batch, height, width, in].
@@ -141,8 +141,8 @@ def projection_bottleneck(
         implementation: As in `perforated_conv2d`.
 
     Returns:
-        [batch, ceil(height / stride), ceil(width / stride), channels], and its sums over
-        positions, [batch, channels].
+        [batch, ceil(height / stride), ceil(width / stride), channels], and its sums
+        over positions, [batch, channels].
 
     Raises:
         tf.errors.InvalidArgumentError: If a size does not fit; names the argument.

@@ -1,12 +1,12 @@
-"""Times adaptive networks against the ordinary one, and perforated layers against dense.
+"""Times adaptive networks and perforated layers against the ordinary ones.
 
     python -m experiments.benchmark --image_size=600x1000 --units_per_block=2,3.2,11
     python -m experiments.benchmark --layer=3x3,256,256,38x63 --active=0.1,0.5,1
 
 All sides run in one process, by turns, and are told apart by their medians. Halting is
 imposed: heads run as usual, then a pattern decides where they halt, so that no trained
-network is needed. Networks do as many blocks as --units_per_block has numbers; fewer than
-all give the features a detector would take.
+network is needed. Networks do as many blocks as --units_per_block has numbers; fewer
+than all give the features a detector would take.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from experiments import programs
 
 FLAGS = flags.FLAGS
 
-SIDES = ("dense", "masked", "native", "twin", "tiled")
+SIDES = ("dense", "masked", "native", "twin")
 _FAMILIES = {"imagenet": sact_tf.imagenet_resnet, "cifar": sact_tf.cifar_resnet}
 
 flags.DEFINE_enum("network", "imagenet", list(_FAMILIES), "Family of networks.")
@@ -50,10 +50,8 @@ flags.DEFINE_list(
     "sides",
     ["dense", "masked", "native", "twin"],
     "What to time: dense (the ordinary network), masked, native and twin (perforated "
-    "execution by compiled kernels and by TensorFlow operations), tiled (perforated, "
-    "with --tile_size).",
+    "execution by compiled kernels and by TensorFlow operations).",
 )
-flags.DEFINE_integer("tile_size", 4, "Tile side of `tiled`.", lower_bound=1)
 flags.DEFINE_integer("repetitions", 15, "Timed calls of each side.", lower_bound=1)
 flags.DEFINE_bool("memory", False, "Also measure peak memory, each side by itself.")
 flags.DEFINE_string(
@@ -88,7 +86,7 @@ def parse_numbers(flag: str, texts: list[str], low: float, high: float) -> list[
 
 
 def ranks(height: int, width: int, pattern: str) -> np.ndarray:
-    """Orders positions: float [height, width], ranks in [0, 1), small ones run longer."""
+    """Orders positions: [height, width], ranks in [0, 1), small ones run longer."""
     if pattern == "random":
         field = np.random.default_rng(0).random([height, width])
     else:  # an ellipse off the centre
@@ -105,8 +103,8 @@ def imposed_units(
 ) -> np.ndarray:
     """Returns how many of a block's units every position runs, int [height, width].
 
-    Unit k of n runs at a share (1 - (k - 1) / n) ** g of the positions, with g such that
-    positions run `mean` units on average.
+    Unit k of n runs at a share (1 - (k - 1) / n) ** g of the positions, with g such
+    that positions run `mean` units on average.
     """
     if pattern in ("full", "empty"):
         return np.full([height, width], num_units if pattern == "full" else 1)
@@ -151,8 +149,6 @@ def make_side(side: str):
     means = parse_numbers("units_per_block", FLAGS.units_per_block, 1, 1000)
     height, width = parse_sides("image_size", FLAGS.image_size)
     options = dict(execution="masked" if side in ("dense", "masked") else "perforated")
-    if side == "tiled":
-        options["tile_size"] = FLAGS.tile_size
     model_type = "vanilla" if side == "dense" else FLAGS.model_type
     keras.utils.set_random_seed(0)
     model = _FAMILIES[FLAGS.network](FLAGS.model, model_type, **options)
@@ -168,8 +164,10 @@ def make_side(side: str):
                 f"got {mean:g}"
             )
 
-        def units(h, w, n=len(block.units), mean=mean):
-            return imposed_units(h, w, n, mean, FLAGS.pattern)
+        num_units = len(block.units)
+
+        def units(h, w, num_units=num_units, mean=mean):
+            return imposed_units(h, w, num_units, mean, FLAGS.pattern)
 
         for k, head in enumerate(getattr(block, "heads", []), 1):
             block.heads[k - 1] = ImposedHead(head, k, units)
@@ -230,7 +228,7 @@ def peak_memory(side: str) -> float:
     context = multiprocessing.get_context("spawn")
     result = context.Queue()
     names = ("network", "model", "model_type", "image_size", "batch_size", "pattern")
-    names += ("units_per_block", "tile_size")
+    names += ("units_per_block",)
     values = {name: FLAGS[name].value for name in names}
     process = context.Process(target=_measure_memory, args=(values, side, result))
     process.start()

@@ -35,7 +35,6 @@ from sact_tf.halting import EPSILON, HaltingState, halting_step, initial_halting
 from sact_tf.halting_scores import ImageHaltingScore, SpatialHaltingScore
 from sact_tf.layers import BatchNorm
 
-
 EXECUTIONS = ("masked", "perforated")
 """Ways to run a block; both use the same weights and give the same results.
 

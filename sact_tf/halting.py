@@ -84,9 +84,7 @@ def halting_step(
     """
     num_units = state.num_units + tf.cast(state.active, tf.int32)
     if is_last:
-        weight = tf.where(
-            state.active, state.remainder, tf.zeros_like(state.remainder)
-        )
+        weight = tf.where(state.active, state.remainder, tf.zeros_like(state.remainder))
         active = tf.zeros_like(state.active)
         return weight, state._replace(num_units=num_units, active=active)
     score = tf.cast(score, tf.float32)

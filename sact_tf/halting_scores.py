@@ -34,13 +34,22 @@ def _to_one_channel(conv: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(outputs, -1, keepdims=True) + conv.bias
 
 
-def _mean(sums: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Divides sums [batch, channels] by the number of positions of x.
+def _normalized_mean(batch_norm, sums: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Returns the normalized mean of x over positions, [batch, 1, 1, channels].
 
-    Returns them as [batch, 1, 1, channels].
+    Args:
+        batch_norm: Applied in inference.
+        sums: Sums of x over positions, [batch, channels].
+        x: [batch, height, width, channels], only for its size.
     """
     count = tf.cast(tf.reduce_prod(tf.shape(x)[1:3]), sums.dtype)
-    return (sums / count)[:, tf.newaxis, tf.newaxis]
+    mean = (sums / count)[:, tf.newaxis, tf.newaxis]
+    if not isinstance(batch_norm, BatchNorm):
+        return batch_norm(mean, training=False)
+    # TensorFlow's kernel takes longer to start than a single position to normalize.
+    scale, shift = batch_norm.folded(mean.dtype)
+    mean = mean * scale + shift
+    return mean if batch_norm.activation is None else batch_norm.activation(mean)
 
 
 class ImageHaltingScore(keras.layers.Layer):
@@ -81,7 +90,7 @@ class ImageHaltingScore(keras.layers.Layer):
 
     def call(self, x, active=None, training=None):
         """Maps [batch, height, width, channels] to float32 scores [batch]."""
-        return self._score(global_average(x), training)
+        return self._score(self.global_bn(global_average(x), training=training))
 
     def run_active(self, x: tf.Tensor, active: tf.Tensor, sums: tf.Tensor) -> tf.Tensor:
         """Returns the scores in inference of active images [batch], zero elsewhere.
@@ -91,11 +100,11 @@ class ImageHaltingScore(keras.layers.Layer):
             active: Bool [batch].
             sums: Sums of x over positions, [batch, channels].
         """
-        score = self._score(_mean(sums, x), training=False)
+        score = self._score(_normalized_mean(self.global_bn, sums, x))
         return tf.where(active, score, 0.0)
 
-    def _score(self, pooled, training):
-        logits = _pointwise(self.global_conv, self.global_bn(pooled, training=training))
+    def _score(self, pooled):
+        logits = _pointwise(self.global_conv, pooled)
         return tf.sigmoid(tf.cast(logits[:, 0, 0, 0], tf.float32))
 
     def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:
@@ -154,7 +163,8 @@ class SpatialHaltingScore(keras.layers.Layer):
         The pooled features average over all positions, frozen ones too.
         """
         local = _to_one_channel(self.local_conv, self.local_bn(x, training=training))
-        return self._score(local, global_average(x), training)
+        pooled = self.global_bn(global_average(x), training=training)
+        return self._score(local, pooled)
 
     def run_active(self, x: tf.Tensor, active: tf.Tensor, sums: tf.Tensor) -> tf.Tensor:
         """Returns the scores in inference at active positions, zero elsewhere.
@@ -177,13 +187,11 @@ class SpatialHaltingScore(keras.layers.Layer):
             input_shift=shift,
             input_slope=slope,
         )
-        score = self._score(local, _mean(sums, x), training=False)
+        score = self._score(local, _normalized_mean(self.global_bn, sums, x))
         return tf.where(active, score, tf.zeros_like(score))
 
-    def _score(self, local, pooled, training):
-        logits = local + _pointwise(
-            self.global_conv, self.global_bn(pooled, training=training)
-        )
+    def _score(self, local, pooled):
+        logits = local + _pointwise(self.global_conv, pooled)
         return tf.sigmoid(tf.cast(logits[..., 0], tf.float32))
 
     def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:

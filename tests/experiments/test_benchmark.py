@@ -1,0 +1,65 @@
+"""The benchmark program on small networks and layers."""
+
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import benchmark
+
+
+@pytest.fixture
+def run(capsys):
+    """Returns a function that runs the program and reads its JSON lines."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["benchmark"])
+
+    def run(**values):
+        with flagsaver.flagsaver(json=True, repetitions=1, **values):
+            benchmark.main()
+        lines = capsys.readouterr().out.splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    return run
+
+
+@pytest.mark.parametrize("pattern", ["blob", "random"])
+def test_imposed_units_have_the_mean(pattern):
+    units = benchmark.imposed_units(38, 63, 23, 11.0, pattern)
+    assert abs(units.mean() - 11.0) < 0.02
+    assert units.min() >= 1 and units.max() <= 23
+
+
+def test_network(run):
+    values = dict(network="cifar", model="2", image_size="16x24")
+    rows = run(units_per_block=["1.5", "1.2", "2"], **values)
+    assert [row["side"] for row in rows] == ["dense", "masked", "native", "twin"]
+    counts = [row["relative_flops"] for row in rows]
+    assert counts[0] == 1 and counts[1] == counts[2] == counts[3] < 0.95
+    full = run(pattern="full", units_per_block=["2", "2", "2"], **values)
+    assert 1.0 < full[2]["relative_flops"] < 1.05  # halting scores come on top
+
+
+def test_layer(run):
+    rows = run(layer="3x3,4,8,9x7", active=["0.5", "1"], sides=["native", "twin"])
+    assert [row["side"] for row in rows] == ["dense"] + ["native", "twin"] * 2
+    assert all(row["seconds"] > 0 for row in rows)
+    np.testing.assert_allclose(rows[1]["relative_flops"], 32 / 63)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(image_size="224"), "--image_size: .*'224'"),
+        (dict(layer="3x3,4"), "--layer: .*'3x3,4'"),
+        (dict(layer="3x3,4,8,9x7", active=["2"]), "--active: .*'2'"),
+        (dict(units_per_block=["x"]), "--units_per_block: .*'x'"),
+        (dict(units_per_block=["9"], network="cifar", model="2"), "has 2 units; got 9"),
+        (dict(sides=["native"]), "--sides: expected dense"),
+    ],
+)
+def test_errors_name_the_flag(run, values, message):
+    with pytest.raises(ValueError, match=message):
+        run(**values)
