@@ -7,6 +7,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 import custom_ops
 import sact_tf
+from sact_tf import exporting
 
 NETWORKS = [("cifar", model_type) for model_type in ("vanilla", "act", "sact")] + [
     ("imagenet", model_type) for model_type in ("vanilla", "act_early_stopping", "sact")
@@ -118,24 +119,20 @@ def test_training_is_masked():
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max() + 1e-7)
 
 
-def test_portable_saved_model(tmp_path):
-    """Exported with TensorFlow operations, it needs nothing of this package."""
+@pytest.mark.parametrize("implementation", ["native", "tensorflow"])
+def test_exports(tmp_path, implementation):
+    """With TensorFlow operations, a SavedModel needs nothing of this package."""
+    if implementation == "native" and custom_ops.load() is None:
+        pytest.skip("the native kernels can not be compiled here")
     _, perforated = pair("imagenet", "sact")
     images = tf.random.stateless_normal([2, 40, 48, 3], [3, 4])
-    module = tf.Module()
-    module.network = perforated
-    signature = tf.TensorSpec([None, None, None, 3])
-    with custom_ops.default_implementation("tensorflow"):
-        module.serve = tf.function(
-            lambda x: perforated(x, training=False), input_signature=[signature]
-        )
-        tf.saved_model.save(module, str(tmp_path), signatures=module.serve)
+    exporting.export_saved_model(perforated, str(tmp_path), implementation)
     proto = saved_model_pb2.SavedModel()
     proto.ParseFromString((tmp_path / "saved_model.pb").read_bytes())
     functions = proto.meta_graphs[0].graph_def.library.function
     ops = {node.op for function in functions for node in function.node_def}
-    assert not any("Perforated" in op or "Bottleneck" in op for op in ops)
-    loaded = tf.saved_model.load(str(tmp_path))
-    np.testing.assert_allclose(
-        loaded.serve(images), perforated(images, training=False), atol=1e-4
-    )
+    has_native = any("Perforated" in op or "Bottleneck" in op for op in ops)
+    assert has_native == (implementation == "native")
+    serve = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
+    expected = perforated(images, training=False)
+    np.testing.assert_allclose(serve(images=images)["logits"], expected, atol=1e-4)
