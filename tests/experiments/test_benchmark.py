@@ -4,21 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from absl import flags
 from absl.testing import flagsaver
-
-from experiments import benchmark
 
 
 @pytest.fixture
-def run(capsys):
+def run(program, capsys):
     """Returns a function that runs the program and reads its JSON lines."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["benchmark"])
 
     def run(**values):
         with flagsaver.flagsaver(json=True, repetitions=1, **values):
-            benchmark.main()
+            program.main()
         lines = capsys.readouterr().out.splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
@@ -26,8 +21,8 @@ def run(capsys):
 
 
 @pytest.mark.parametrize("pattern", ["blob", "random"])
-def test_imposed_units_have_the_mean(pattern):
-    units = benchmark.imposed_units(38, 63, 23, 11.0, pattern)
+def test_imposed_units_have_the_mean(program, pattern):
+    units = program.imposed_units(38, 63, 23, 11.0, pattern)
     assert abs(units.mean() - 11.0) < 0.02
     assert units.min() >= 1 and units.max() <= 23
 

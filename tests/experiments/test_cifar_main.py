@@ -15,20 +15,18 @@ from absl import flags
 from absl.testing import flagsaver
 
 import sact_tf
-from experiments import cifar_main, programs
+from experiments import programs
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
 
 @pytest.fixture
-def run():
+def run(program):
     """Returns a function that runs the program in this process with the given flags."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["cifar_main"])
 
     def run(**values):
         with flagsaver.flagsaver(**{"model": "1", **values}):
-            cifar_main.main()
+            program.main()
 
     return run
 
@@ -53,9 +51,7 @@ def directories(tmp_path):
     )
 
 
-def test_original_defaults():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["cifar_main"])
+def test_original_defaults(program):
     expected = dict(
         mode="train",
         batch_size=128,
@@ -125,8 +121,8 @@ def test_fine_tunes_from_a_vanilla_network(run, write_cifar, tmp_path):
     assert np.linalg.norm(after - before) < 0.3 * np.linalg.norm(before)
 
 
-def test_shapes_need_no_files(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(cifar_main.shapes.SPLIT_SIZES, "train", 16)
+def test_shapes_need_no_files(program, run, tmp_path, monkeypatch):
+    monkeypatch.setitem(program.shapes.SPLIT_SIZES, "train", 16)
     run(
         mode="train",
         dataset="shapes",
@@ -138,7 +134,7 @@ def test_shapes_need_no_files(run, tmp_path, monkeypatch):
 
 
 def test_continuous_evaluation_follows_new_checkpoints(
-    run, write_cifar, tmp_path, monkeypatch, capsys
+    program, run, write_cifar, tmp_path, monkeypatch, capsys
 ):
     model = sact_tf.cifar_resnet("1")
     directory = tmp_path / "log"
@@ -150,7 +146,7 @@ def test_continuous_evaluation_follows_new_checkpoints(
         saved.append(len(saved) + 1)
         sact_tf.save_slim_checkpoint(model, str(directory / f"model.ckpt-{saved[-1]}"))
 
-    monkeypatch.setattr(cifar_main.time, "sleep", sleep)
+    monkeypatch.setattr(program.time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
         run(mode="eval", dataset_dir=str(write_cifar()), **directories(tmp_path))
     output = capsys.readouterr().out
