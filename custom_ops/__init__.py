@@ -10,6 +10,7 @@ from custom_ops.implementation import (
     default_implementation,
     has_kernel,
 )
+from custom_ops.tiles import add_on_tiles
 from custom_ops.units import (
     fold_batch_norm,
     masked_accumulate,
@@ -21,6 +22,7 @@ from custom_ops.units import (
 __all__ = [
     "IMPLEMENTATIONS",
     "BuildError",
+    "add_on_tiles",
     "default_implementation",
     "fold_batch_norm",
     "has_kernel",

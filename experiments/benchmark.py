@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -26,7 +27,8 @@ from experiments import programs
 
 FLAGS = flags.FLAGS
 
-SIDES = ("dense", "masked", "native", "twin")
+SIDES = ("dense", "masked", "native", "twin", "tiled")
+_LAYER_RUNS = 5
 _FAMILIES = {"imagenet": sact_tf.imagenet_resnet, "cifar": sact_tf.cifar_resnet}
 
 flags.DEFINE_enum("network", "imagenet", list(_FAMILIES), "Family of networks.")
@@ -48,10 +50,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_list(
     "sides",
-    ["dense", "masked", "native", "twin"],
+    list(SIDES),
     "What to time: dense (the ordinary network), masked, native and twin (perforated "
-    "execution by compiled kernels and by TensorFlow operations).",
+    "execution by compiled kernels and by TensorFlow operations), tiled (positions "
+    "halt in tiles, which are gathered whole).",
 )
+flags.DEFINE_integer("tile_size", 8, "Side of the tiles of `tiled`.", lower_bound=2)
 flags.DEFINE_integer("repetitions", 15, "Timed calls of each side.", lower_bound=1)
 flags.DEFINE_bool("memory", False, "Also measure peak memory, each side by itself.")
 flags.DEFINE_string(
@@ -117,6 +121,17 @@ def imposed_units(
     return (ranks(height, width, pattern)[..., None] < shares).sum(-1)
 
 
+def in_tiles(units: Callable, tile_size: int) -> Callable:
+    """Makes a function of an image size to units per position the same within tiles."""
+
+    def tiled(height, width):
+        tiles = units(-(-height // tile_size), -(-width // tile_size))
+        spread = tiles.repeat(tile_size, 0).repeat(tile_size, 1)
+        return spread[:height, :width]
+
+    return tiled
+
+
 class ImposedHead(keras.layers.Layer):
     """Runs a halting head, and then halts where it is told to.
 
@@ -148,7 +163,15 @@ def make_side(side: str):
     """Returns a function that runs one side and waits; it returns FLOPs per image."""
     means = parse_numbers("units_per_block", FLAGS.units_per_block, 1, 1000)
     height, width = parse_sides("image_size", FLAGS.image_size)
-    options = dict(execution="masked" if side in ("dense", "masked") else "perforated")
+    if side == "tiled":
+        if FLAGS.model_type != "sact":
+            raise ValueError(
+                f"--sides: tiled needs --model_type=sact; got {FLAGS.model_type}"
+            )
+        options = dict(execution="tiled", tile_size=FLAGS.tile_size)
+    else:
+        masked = side in ("dense", "masked")
+        options = dict(execution="masked" if masked else "perforated")
     model_type = "vanilla" if side == "dense" else FLAGS.model_type
     keras.utils.set_random_seed(0)
     model = _FAMILIES[FLAGS.network](FLAGS.model, model_type, **options)
@@ -169,6 +192,8 @@ def make_side(side: str):
         def units(h, w, num_units=num_units, mean=mean):
             return imposed_units(h, w, num_units, mean, FLAGS.pattern)
 
+        if side == "tiled":
+            units = in_tiles(units, FLAGS.tile_size)
         for k, head in enumerate(getattr(block, "heads", []), 1):
             block.heads[k - 1] = ImposedHead(head, k, units)
     images = tf.random.stateless_uniform([FLAGS.batch_size, height, width, 3], [1, 2])
@@ -228,7 +253,7 @@ def peak_memory(side: str) -> float:
     context = multiprocessing.get_context("spawn")
     result = context.Queue()
     names = ("network", "model", "model_type", "image_size", "batch_size", "pattern")
-    names += ("units_per_block",)
+    names += ("units_per_block", "tile_size")
     values = {name: FLAGS[name].value for name in names}
     process = context.Process(target=_measure_memory, args=(values, side, result))
     process.start()
@@ -286,25 +311,37 @@ def layer_rows() -> list[dict]:
     x = tf.random.normal([FLAGS.batch_size, height, width, inputs])
     filters = tf.random.normal([*kernel, inputs, outputs])
     order = tf.constant(ranks(height, width, FLAGS.pattern))
-    dense = tf.function(lambda: tf.nn.conv2d(x, filters, 1, "SAME"))
 
-    def perforated(fraction, implementation):
-        mask = order < fraction
+    def in_loop(layer):
+        """Runs a layer several times in a graph, as a network does, not in Python."""
 
         @tf.function
         def run(mask):
-            return custom_ops.perforated_conv2d(
-                x, filters, mask, implementation=implementation
+            def body(k, total):
+                return k + 1, total + layer(mask)[0, 0, 0, 0]
+
+            start = (tf.constant(0), tf.constant(0.0))
+            return tf.while_loop(
+                lambda k, _: k < _LAYER_RUNS, body, start, parallel_iterations=1
             )
 
-        return lambda: run(mask)
+        return run
 
-    calls = {("dense", 1.0): dense}
-    for fraction in fractions:
-        for side, implementation in (("native", "auto"), ("twin", "tensorflow")):
-            if side in FLAGS.sides:
-                calls[side, fraction] = perforated(fraction, implementation)
-    seconds = time_by_turns(calls, FLAGS.repetitions)
+    dense = in_loop(lambda mask: tf.nn.conv2d(x, filters, 1, "SAME"))
+    calls = {("dense", 1.0): lambda: dense(order < 1.0)}
+    for side, implementation in (("native", "auto"), ("twin", "tensorflow")):
+        perforated = in_loop(
+            lambda mask, implementation=implementation: custom_ops.perforated_conv2d(
+                x, filters, mask, implementation=implementation
+            )
+        )
+        for fraction in fractions if side in FLAGS.sides else []:
+            mask = order < fraction
+            calls[side, fraction] = lambda run=perforated, mask=mask: run(mask)
+    seconds = {
+        key: time_ / _LAYER_RUNS
+        for key, time_ in time_by_turns(calls, FLAGS.repetitions).items()
+    }
     rows = []
     for (side, fraction), time_ in seconds.items():
         active = float(np.mean(order < fraction))

@@ -8,7 +8,8 @@ operations where all its units do. A unit may have a method `run_active(x, activ
 sums)`, which runs it in inference at the active positions [batch, height, width] only
 (None: everywhere). It returns the output and the output's sums over positions [batch,
 channels], for which it may use those of x (or None, where they are not known). Blocks
-with `execution="perforated"` use it where there is one.
+with `execution="perforated"` use it where there is one; those with `execution="tiled"`
+prefer `run_tiled(x, active, sums, tile_size)` where only some tiles are active.
 
 Every block returns its output, or with `return_end_points=True` the output and a
 dictionary:
@@ -35,11 +36,12 @@ from sact_tf.halting import EPSILON, HaltingState, halting_step, initial_halting
 from sact_tf.halting_scores import ImageHaltingScore, SpatialHaltingScore
 from sact_tf.layers import BatchNorm
 
-EXECUTIONS = ("masked", "perforated")
-"""Ways to run a block; both use the same weights and give the same results.
+EXECUTIONS = ("masked", "perforated", "tiled")
+"""Ways to run a block; all use the same weights and give the same results.
 
-`masked` runs every unit densely and multiplies residuals by the active mask;
-`perforated` computes active positions only, in inference: training always runs masked.
+`masked` runs every unit densely and multiplies residuals by the active mask. The others
+compute active positions only, in inference (training always runs masked): `perforated`
+gathers positions, `tiled` whole tiles, for blocks whose positions halt tile by tile.
 """
 
 
@@ -59,9 +61,11 @@ class PlainBlock(keras.layers.Layer):
 
     Args:
         units: Non-empty list of residual units.
-        execution: One of `EXECUTIONS`.
+        execution: "masked" or "perforated".
         name: Keras name of the layer.
     """
+
+    _executions = EXECUTIONS[:2]
 
     def __init__(
         self,
@@ -71,9 +75,10 @@ class PlainBlock(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
-        if execution not in EXECUTIONS:
+        if execution not in self._executions:
             raise ValueError(
-                f"execution must be one of {', '.join(EXECUTIONS)}; got {execution!r}"
+                f"execution must be one of {', '.join(self._executions)}; got "
+                f"{execution!r}"
             )
         self.execution = execution
         if not units:
@@ -105,7 +110,7 @@ class PlainBlock(keras.layers.Layer):
         for unit in self.units:
             if return_end_points and hasattr(unit, "flops"):
                 flops.append(unit.flops(x))
-            if self._is_perforated(training):
+            if self._skips(training):
                 x, _ = self._run_active(unit, x, None, None)
             else:
                 x = _run_unit(unit, x, training)
@@ -113,14 +118,17 @@ class PlainBlock(keras.layers.Layer):
             return x
         return x, self._flops_end_point(flops)
 
-    def _is_perforated(self, training):
-        return self.execution == "perforated" and not training
+    def _skips(self, training):
+        return self.execution != "masked" and not training
 
     def _run_active(self, unit, x, active, sums):
         """Runs a unit in inference where active (None: everywhere).
 
         Returns its output and the output's sums over positions.
         """
+        is_tiled = self.execution == "tiled" and active is not None
+        if is_tiled and hasattr(unit, "run_tiled"):
+            return unit.run_tiled(x, active, sums, self.tile_size)
         if hasattr(unit, "run_active"):
             return unit.run_active(x, active, sums)
         x = _run_unit(unit, x, False, active)
@@ -136,7 +144,7 @@ class PlainBlock(keras.layers.Layer):
 class _AdaptiveBlock(PlainBlock):
     """What ACT and SACT blocks share: heads, tau, and what they report."""
 
-    _score_layer: type[keras.layers.Layer]
+    _head_class: type[keras.layers.Layer] = ImageHaltingScore
 
     def __init__(
         self,
@@ -163,7 +171,7 @@ class _AdaptiveBlock(PlainBlock):
                 return BatchNorm(decay=0.99, epsilon=1e-3, name=name)
 
         self.heads = [
-            self._score_layer(batch_norm, weight_decay, name=f"unit_{k}_halting_proba")
+            self._head_class(batch_norm, weight_decay, name=f"unit_{k}_halting_proba")
             for k in range(1, len(self.units))
         ]
 
@@ -261,7 +269,7 @@ class ACTBlock(_AdaptiveBlock):
         epsilon: Halting slack (eq. 7), in [0, 1).
         batch_norm: Makes the batch normalizations of the halting heads, given a name.
         weight_decay: L2 coefficient of the halting heads.
-        execution: One of `EXECUTIONS`.
+        execution: "masked" or "perforated".
         early_stopping: Whether units are skipped at run time once the whole batch has
             halted. The results are the same; time is saved.
         name: Keras name of the layer.
@@ -270,8 +278,6 @@ class ACTBlock(_AdaptiveBlock):
         ValueError: On a negative `tau`, an `epsilon` outside [0, 1), no units, or (when
             built) units after the first that do not keep their input's shape.
     """
-
-    _score_layer = ImageHaltingScore
 
     def __init__(
         self,
@@ -291,7 +297,7 @@ class ACTBlock(_AdaptiveBlock):
         self.early_stopping = early_stopping
 
     def call(self, x, training=None, return_end_points=False):
-        if self._is_perforated(training):
+        if self._skips(training):
             return self._call_perforated(x, return_end_points)
         state = initial_halting_state(tf.shape(x)[:1])
         output = None
@@ -348,8 +354,7 @@ class SACTBlock(_AdaptiveBlock):
     """Spatially Adaptive Computation Time: each position halts alone (section 3.2).
 
     A position that has halted is frozen: it keeps its value while its neighbours go on.
-        Adds `tau`
-    times the mean ponder cost over images and positions to the losses.
+    Adds `tau` times the mean ponder cost over images and positions to the losses.
 
     Args:
         units: Non-empty list of residual units.
@@ -358,16 +363,45 @@ class SACTBlock(_AdaptiveBlock):
         batch_norm: Makes the batch normalizations of the halting heads, given a name.
         weight_decay: L2 coefficient of the halting heads.
         execution: One of `EXECUTIONS`.
+        tile_size: Side k of the square tiles whose positions share their mean halting
+            score, and so halt together (section 2.3); 1: each position alone.
         name: Keras name of the layer.
 
     Raises:
-        ValueError: As `ACTBlock`.
+        ValueError: As `ACTBlock`, and on a `tile_size` below 1 (2 if `execution` is
+            "tiled").
     """
 
-    _score_layer = SpatialHaltingScore
+    _executions = EXECUTIONS
+    _head_class = SpatialHaltingScore
+
+    def __init__(
+        self,
+        units: Sequence[keras.layers.Layer],
+        tau: float = 1.0,
+        epsilon: float = EPSILON,
+        batch_norm=None,
+        weight_decay: float = 0.0,
+        execution: str = "masked",
+        tile_size: int = 1,
+        name: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(
+            units, tau, epsilon, batch_norm, weight_decay, execution, name, **kwargs
+        )
+        at_least = 2 if execution == "tiled" else 1
+        if tile_size != int(tile_size) or tile_size < at_least:
+            raise ValueError(
+                f"tile_size must be an integer >= {at_least} with execution="
+                f"{execution!r}; got {tile_size}"
+            )
+        self.tile_size = int(tile_size)
+        for head in self.heads:
+            head.tile_size = self.tile_size
 
     def call(self, x, training=None, return_end_points=False):
-        if self._is_perforated(training):
+        if self._skips(training):
             return self._call_perforated(x, return_end_points)
         active = None  # every position computes the first unit
         output = None

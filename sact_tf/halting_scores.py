@@ -34,6 +34,26 @@ def _to_one_channel(conv: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(outputs, -1, keepdims=True) + conv.bias
 
 
+def share_in_tiles(scores: tf.Tensor, tile_size: int) -> tf.Tensor:
+    """Gives all positions of a k x k tile their mean score (SACT, section 2.3).
+
+    Args:
+        scores: [batch, height, width].
+        tile_size: Side k of the tiles, which begin at the top left corner.
+    """
+    height, width = tf.unstack(tf.shape(scores)[1:])
+    around = [[0, 0], [0, -height % tile_size], [0, -width % tile_size]]
+
+    def tile_sums(values):
+        values = tf.pad(values, around)[..., tf.newaxis]
+        return tf.nn.avg_pool2d(values, tile_size, tile_size, "VALID")[..., 0]
+
+    means = tile_sums(scores) / tile_sums(tf.ones_like(scores))
+    for axis in (1, 2):
+        means = tf.repeat(means, tile_size, axis)
+    return tf.reshape(means[:, :height, :width], tf.shape(scores))
+
+
 def _normalized_mean(batch_norm, sums: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """Returns the normalized mean of x over positions, [batch, 1, 1, channels].
 
@@ -118,6 +138,9 @@ class SpatialHaltingScore(keras.layers.Layer):
     Args:
         batch_norm: Makes the two batch normalizations, given a name.
         weight_decay: L2 coefficient of the convolutions.
+
+    Attributes:
+        tile_size: Side of the square tiles whose positions share their mean score.
     """
 
     def __init__(
@@ -128,6 +151,7 @@ class SpatialHaltingScore(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
+        self.tile_size = 1
         self.local_bn = batch_norm(name="local_bn")
         self.local_conv = conv2d(
             1,
@@ -192,7 +216,8 @@ class SpatialHaltingScore(keras.layers.Layer):
 
     def _score(self, local, pooled):
         logits = local + _pointwise(self.global_conv, pooled)
-        return tf.sigmoid(tf.cast(logits[..., 0], tf.float32))
+        scores = tf.sigmoid(tf.cast(logits[..., 0], tf.float32))
+        return scores if self.tile_size == 1 else share_in_tiles(scores, self.tile_size)
 
     def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:
         """Operations per image at the active positions of x; int64 [batch].

@@ -28,6 +28,15 @@ def _run_densely(unit, x, active):
     return x, tf.reduce_sum(x, [1, 2])
 
 
+def _zero_outside(tiles, inside):
+    """Sets what lies outside the image to the zeros that SAME convolutions pad with."""
+    return tf.where(inside, tiles, tf.zeros([], tiles.dtype))
+
+
+def _valid(conv, tiles):
+    return tf.nn.conv2d(tiles, tf.cast(conv.kernel, tiles.dtype), 1, "VALID")
+
+
 def _downsampled(shape, strides, channels):
     sides = [None if side is None else -(-side // strides) for side in shape[1:3]]
     return tf.TensorShape([shape[0], *sides, channels])
@@ -159,6 +168,28 @@ class BottleneckUnit(keras.layers.Layer):
             return outputs, tf.reduce_sum(outputs, [1, 2])
         return outputs
 
+    def run_tiled(
+        self, x: tf.Tensor, active: tf.Tensor, sums: tf.Tensor, tile_size: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `run_active`, by dense convolutions on the active tiles.
+
+        Only for units that keep shape.
+
+        Args:
+            x: [batch, height, width, channels].
+            active: Bool [batch, height, width], constant in tiles.
+            sums: Sums of x over positions, [batch, channels].
+            tile_size: Side of the tiles.
+        """
+
+        def residual(tiles, inside):
+            tiles = self.conv1_bn(self.conv1(self.preact(tiles)))
+            tiles = _valid(self.conv2, _zero_outside(tiles, inside))
+            return self.conv3(self.conv2_bn(tiles))
+
+        x, residual_sums = custom_ops.add_on_tiles(x, active, tile_size, 1, residual)
+        return x, sums + residual_sums
+
     def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:
         """Operations per image on inputs shaped like x; int64 [batch].
 
@@ -263,6 +294,19 @@ class BasicUnit(keras.layers.Layer):
             slopes,
         )
         return x, tf.reduce_sum(x, [1, 2])
+
+    def run_tiled(
+        self, x: tf.Tensor, active: tf.Tensor, sums: tf.Tensor, tile_size: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `BottleneckUnit.run_tiled`."""
+
+        def residual(tiles, inside):
+            tiles = _valid(self.conv1, _zero_outside(self.preact(tiles), inside))
+            tiles = _zero_outside(self.conv1_bn(tiles), inside[:, 1:-1, 1:-1])
+            return _valid(self.conv2, tiles) + tf.cast(self.conv2.bias, tiles.dtype)
+
+        x, residual_sums = custom_ops.add_on_tiles(x, active, tile_size, 2, residual)
+        return x, sums + residual_sums
 
     def _shortcut(self, x):
         if self.strides > 1:

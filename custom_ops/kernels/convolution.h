@@ -241,14 +241,15 @@ void PackFilters(const Geometry& g, const T* filters, PackedMatrix<T>* packed) {
   }
 }
 
-// Writes output rows row_of_output(r) [filters] for every r-th active position.
+// Writes output rows output_row(r) [filters] for every r-th active position, and does
+// `last` besides.
 template <typename T, typename Output>
 void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
               const Transform<T>& before, const PackedMatrix<T>& packed,
               const Transform<T>& after, const std::vector<int64_t>& positions,
-              const Output& output_row, const Workers& workers) {
+              const Output& output_row, const Workers& workers,
+              const Tasks& last = {}) {
   const int64_t num_positions = static_cast<int64_t>(positions.size());
-  if (num_positions == 0 || g.filters == 0) return;
   const Windows windows(g, positions);
   if (FewFilters<T>(g)) {
     const TouchedInputs touched(g, positions);
@@ -265,11 +266,11 @@ void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
         [&](int64_t row, int64_t column, int64_t count, const T* from) {
           Copy(from, count, products + row * columns + column);
         },
-        workers);
+        workers, last);
     constexpr int64_t kChunk = 512;
     workers.ForEach(CeilDiv(num_positions, kChunk), [&](int64_t chunk) {
-      const int64_t last = std::min(num_positions, (chunk + 1) * kChunk);
-      for (int64_t r = chunk * kChunk; r < last; ++r) {
+      const int64_t end = std::min(num_positions, (chunk + 1) * kChunk);
+      for (int64_t r = chunk * kChunk; r < end; ++r) {
         T* to = output_row(r);
         std::fill(to, to + g.filters, T(0));
         for (int64_t tap = 0; tap < g.taps(); ++tap) {
@@ -291,7 +292,7 @@ void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
       [&](int64_t row, int64_t column, int64_t count, const T* from) {
         after.Apply(from, column, count, output_row(row) + column);
       },
-      workers);
+      workers, last);
 }
 
 // Gradient with respect to the input: adds dy * filters^T to `input_gradient`, which

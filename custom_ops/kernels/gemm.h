@@ -26,6 +26,12 @@ class Workers {
   virtual void ForEach(int64_t n, const std::function<void(int64_t)>& fn) const = 0;
 };
 
+// Independent work that threads do once they find nothing else to do.
+struct Tasks {
+  int64_t count = 0;
+  std::function<void(int64_t)> run;
+};
+
 // Memory aligned to cache lines; it grows and never shrinks.
 template <typename T>
 class Buffer {
@@ -187,21 +193,26 @@ struct Partition {
 //
 // gather(row, k, count, to) writes elements [k, k + count) of a row to `to`;
 // scatter(row, column, count, from) receives results, each exactly once, and all that
-// one task has of a row in sequence.
+// one task has of a row in sequence. `last` is done at the end, by whoever is free.
 template <typename T, typename Gather, typename Scatter>
 void GatherMultiplyScatter(int64_t rows, const PackedMatrix<T>& matrix,
                            const Gather& gather, const Scatter& scatter,
-                           const Workers& workers) {
+                           const Workers& workers, const Tasks& last = {}) {
   constexpr int kWidth = kPanelColumns<T>;
   constexpr int kBlock = kBlockRows * kWidth;
-  if (rows == 0 || matrix.columns() == 0) return;
+  if (rows == 0 || matrix.columns() == 0) {
+    workers.ForEach(last.count, last.run);
+    return;
+  }
   const int64_t panels = CeilDiv(matrix.columns(), kWidth);
   const int64_t groups = CeilDiv(rows, kBlockRows);
   const Partition partition(rows, matrix.columns(), kWidth, workers.num_threads());
   const int64_t depth = matrix.depth();
   const int64_t steps = std::max<int64_t>(1, CeilDiv(depth, kMaxDepth));
   const int64_t step = CeilDiv(CeilDiv(depth, steps), 16) * 16;
-  workers.ForEach(partition.row_tiles * partition.column_tiles, [&](int64_t task) {
+  const int64_t tasks = partition.row_tiles * partition.column_tiles;
+  workers.ForEach(tasks + last.count, [&](int64_t task) {
+    if (task >= tasks) return last.run(task - tasks);
     const int64_t row_tile = task / partition.column_tiles;
     const int64_t column_tile = task % partition.column_tiles;
     const int64_t first_row = groups * row_tile / partition.row_tiles * kBlockRows;

@@ -356,7 +356,6 @@ class PerforatedConv2DOp : public OpKernel {
                      &output));
     T* const to = output->flat<T>().data();
     const PoolWorkers workers(context);
-    FillInactive(g, mask.flat<bool>().data(), copies, to, workers);
     const auto packed = PackedCache<T>::Get().Pack(g, filters);
     const std::vector<int64_t> positions =
         ActivePositions(mask.flat<bool>().data(), mask.NumElements(), copies);
@@ -365,20 +364,26 @@ class PerforatedConv2DOp : public OpKernel {
     const Transform<T> after{nullptr, DataOrNull<T>(context->input(3)), T(slope_)};
     Convolve(
         g, input.flat<T>().data(), nullptr, before, *packed, after, positions,
-        [&](int64_t r) { return to + positions[r] * g.filters; }, workers);
+        [&](int64_t r) { return to + positions[r] * g.filters; }, workers,
+        FillInactive(g, positions, to));
   }
 
  private:
-  static void FillInactive(const Geometry& g, const bool* mask, int64_t copies, T* to,
-                           const Workers& workers) {
-    constexpr int64_t kChunk = 1024;
-    const int64_t size = g.num_outputs() / std::max<int64_t>(copies, 1);
-    workers.ForEach(CeilDiv(g.num_outputs(), kChunk), [&](int64_t chunk) {
-      const int64_t last = std::min(g.num_outputs(), (chunk + 1) * kChunk);
-      for (int64_t p = chunk * kChunk; p < last; ++p) {
-        if (!mask[p % size]) std::fill_n(to + p * g.filters, g.filters, T(0));
-      }
-    });
+  // Zeros wherever no position is active, some cache lines per task.
+  static Tasks FillInactive(const Geometry& g, const std::vector<int64_t>& positions,
+                            T* to) {
+    const int64_t chunk = CeilDiv(1 << 15, std::max<int64_t>(1, g.filters));
+    return {CeilDiv(g.num_outputs(), chunk), [=, &positions, &g](int64_t task) {
+              int64_t p = task * chunk;
+              const int64_t end = std::min(g.num_outputs(), p + chunk);
+              auto active = std::lower_bound(positions.begin(), positions.end(), p);
+              for (; p < end; ++p) {
+                const int64_t next =
+                    active == positions.end() ? end : std::min(end, *active++);
+                std::fill(to + p * g.filters, to + next * g.filters, T(0));
+                p = next;
+              }
+            }};
   }
   WindowAttributes window_;
   float input_slope_, slope_;

@@ -72,6 +72,7 @@ def cifar_resnet(
     base_channels: int = 16,
     tau: float = 1.0,
     execution: str = "masked",
+    tile_size: int = 1,
     name: str | None = None,
 ) -> CifarResNet:
     """Builds a CIFAR residual network: a 3x3 stem and three blocks of basic units.
@@ -85,7 +86,10 @@ def cifar_resnet(
             many.
         tau: Weight of the ponder cost in the losses, at least 0.
         execution: "masked": units run densely and residuals are multiplied by the
-            active mask; "perforated": in inference, only active positions are computed.
+            active mask; "perforated": in inference, only active positions are computed;
+            "tiled": the same by tiles, with a `tile_size` above 1.
+        tile_size: With "sact", side of the square tiles of positions that share their
+            halting scores.
         name: Keras name of the model.
 
     Returns:
@@ -96,5 +100,5 @@ def cifar_resnet(
         ValueError: Naming the argument, on any other value.
     """
     return CifarResNet(
-        model, model_type, num_classes, base_channels, tau, execution, name
+        model, model_type, num_classes, base_channels, tau, execution, tile_size, name
     )

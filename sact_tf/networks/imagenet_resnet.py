@@ -79,6 +79,7 @@ def imagenet_resnet(
     base_channels: int = 64,
     tau: float = 1.0,
     execution: str = "masked",
+    tile_size: int = 1,
     name: str | None = None,
 ) -> ImagenetResNet:
     """Builds an ImageNet residual network: 7x7 stem, four blocks of bottleneck units.
@@ -92,7 +93,10 @@ def imagenet_resnet(
             block.
         tau: Weight of the ponder cost in the losses, at least 0.
         execution: "masked": units run densely and residuals are multiplied by the
-            active mask; "perforated": in inference, only active positions are computed.
+            active mask; "perforated": in inference, only active positions are computed;
+            "tiled": the same by tiles, with a `tile_size` above 1.
+        tile_size: With "sact", side of the square tiles of positions that share their
+            halting scores.
         name: Keras name of the model.
 
     Returns:
@@ -103,5 +107,5 @@ def imagenet_resnet(
         ValueError: Naming the argument, on any other value.
     """
     return ImagenetResNet(
-        model, model_type, num_classes, base_channels, tau, execution, name
+        model, model_type, num_classes, base_channels, tau, execution, tile_size, name
     )

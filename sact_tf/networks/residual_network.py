@@ -23,6 +23,7 @@ def make_block(
     batch_norm=None,
     weight_decay: float = 0.0,
     execution: str = "masked",
+    tile_size: int = 1,
     name: str | None = None,
 ) -> PlainBlock:
     """Returns the block layer of a model type around a list of residual units."""
@@ -36,7 +37,7 @@ def make_block(
         name=name,
     )
     if model_type == "sact":
-        return SACTBlock(units, **options)
+        return SACTBlock(units, tile_size=tile_size, **options)
     return ACTBlock(units, early_stopping=model_type == "act_early_stopping", **options)
 
 
@@ -75,6 +76,7 @@ def check_options(
     model_type: str,
     tau: float,
     execution: str,
+    tile_size: int,
     num_classes: int,
     base_channels: int,
 ) -> None:
@@ -89,6 +91,10 @@ def check_options(
         )
     if not 0 <= tau < float("inf"):
         raise ValueError(f"tau must be a finite number >= 0; got {tau}")
+    if tile_size != 1 and model_type != "sact":
+        raise ValueError(
+            f"tile_size must be 1 unless model_type is 'sact'; got {tile_size}"
+        )
     for name, value in (("num_classes", num_classes), ("base_channels", base_channels)):
         if value != int(value) or value < 1:
             raise ValueError(f"{name} must be an integer >= 1; got {value}")
@@ -109,6 +115,7 @@ class ResidualNetwork(keras.Model):
         base_channels: Scales the channels of all blocks.
         tau: Weight of the ponder cost in the losses, at least 0.
         execution: One of `EXECUTIONS`.
+        tile_size: Side of the tiles that halt together, as in `SACTBlock`.
         name: Keras name of the model.
 
     Attributes:
@@ -134,11 +141,12 @@ class ResidualNetwork(keras.Model):
         base_channels: int,
         tau: float,
         execution: str,
+        tile_size: int = 1,
         name: str | None = None,
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
-        check_options(model_type, tau, execution, num_classes, base_channels)
+        check_options(model_type, tau, execution, tile_size, num_classes, base_channels)
         units_per_block = self._parse_units(model)
         self._config = dict(
             model="_".join(map(str, units_per_block)),
@@ -147,6 +155,7 @@ class ResidualNetwork(keras.Model):
             base_channels=base_channels,
             tau=tau,
             execution=execution,
+            tile_size=tile_size,
         )
         decay = dict(weight_decay=self._weight_decay)
         self.stem = self._make_stem(base_channels, **decay)
@@ -160,6 +169,7 @@ class ResidualNetwork(keras.Model):
                 tau,
                 self._head_batch_norm,
                 execution=execution,
+                tile_size=tile_size,
                 name=self._block_name.format(b + 1),
                 **decay,
             )

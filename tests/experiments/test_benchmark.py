@@ -30,16 +30,22 @@ def test_imposed_units_have_the_mean(program, pattern):
 def test_network(run):
     values = dict(network="cifar", model="2", image_size="16x24")
     rows = run(units_per_block=["1.5", "1.2", "2"], **values)
-    assert [row["side"] for row in rows] == ["dense", "masked", "native", "twin"]
+    sides = ["dense", "masked", "native", "twin", "tiled"]
+    assert [row["side"] for row in rows] == sides
     counts = [row["relative_flops"] for row in rows]
     assert counts[0] == 1 and counts[1] == counts[2] == counts[3] < 0.95
     full = run(pattern="full", units_per_block=["2", "2", "2"], **values)
     assert 1.0 < full[2]["relative_flops"] < 1.05  # halting scores come on top
 
 
+def test_imposed_units_in_tiles(program):
+    units = program.in_tiles(lambda h, w: np.arange(h * w).reshape(h, w), 2)(3, 4)
+    np.testing.assert_array_equal(units, [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3]])
+
+
 def test_layer(run):
     rows = run(layer="3x3,4,8,9x7", active=["0.5", "1"], sides=["native", "twin"])
-    assert [row["side"] for row in rows] == ["dense"] + ["native", "twin"] * 2
+    assert [row["side"] for row in rows] == ["dense"] + ["native"] * 2 + ["twin"] * 2
     assert all(row["seconds"] > 0 for row in rows)
     np.testing.assert_allclose(rows[1]["relative_flops"], 32 / 63)
 
@@ -53,6 +59,7 @@ def test_layer(run):
         (dict(units_per_block=["x"]), "--units_per_block: .*'x'"),
         (dict(units_per_block=["9"], network="cifar", model="2"), "has 2 units; got 9"),
         (dict(sides=["native"]), "--sides: expected dense"),
+        (dict(sides=["dense", "tiled"], model_type="act"), "--sides: tiled needs"),
     ],
 )
 def test_errors_name_the_flag(run, values, message):

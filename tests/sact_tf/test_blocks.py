@@ -136,6 +136,30 @@ def test_sact_block_freezes_units_that_know_no_mask():
     np.testing.assert_allclose(plain(x), masked(x), atol=1e-6)
 
 
+def test_tiles_share_their_mean_score():
+    block, x = make(SACTBlock, unit=MaskedUnit, tile_size=4)
+    alone, _ = make(SACTBlock, unit=MaskedUnit)
+    for a, b in zip(alone.variables, block.variables):
+        a.assign(b)
+    key = "unit_1/halting_proba"
+    _, end_points = block(x, return_end_points=True)
+    expected = alone(x, return_end_points=True)[1][key].numpy()
+    for y, x_ in ((0, 0), (0, 4), (4, 0), (4, 4)):  # of 6 by 5 positions
+        tile = expected[:, y : y + 4, x_ : x_ + 4]
+        tile[:] = tile.mean((1, 2), keepdims=True)
+    np.testing.assert_allclose(end_points[key], expected, atol=1e-6)
+    num_units = end_points["num_units"].numpy()
+    assert (num_units[:, :4, :4] == num_units[:, :1, :1]).all()
+
+
+def test_tiled_execution_takes_any_unit():
+    block, x = make(SACTBlock, tile_size=2, execution="tiled")
+    masked, _ = make(SACTBlock, tile_size=2)
+    for a, b in zip(masked.variables, block.variables):
+        a.assign(b)
+    np.testing.assert_allclose(block(x), masked(x, training=False), atol=1e-5)
+
+
 def test_early_stopping_changes_nothing_but_the_work():
     block, x = make(ACTBlock)
     early = ACTBlock([Unit() for _ in range(4)], early_stopping=True)
@@ -224,6 +248,17 @@ def test_bad_arguments(block_type):
         block_type([Unit()], epsilon=1)
     with pytest.raises(ValueError, match="at least one layer"):
         block_type([])
+    with pytest.raises(ValueError, match="execution must be one of .* got 'fast'"):
+        block_type([Unit()], execution="fast")
     widening = [Unit(), keras.layers.Conv2D(5, 3, padding="same")]
     with pytest.raises(ValueError, match="unit 2 .*must keep|must keep .*unit 2"):
         block_type(widening)(images())
+
+
+def test_tiled_execution_needs_tiles():
+    with pytest.raises(ValueError, match="tile_size must be an integer >= 2 .* got 1"):
+        SACTBlock([Unit()], execution="tiled")
+    with pytest.raises(ValueError, match="tile_size must be an integer >= 1 .* got 0"):
+        SACTBlock([Unit()], tile_size=0)
+    with pytest.raises(ValueError, match="execution must be one of .* got 'tiled'"):
+        ACTBlock([Unit()], execution="tiled")
