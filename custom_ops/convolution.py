@@ -236,7 +236,8 @@ def _tensorflow_conv2d(
         positions = tf.where(tf.broadcast_to(mask, output_shape[:3]))  # [active, 3]
 
     # One row more than the input has stands for the padding.
-    rows = tf.reshape(input, [-1, shape[3]])
+    long_shape = tf.cast(shape, tf.int64)
+    rows = tf.reshape(input, [tf.reduce_prod(long_shape[:3]), long_shape[3]])
     corner = positions[:, tf.newaxis, 1:] * strides - [p[0] for p in paddings]
     taps = tf.stack(
         tf.meshgrid(
@@ -249,7 +250,7 @@ def _tensorflow_conv2d(
     where = corner + tf.cast(
         tf.reshape(taps, [1, -1, 2]), tf.int64
     )  # [active, taps, 2]
-    size = tf.cast(shape[1:3], tf.int64)
+    size = long_shape[1:3]
     inside = tf.reduce_all((where >= 0) & (where < size), -1)
     flat = (positions[:, :1] * size[0] + where[..., 0]) * size[1] + where[..., 1]
     patches = tf.gather(rows, tf.where(inside, flat, 0))
@@ -261,7 +262,8 @@ def _tensorflow_conv2d(
     patches = tf.where(inside[..., tf.newaxis], patches, tf.zeros([], input.dtype))
     depth = tf.reduce_prod(filters_shape[:3])
     outputs = tf.matmul(
-        tf.reshape(patches, [-1, depth]), tf.reshape(filters, [depth, -1])
+        tf.reshape(patches, [tf.shape(positions)[0], depth]),
+        tf.reshape(filters, [depth, filters_shape[3]]),
     )
     if bias is not None:
         outputs += bias

@@ -201,6 +201,7 @@ template <typename T>
 inline void GatherPatch(const Geometry& g, const Windows& windows, const T* rows,
                         const int64_t* row_of, const Transform<T>& transform,
                         int64_t index, int64_t k, int64_t count, T* to) {
+  if (count == 0) return;
   int64_t tap = 0, channel = k;
   for (; channel >= g.channels; ++tap) channel -= g.channels;
   while (count > 0) {

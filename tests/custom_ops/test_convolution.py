@@ -1,6 +1,7 @@
 """Perforated convolution against the dense one times the mask; both implementations."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -199,6 +200,31 @@ def test_empty_masks_and_batches(implementation, shape):
         normal(*shape), normal(3, 3, 3, 4), mask, implementation=implementation
     )
     np.testing.assert_array_equal(y, np.zeros([*shape[:3], 4]))
+
+
+def test_no_channels(implementation):
+    y = custom_ops.perforated_conv2d(
+        normal(1, 5, 5, 0),
+        normal(3, 3, 0, 4),
+        tf.ones([1, 5, 5], tf.bool),
+        bias=normal(4),
+        implementation=implementation,
+    )
+    np.testing.assert_array_equal(y, tf.broadcast_to(normal(4), [1, 5, 5, 4]))
+
+
+@pytest.mark.long
+def test_more_elements_than_31_bits_count(implementation):
+    side, channels = 8200, 32  # 2.15e9 elements
+    if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 16e9:
+        pytest.skip("needs 16 GB of free memory")
+    x = tf.ones([1, side, side, channels])
+    mask = np.zeros([1, side, side], bool)
+    mask[0, 0, 0] = mask[0, -1, -1] = True
+    filters = tf.ones([3, 3, channels, 1])
+    y = custom_ops.perforated_conv2d(x, filters, mask, implementation=implementation)
+    assert y[0, 0, 0, 0] == y[0, -1, -1, 0] == 4 * channels
+    assert tf.reduce_sum(y) == 8 * channels
 
 
 def test_masks_of_numbers_and_one_for_all_images(implementation):

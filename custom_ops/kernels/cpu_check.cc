@@ -1,0 +1,218 @@
+// Checks the CPU kernels by themselves against plain loops, on random cases with several
+// threads; made to be run under sanitizers (from this directory):
+//
+//   for s in address,undefined thread; do
+//     g++ -std=c++17 -O1 -g -march=native -fsanitize=$s cpu_check.cc -o check -pthread &&
+//     ./check 300
+//   done
+//
+// The argument is the number of cases. Exits with 1 at the first result that is wrong.
+
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "convolution.h"
+#include "units.h"
+
+namespace perforated {
+namespace {
+
+using Values = std::vector<double>;
+
+class Threads : public Workers {
+ public:
+  explicit Threads(int count) : count_(count) {}
+  int num_threads() const override { return count_; }
+  void ForEach(int64_t n, const std::function<void(int64_t)>& fn) const override {
+    std::atomic<int64_t> next{0};
+    const auto work = [&] {
+      for (int64_t i; (i = next.fetch_add(1)) < n;) fn(i);
+    };
+    std::vector<std::thread> threads;
+    for (int i = 1; i < count_; ++i) threads.emplace_back(work);
+    work();
+    for (std::thread& thread : threads) thread.join();
+  }
+
+ private:
+  int count_;
+};
+
+class Random {
+ public:
+  explicit Random(int seed) : engine_(seed) {}
+  int64_t Integer(int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(engine_);
+  }
+  Values Numbers(int64_t size) {
+    Values values(size);
+    for (double& value : values) value = std::normal_distribution<>()(engine_);
+    return values;
+  }
+  std::vector<int64_t> Positions(int64_t size) {
+    const int64_t percent = Integer(0, 4) * 25;
+    std::vector<int64_t> positions;
+    for (int64_t i = 0; i < size; ++i) {
+      if (Integer(0, 99) < percent) positions.push_back(i);
+    }
+    return positions;
+  }
+
+ private:
+  std::mt19937 engine_;
+};
+
+void Expect(const char* what, const Values& got, const Values& expected) {
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    if (std::abs(got[i] - expected[i]) <= 1e-9 * (1 + std::abs(expected[i]))) continue;
+    std::printf("%s: element %zu is %g, expected %g\n", what, i, got[i], expected[i]);
+    std::exit(1);
+  }
+}
+
+// Calls visit(output element, input element, filter element) for every product.
+template <typename Visit>
+void ForEachProduct(const Geometry& g, const std::vector<int64_t>& positions,
+                    const Visit& visit) {
+  for (const int64_t position : positions) {
+    const int64_t x = position % g.out_width, y = position / g.out_width % g.out_height;
+    const int64_t image = position / g.out_width / g.out_height;
+    for (int64_t tap = 0; tap < g.taps(); ++tap) {
+      const int64_t in_y =
+          y * g.stride_y - g.pad_top + tap / g.kernel_width * g.dilation_y;
+      const int64_t in_x =
+          x * g.stride_x - g.pad_left + tap % g.kernel_width * g.dilation_x;
+      if (in_y < 0 || in_y >= g.height || in_x < 0 || in_x >= g.width) continue;
+      const int64_t input = (image * g.height + in_y) * g.width + in_x;
+      for (int64_t c = 0; c < g.channels; ++c) {
+        for (int64_t f = 0; f < g.filters; ++f) {
+          visit(position * g.filters + f, input * g.channels + c,
+                (tap * g.channels + c) * g.filters + f);
+        }
+      }
+    }
+  }
+}
+
+Geometry RandomGeometry(Random* random) {
+  Geometry g;
+  g.batch = random->Integer(0, 3);
+  g.height = random->Integer(1, 14);
+  g.width = random->Integer(1, 14);
+  g.channels = random->Integer(0, 40);
+  g.filters = random->Integer(1, 4) == 1 ? 1 : random->Integer(0, 50);
+  g.kernel_height = random->Integer(1, 3);
+  g.kernel_width = random->Integer(1, 3);
+  g.stride_y = random->Integer(1, 2);
+  g.stride_x = random->Integer(1, 2);
+  g.dilation_y = random->Integer(1, 2);
+  g.dilation_x = random->Integer(1, 2);
+  g.pad_top = random->Integer(0, 2);
+  g.pad_left = random->Integer(0, 2);
+  g.out_height = random->Integer(1, 9);
+  g.out_width = random->Integer(1, 9);
+  return g;
+}
+
+void CheckConvolution(Random* random, const Workers& workers) {
+  const Geometry g = RandomGeometry(random);
+  const Values input = random->Numbers(g.num_inputs() * g.channels);
+  const Values filters = random->Numbers(g.depth() * g.filters);
+  const Values gradient = random->Numbers(g.num_outputs() * g.filters);
+  const std::vector<int64_t> positions = random->Positions(g.num_outputs());
+  Values output(gradient.size()), input_gradient(input.size()),
+      filter_gradient(filters.size());
+  Values expected[] = {output, input_gradient, filter_gradient};
+  ForEachProduct(g, positions, [&](int64_t o, int64_t i, int64_t f) {
+    expected[0][o] += input[i] * filters[f];
+    expected[1][i] += gradient[o] * filters[f];
+    expected[2][f] += gradient[o] * input[i];
+  });
+  PackedMatrix<double> packed;
+  PackFilters(g, filters.data(), &packed);
+  Convolve(
+      g, input.data(), nullptr, Transform<double>{}, packed, Transform<double>{},
+      positions, [&](int64_t r) { return output.data() + positions[r] * g.filters; },
+      workers);
+  Expect("output", output, expected[0]);
+  ConvolveInputGradient(g, gradient.data(), filters.data(), positions,
+                        input_gradient.data(), workers);
+  Expect("input gradient", input_gradient, expected[1]);
+  ConvolveFilterGradient(g, input.data(), gradient.data(), positions,
+                         filter_gradient.data(), workers);
+  Expect("filter gradient", filter_gradient, expected[2]);
+}
+
+// Without scales, shifts and activations a unit is two or three convolutions in a row.
+void CheckUnits(Random* random, const Workers& workers) {
+  const int64_t channels = random->Integer(1, 40), inner = random->Integer(1, 20);
+  Geometry middle = RandomGeometry(random);
+  middle.kernel_height = middle.kernel_width = 3;
+  middle.stride_y = middle.stride_x = middle.dilation_y = middle.dilation_x = 1;
+  middle.pad_top = middle.pad_left = 1;
+  middle.out_height = middle.height;
+  middle.out_width = middle.width;
+  middle.channels = middle.filters = inner;
+  const Geometry first = Pointwise(middle, channels, inner);
+  const Geometry last = Pointwise(middle, inner, channels);
+  const Geometry* geometries[] = {&first, &middle, &last};
+  const Values x = random->Numbers(middle.num_inputs() * channels);
+  const std::vector<int64_t> positions = random->Positions(middle.num_outputs());
+  std::vector<int64_t> all(middle.num_outputs());
+  std::iota(all.begin(), all.end(), 0);
+
+  Stage<double> stages[3];
+  PackedMatrix<double> packed[3];
+  Values rows = x;
+  for (int i = 0; i < 3; ++i) {
+    const Geometry& g = *geometries[i];
+    const Values filters = random->Numbers(g.depth() * g.filters);
+    PackFilters(g, filters.data(), &packed[i]);
+    stages[i].filters = &packed[i];
+    Values next(g.num_outputs() * g.filters);
+    ForEachProduct(g, i == 2 ? positions : all, [&](int64_t o, int64_t in, int64_t f) {
+      next[o] += rows[in] * filters[f];
+    });
+    rows = next;
+  }
+  Values expected = x, sums(middle.batch * channels), expected_sums = sums;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    expected[i] += rows[i];
+    const int64_t image =
+        static_cast<int64_t>(i) / (middle.height * middle.width * channels);
+    expected_sums[image * channels + i % channels] += rows[i];
+  }
+  Values y = x;
+  BottleneckUnit(middle, channels, y.data(), Transform<double>{}, stages, positions,
+                 y.data(), sums.data(), workers);
+  Expect("unit", y, expected);
+  Expect("sums", sums, expected_sums);
+
+  const std::vector<double> weights = random->Numbers(middle.num_outputs());
+  const std::vector<float> float_weights(weights.begin(), weights.end());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    expected[i] += static_cast<double>(float_weights[i / channels]) * x[i];
+  }
+  Accumulate(x.data(), float_weights.data(), middle.num_outputs(), channels, y.data(),
+             workers);
+  Expect("accumulate", y, expected);
+}
+
+}  // namespace
+}  // namespace perforated
+
+int main(int argc, char** argv) {
+  const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
+  for (int i = 0; i < cases; ++i) {
+    perforated::Random random(i);
+    const perforated::Threads workers(1 + i % 4);
+    perforated::CheckConvolution(&random, workers);
+    perforated::CheckUnits(&random, workers);
+  }
+  std::printf("%d cases are right\n", cases);
+}
