@@ -1,14 +1,32 @@
 """Installs the libraries; the programs in experiments/ run from the source tree."""
 
+import importlib.util
 import pathlib
 import re
+import subprocess
+import sys
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 _ROOT = pathlib.Path(__file__).parent
 _VERSION = re.search(
     r'__version__ = "(.+)"', (_ROOT / "sact_tf" / "__init__.py").read_text()
 )[1]
+
+
+class BuildKernels(build_py):
+    """Also compiles the native kernels, where TensorFlow is there to build against.
+
+    They end up in the user's cache, which is where they are looked for; should it fail,
+    they are compiled on first use, or plain TensorFlow operations run.
+    """
+
+    def run(self):
+        super().run()
+        if importlib.util.find_spec("tensorflow") is not None:
+            subprocess.run([sys.executable, "-m", "custom_ops.build"], cwd=_ROOT)
+
 
 setup(
     name="sact-tf",
@@ -28,6 +46,7 @@ setup(
             "object_detection.*",
         ]
     ),
+    cmdclass={"build_py": BuildKernels},
     package_data={"custom_ops": ["kernels/*"]},
     install_requires=[
         "absl-py>=1.4",

@@ -160,7 +160,7 @@ class ImposedHead(keras.layers.Layer):
 
 
 def make_side(side: str):
-    """Returns a function that runs one side and waits; it returns FLOPs per image."""
+    """Builds one side; returns a function that runs it, and one that counts FLOPs."""
     means = parse_numbers("units_per_block", FLAGS.units_per_block, 1, 1000)
     height, width = parse_sides("image_size", FLAGS.image_size)
     if side == "tiled":
@@ -212,8 +212,7 @@ def make_side(side: str):
         end_points = model.with_end_points(images, training=False)[1]
         return sum(end_points[f"{block}/flops"] for block in blocks)
 
-    flops = float(np.mean(count(images)))
-    return lambda: network(images).numpy()[..., 0].sum(), flops
+    return lambda: network(images).numpy(), lambda: float(np.mean(count(images)))
 
 
 def time_by_turns(calls: dict, repetitions: int) -> dict[str, float]:
@@ -240,7 +239,7 @@ def _measure_memory(values: dict, side: str, result) -> None:
     for name, value in values.items():
         FLAGS[name].value = value
     run, _ = make_side(side)
-    with open("/proc/self/clear_refs", "w") as reset:  # the peak so far
+    with open("/proc/self/clear_refs", "w") as reset:  # forgets the peak so far
         reset.write("5")
     before = _resident("VmRSS")
     for _ in range(3):
@@ -249,7 +248,7 @@ def _measure_memory(values: dict, side: str, result) -> None:
 
 
 def peak_memory(side: str) -> float:
-    """Returns how much memory a side takes beyond its weights, in MB."""
+    """Returns how much memory the runs of a side take beyond its weights, in MB."""
     context = multiprocessing.get_context("spawn")
     result = context.Queue()
     names = ("network", "model", "model_type", "image_size", "batch_size", "pattern")
@@ -275,8 +274,9 @@ def network_rows() -> list[dict]:
         {s: call for s, (call, _) in sides.items()}, FLAGS.repetitions
     )
     rows = []
-    for side, (_, flops) in sides.items():
-        relative_flops = flops / sides["dense"][1]
+    flops = {side: count() for side, (_, count) in sides.items()}
+    for side in sides:
+        relative_flops = flops[side] / flops["dense"]
         ratio = seconds[side] / seconds["dense"]
         row = {
             "network": f"{FLAGS.network} {FLAGS.model}",

@@ -255,8 +255,7 @@ void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
   if (FewFilters<T>(g)) {
     const TouchedInputs touched(g, positions);
     const int64_t columns = g.taps() * g.filters;
-    static thread_local Buffer<T> products_buffer;
-    T* const products = products_buffer.Reserve(touched.inputs.size() * columns);
+    T* const products = workers.NewArray<T>(touched.inputs.size() * columns);
     GatherMultiplyScatter<T>(
         static_cast<int64_t>(touched.inputs.size()), packed,
         [&](int64_t row, int64_t k, int64_t count, T* to) {

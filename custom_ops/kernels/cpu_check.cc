@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <random>
 #include <thread>
 #include <vector>
@@ -38,9 +39,14 @@ class Threads : public Workers {
     work();
     for (std::thread& thread : threads) thread.join();
   }
+  void* Allocate(std::size_t bytes) const override {
+    memory_.push_back(std::make_unique<char[]>(bytes));
+    return memory_.back().get();
+  }
 
  private:
   int count_;
+  mutable std::vector<std::unique_ptr<char[]>> memory_;
 };
 
 class Random {

@@ -18,12 +18,21 @@
 
 namespace perforated {
 
-// Runs fn(i) for every i in [0, n), on any thread, in any order.
+// The threads and the memory of one call.
 class Workers {
  public:
   virtual ~Workers() = default;
   virtual int num_threads() const = 0;
+  // Runs fn(i) for every i in [0, n), on any thread, in any order.
   virtual void ForEach(int64_t n, const std::function<void(int64_t)>& fn) const = 0;
+  // Returns memory that lives as long as this object, not initialised. For the thread
+  // that makes the call; throws std::bad_alloc.
+  virtual void* Allocate(std::size_t bytes) const = 0;
+
+  template <typename T>
+  T* NewArray(int64_t size) const {
+    return static_cast<T*>(Allocate(size * sizeof(T)));
+  }
 };
 
 // Independent work that threads do once they find nothing else to do.

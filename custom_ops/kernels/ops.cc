@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <tuple>
 #include <vector>
 
@@ -243,12 +244,13 @@ REGISTER_OP("FoldBatchNorm")
 
 // ---------------------------------------------------------------- CPU kernels
 
-// TensorFlow's own threads. The calling thread works too and waits for tasks, not for
-// threads, so a busy pool delays nothing.
+// TensorFlow's own threads and memory. The calling thread works too and waits for tasks,
+// not for threads, so a busy pool delays nothing.
 class PoolWorkers : public Workers {
  public:
   explicit PoolWorkers(OpKernelContext* context)
-      : workers_(*context->device()->tensorflow_cpu_worker_threads()) {}
+      : context_(context),
+        workers_(*context->device()->tensorflow_cpu_worker_threads()) {}
 
   int num_threads() const override { return workers_.num_threads; }
 
@@ -279,7 +281,18 @@ class PoolWorkers : public Workers {
     state->all_done.wait(lock, [&] { return state->done == n; });
   }
 
+  void* Allocate(std::size_t bytes) const override {
+    const TensorShape shape({static_cast<int64_t>(bytes)});
+    Tensor& memory = memory_.emplace_back();
+    if (!context_->allocate_temp(tensorflow::DT_INT8, shape, &memory).ok()) {
+      throw std::bad_alloc();
+    }
+    return memory.data();
+  }
+
  private:
+  OpKernelContext* context_;
+  mutable std::vector<Tensor> memory_;
   const tensorflow::DeviceBase::CpuWorkerThreads& workers_;
 };
 
@@ -329,16 +342,34 @@ const T* DataOrNull(const Tensor& tensor) {
   return tensor.NumElements() == 0 ? nullptr : tensor.flat<T>().data();
 }
 
-template <typename T>
-class PerforatedConv2DOp : public OpKernel {
+// An op that may run out of memory.
+class Op : public OpKernel {
  public:
-  explicit PerforatedConv2DOp(OpKernelConstruction* context) : OpKernel(context) {
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) final {
+    try {
+      Run(context);
+    } catch (const std::bad_alloc&) {
+      context->SetStatus(absl::ResourceExhaustedError(
+          absl::StrCat(type_string(), " is out of memory")));
+    }
+  }
+
+ protected:
+  virtual void Run(OpKernelContext* context) = 0;
+};
+
+template <typename T>
+class PerforatedConv2DOp : public Op {
+ public:
+  explicit PerforatedConv2DOp(OpKernelConstruction* context) : Op(context) {
     OP_REQUIRES_OK(context, window_.Read(context));
     OP_REQUIRES_OK(context, context->GetAttr("input_slope", &input_slope_));
     OP_REQUIRES_OK(context, context->GetAttr("slope", &slope_));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     const Tensor& input = context->input(0);
     const Tensor& filters = context->input(1);
     const Tensor& mask = context->input(2);
@@ -391,9 +422,9 @@ class PerforatedConv2DOp : public OpKernel {
 
 // What both gradient kernels do first.
 template <typename T>
-class GradientOp : public OpKernel {
+class GradientOp : public Op {
  public:
-  explicit GradientOp(OpKernelConstruction* context) : OpKernel(context) {
+  explicit GradientOp(OpKernelConstruction* context) : Op(context) {
     OP_REQUIRES_OK(context, window_.Read(context));
   }
 
@@ -426,7 +457,7 @@ class InputGradientOp : public GradientOp<T> {
  public:
   using GradientOp<T>::GradientOp;
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     const Tensor& filters = context->input(1);
     TensorShape shape;
     Geometry g;
@@ -448,7 +479,7 @@ class FilterGradientOp : public GradientOp<T> {
  public:
   using GradientOp<T>::GradientOp;
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     const Tensor& input = context->input(1);
     TensorShape shape;
     Geometry g;
@@ -466,9 +497,9 @@ class FilterGradientOp : public GradientOp<T> {
 
 // What both units do around their arithmetic.
 template <typename T>
-class UnitOp : public OpKernel {
+class UnitOp : public Op {
  public:
-  using OpKernel::OpKernel;
+  using Op::Op;
 
  protected:
   static absl::Status CheckRank(const Tensor& x) {
@@ -586,7 +617,7 @@ class PerforatedBottleneckOp : public BottleneckOp<T> {
  public:
   using BottleneckOp<T>::BottleneckOp;
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     const Tensor& x = context->input(0);
     const Tensor& mask = context->input(1);
     const int64_t sums_size = context->input(2).NumElements();
@@ -619,7 +650,7 @@ class ProjectionBottleneckOp : public BottleneckOp<T> {
     OP_REQUIRES(context, stride_ >= 1, Invalid("stride must be >= 1, got ", stride_));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     const Tensor& x = context->input(0);
     const Tensor& projection = context->input(11);
     OP_REQUIRES_OK(context, this->CheckRank(x));
@@ -668,7 +699,7 @@ class PerforatedBasicUnitOp : public UnitOp<T> {
                 Invalid("slopes must be two numbers"));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     // x 0, mask 1, preactivation 2-3, filters 4-5, scale 6, shifts 7-8.
     const Tensor& x = context->input(0);
     const Tensor& mask = context->input(1);
@@ -716,7 +747,7 @@ class MaskedAccumulateOp : public UnitOp<T> {
  public:
   using UnitOp<T>::UnitOp;
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     const Tensor& total = context->input(0);
     const Tensor& x = context->input(1);
     const Tensor& weight = context->input(2);
@@ -737,13 +768,13 @@ class MaskedAccumulateOp : public UnitOp<T> {
 };
 
 template <typename T>
-class FoldBatchNormOp : public OpKernel {
+class FoldBatchNormOp : public Op {
  public:
-  explicit FoldBatchNormOp(OpKernelConstruction* context) : OpKernel(context) {
+  explicit FoldBatchNormOp(OpKernelConstruction* context) : Op(context) {
     OP_REQUIRES_OK(context, context->GetAttr("epsilon", &epsilon_));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     const TensorShape& shape = context->input(0).shape();
     for (int i = 0; i < 4; ++i) {
       OP_REQUIRES(context, context->input(i).shape() == shape,

@@ -93,9 +93,8 @@ void BottleneckUnit(const Geometry& middle, int64_t channels, const T* x,
                     const Workers& workers) {
   if (positions.empty()) return;
   const TouchedInputs touched(middle, positions);
-  static thread_local Buffer<T> first_buffer, second_buffer;
-  T* first = first_buffer.Reserve(touched.inputs.size() * middle.channels);
-  T* second = second_buffer.Reserve(positions.size() * middle.filters);
+  T* const first = workers.NewArray<T>(touched.inputs.size() * middle.channels);
+  T* const second = workers.NewArray<T>(positions.size() * middle.filters);
   Convolve(
       Pointwise(middle, channels, middle.channels), x, nullptr, preactivation,
       *stages[0].filters, stages[0].after, touched.inputs,
@@ -115,8 +114,7 @@ void SumPositions(const T* y, int64_t batch, int64_t image_size, int64_t channel
                   T* sums, const Workers& workers) {
   constexpr int64_t kChunk = 256;
   const int64_t chunks = CeilDiv(image_size, kChunk);
-  static thread_local Buffer<T> buffer;
-  T* const partial = buffer.Reserve(batch * chunks * channels);
+  T* const partial = workers.NewArray<T>(batch * chunks * channels);
   workers.ForEach(batch * chunks, [&](int64_t task) {
     const int64_t image = task / chunks, first = task % chunks * kChunk;
     const int64_t last = std::min(image_size, first + kChunk);
@@ -162,9 +160,8 @@ void BasicUnit(const Geometry& first, const Geometry& second, const T* x,
                const std::vector<int64_t>& positions, T* y, const Workers& workers) {
   if (positions.empty()) return;
   const TouchedInputs touched(second, positions);
-  static thread_local Buffer<T> first_buffer, second_buffer;
-  T* inner = first_buffer.Reserve(touched.inputs.size() * first.filters);
-  T* residual = second_buffer.Reserve(positions.size() * second.filters);
+  T* const inner = workers.NewArray<T>(touched.inputs.size() * first.filters);
+  T* const residual = workers.NewArray<T>(positions.size() * second.filters);
   Convolve(
       first, x, nullptr, preactivation, *stages[0].filters, stages[0].after,
       touched.inputs, [&](int64_t r) { return inner + r * first.filters; }, workers);
