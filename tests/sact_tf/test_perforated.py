@@ -1,5 +1,7 @@
 """Perforated execution gives what masked execution gives."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +11,7 @@ import custom_ops
 import sact_tf
 from sact_tf import exporting
 
+GOLDEN_DIR = pathlib.Path(__file__).parents[1] / "golden"
 NETWORKS = [("cifar", model_type) for model_type in ("vanilla", "act", "sact")] + [
     ("imagenet", model_type) for model_type in ("vanilla", "act_early_stopping", "sact")
 ]
@@ -142,3 +145,25 @@ def test_exports(tmp_path, implementation):
     serve = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
     expected = perforated(images, training=False)
     np.testing.assert_allclose(serve(images=images)["logits"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("execution", ["perforated", "tiled"])
+def test_loaded_checkpoints(load_golden, execution):
+    """A checkpoint of the original, loaded after the network has run once."""
+    directory = GOLDEN_DIR / "imagenet_101_bc4_sact"
+    golden = np.load(next(directory.glob("golden*.npz")))
+    tile_size = 2 if execution == "tiled" else 1
+    expected, _ = load_golden(directory, tile_size=tile_size)
+    model, _ = load_golden(directory, execution=execution, tile_size=tile_size)
+    for variable in model.variables:
+        variable.assign(variable * 1.5)
+    model(golden["images"], training=False)
+    (checkpoint,) = (directory / "ckpt").glob("*.index")
+    sact_tf.load_slim_checkpoint(model, str(checkpoint.with_suffix("")))
+    outputs = model.with_end_points(golden["images"], training=False)
+    check_equal(expected.with_end_points(golden["images"], training=False), outputs)
+    if execution == "perforated":
+        np.testing.assert_array_equal(outputs[1]["flops"], golden["flops"])
+        np.testing.assert_allclose(
+            outputs[0], golden["logits"], atol=2e-4 * np.abs(golden["logits"]).max()
+        )
