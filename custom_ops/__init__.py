@@ -3,12 +3,12 @@
 Native kernels, compiled on first use, with a plain TensorFlow twin of each.
 """
 
-from custom_ops.build import BuildError, load
 from custom_ops.convolution import perforated_conv2d
 from custom_ops.implementation import (
     IMPLEMENTATIONS,
     default_implementation,
     has_kernel,
+    load,
 )
 from custom_ops.tiles import add_on_tiles
 from custom_ops.units import (
@@ -21,7 +21,6 @@ from custom_ops.units import (
 
 __all__ = [
     "IMPLEMENTATIONS",
-    "BuildError",
     "add_on_tiles",
     "default_implementation",
     "fold_batch_norm",

@@ -1,15 +1,25 @@
 """Compiles the native kernels, on first use or by `python -m custom_ops.build`.
 
 The library is cached under a key of all that goes into it: sources, TensorFlow,
-compiler, CPU, flags. Environment variables:
+compilers, CPU, flags. Where there is a CUDA compiler, kernels for NVIDIA GPUs go into
+the same library; where they can not be compiled, one warning says why, and the library
+is for CPUs alone. Environment variables:
 
 * `SACT_CACHE_DIR`: where libraries are kept; by default `sact_tf` in `XDG_CACHE_HOME`
   or `~/.cache`, and in the temporary directory where neither can be written.
 * `CXX`: the C++ compiler; by default `c++`, `g++` or `clang++`, whichever comes first.
+* `NVCC`: the CUDA compiler, with options if need be (`nvcc -ccbin g++-12`); by default
+  `nvcc`, or `/usr/local/cuda/bin/nvcc`. Set to nothing, it leaves out the CUDA part.
+* `SACT_CUDA_ARCHITECTURES`: the compute capabilities of GPUs to compile for, without
+  dots and separated by semicolons; by default `70;80;90`. Those that the compiler does
+  not know are left out, older ones than it knows replaced by the oldest. Newer GPUs
+  compile the last one's intermediate code (PTX) when the program starts.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -29,6 +39,8 @@ import tensorflow as tf
 
 _KERNELS = pathlib.Path(__file__).parent / "kernels"
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-Wall", "-Wextra")
+_CUDA_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "--threads", "0")
+_CUDA_ARCHITECTURES = "70;80;90"
 _lock = threading.Lock()
 
 
@@ -62,6 +74,60 @@ def _compiler() -> str:
     raise BuildError("there is no C++ compiler (c++, g++, clang++; or set CXX)")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Cuda:
+    """The CUDA compiler, and the compute capabilities (times 10) to compile for."""
+
+    command: tuple[str, ...]
+    version: str
+    architectures: tuple[int, ...]
+
+    def flags(self) -> list[str]:
+        codes = [
+            f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures[:-1]
+        ]
+        last = self.architectures[-1]
+        codes.append(f"-gencode=arch=compute_{last},code=[sm_{last},compute_{last}]")
+        return [*_CUDA_FLAGS, *codes]
+
+    def __str__(self) -> str:
+        numbers = ", ".join(f"{a // 10}.{a % 10}" for a in self.architectures)
+        return f"for compute capability {numbers}"
+
+
+def _cuda() -> _Cuda | None:
+    """Returns the CUDA compiler, None without one; BuildError if it does not work."""
+    chosen = os.environ.get("NVCC")
+    if chosen is None:
+        usual = "/usr/local/cuda/bin/nvcc"
+        chosen = next(filter(shutil.which, ("nvcc", usual)), "")
+    command = tuple(shlex.split(chosen))
+    if not command:
+        return None
+    version = _run([*command, "--version"])
+    known = {
+        int(number)
+        for number in re.findall(
+            r"compute_(\d+)$", _run([*command, "--list-gpu-arch"]), re.MULTILINE
+        )
+    }
+    if not known:
+        raise BuildError(f"{chosen} --list-gpu-arch names no architecture")
+    return _Cuda(command, version, _architectures(known))
+
+
+def _architectures(known: set[int]) -> tuple[int, ...]:
+    """Returns which of the architectures that a compiler knows to compile for."""
+    text = os.environ.get("SACT_CUDA_ARCHITECTURES") or _CUDA_ARCHITECTURES
+    if not re.fullmatch(r"\s*\d{2,3}\s*(;\s*\d{2,3}\s*)*", text):
+        raise BuildError(
+            "SACT_CUDA_ARCHITECTURES must be compute capabilities without dots, "
+            f"separated by semicolons, like {_CUDA_ARCHITECTURES}; got {text!r}"
+        )
+    wanted = {max(int(number), min(known)) for number in text.split(";")}
+    return tuple(sorted(wanted & known)) or (min(known),)
+
+
 def _cpu() -> str:
     """What `-march=native` depends on."""
     try:
@@ -72,7 +138,7 @@ def _cpu() -> str:
     return "\n".join(sorted(set(lines)))
 
 
-def _key() -> str:
+def _key(cuda: _Cuda | None = None) -> str:
     """Returns the hash of everything a library depends on."""
     parts = [
         tf.__version__,
@@ -83,6 +149,8 @@ def _key() -> str:
         _compiler(),
         _run([*shlex.split(_compiler()), "--version"]),
     ]
+    if cuda is not None:
+        parts += [*cuda.command, cuda.version, *cuda.flags()]
     digest = hashlib.sha256("\0".join(parts).encode())
     for path in sorted(_KERNELS.iterdir()):
         if path.is_file():
@@ -112,17 +180,49 @@ def _usable(directory: pathlib.Path) -> bool:
         return False
 
 
-def _compile(output: pathlib.Path) -> None:
-    """Compiles the library to a file."""
+def _compile(output: pathlib.Path, cuda: _Cuda | None) -> BuildError | None:
+    """Compiles the library to a file; returns why it lacks the CUDA part, if it does.
+
+    Args:
+        output: The file; others are written next to it.
+        cuda: The CUDA compiler, or None.
+
+    Raises:
+        BuildError: If the part for CPUs can not be compiled.
+    """
     # TensorFlow's headers as system headers: their warnings are not ours to mend.
     flags = [
         flag.replace("-I", "-isystem", 1) if flag.startswith("-I") else flag
         for flag in tf.sysconfig.get_compile_flags()
     ]
-    link = tf.sysconfig.get_link_flags()
-    source = str(_KERNELS / "ops.cc")
-    command = [*shlex.split(_compiler()), *_FLAGS, "-shared", *flags, source]
-    _run([*command, "-o", str(output), *link])
+    compiler = [*shlex.split(_compiler()), *_FLAGS, *flags]
+    link = ["-o", str(output), *tf.sysconfig.get_link_flags()]
+    if cuda is None:
+        _run([*compiler, "-shared", str(_KERNELS / "ops.cc"), *link])
+        return None
+    objects = []
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        jobs = []
+        for source, command in (
+            ("ops.cc", compiler),
+            ("gpu_ops.cc", compiler),
+            ("gpu_kernels.cu", [*cuda.command, *cuda.flags()]),
+        ):
+            objects.append(str(output.with_name(f"{source}.o")))
+            command = [*command, "-c", str(_KERNELS / source), "-o", objects[-1]]
+            jobs.append(pool.submit(_run, command))
+    jobs[0].result()
+    try:
+        for job in jobs[1:]:
+            job.result()
+        # nvcc knows where its runtime library is. That comes before TensorFlow, which
+        # exports the same names for a runtime of its own, and keeps its names inside.
+        runtime = ["-lcudart_static", "-Xlinker", "--exclude-libs=ALL"]
+        _run([*cuda.command, "-shared", *objects, *runtime, *link])
+    except BuildError as error:
+        _run([*compiler, "-shared", objects[0], *link])
+        return error
+    return None
 
 
 def _say(verbose: bool, text: str) -> None:
@@ -130,13 +230,67 @@ def _say(verbose: bool, text: str) -> None:
         print(text, flush=True)
 
 
-def build(verbose: bool = False) -> pathlib.Path:
+def _cached(name: str) -> pathlib.Path | None:
+    """Returns a file in a cache directory of ours, or None."""
+    for directory in _cache_directories():
+        path = directory / name
+        if path.is_file() and directory.stat().st_uid == os.getuid():
+            return path
+    return None
+
+
+def _find(cuda: _Cuda | None, retry: bool):
+    """Returns the library in the cache, and why it lacks the CUDA part; or None's."""
+    path = _cached(_name(cuda))
+    if path is None and cuda is not None and not retry:
+        failed, plain = _cached(f"{_name(cuda)}.failed"), _cached(_name(None))
+        if failed is not None and plain is not None:
+            return plain, failed.read_text()
+    return path, None
+
+
+def _name(cuda: _Cuda | None) -> str:
+    return f"perforated-{_key(cuda)}.so"
+
+
+def _make(cuda: _Cuda | None, verbose: bool, retry: bool):
+    """Compiles the library; returns it, and why it lacks the CUDA part, or None."""
+    directories = _cache_directories()
+    directory = next(filter(_usable, directories), None)
+    if directory is None:
+        raise BuildError(
+            "none of these directories can be written: "
+            f"{', '.join(map(str, directories))} (set SACT_CACHE_DIR)"
+        )
+    name = _name(cuda)
+    with open(directory / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path, failure = _find(cuda, retry)
+        if path is None:
+            # Nobody ever sees half a library: it gets its name when it is whole.
+            with tempfile.TemporaryDirectory(dir=directory) as work:
+                unfinished = pathlib.Path(work) / name
+                _say(verbose, "compiling")
+                failure = _compile(unfinished, cuda)
+                path = directory / (name if failure is None else _name(None))
+                unfinished.rename(path)
+            if failure is not None:
+                # The next process need not find out again; another compiler, or
+                # `retry`, tries again.
+                (directory / f"{name}.failed").write_text(str(failure))
+    _say(verbose, f"built: {path}")
+    return path, failure
+
+
+def build(verbose: bool = False, retry: bool = False) -> pathlib.Path:
     """Compiles the library unless it is in the cache already.
 
-    Any number of processes may call this at once: one compiles, the others wait.
+    Any number of processes may call this at once: one compiles, the others wait. Warns
+    if there is a CUDA compiler, but the CUDA part could not be compiled.
 
     Args:
         verbose: Whether to say what is done.
+        retry: Whether to try the CUDA part again where it has failed before.
 
     Returns:
         The library's path.
@@ -144,29 +298,27 @@ def build(verbose: bool = False) -> pathlib.Path:
     Raises:
         BuildError: If there is no compiler, it fails, or nothing can be written.
     """
-    name = f"perforated-{_key()}.so"
-    directories = _cache_directories()
-    for directory in directories:
-        if (directory / name).is_file() and directory.stat().st_uid == os.getuid():
-            _say(verbose, f"up to date: {directory / name}")
-            return directory / name
-    directory = next(filter(_usable, directories), None)
-    if directory is None:
-        raise BuildError(
-            "none of these directories can be written: "
-            f"{', '.join(map(str, directories))} (set SACT_CACHE_DIR)"
+    try:
+        cuda, failure = _cuda(), None
+    except BuildError as error:
+        cuda, failure = None, error
+    path, cuda_failure = _find(cuda, retry)
+    if path is not None:
+        _say(verbose, f"up to date: {path}")
+    else:
+        path, cuda_failure = _make(cuda, verbose, retry)
+    failure = failure or cuda_failure
+    if failure is not None:
+        _say(verbose, "CUDA: no")
+        warnings.warn(
+            "The native kernels were built without their CUDA part, so that plain "
+            "TensorFlow operations run on a GPU (set NVCC to nothing if that is what "
+            f"you want; `python -m custom_ops.build` tries again): {failure}",
+            RuntimeWarning,
+            stacklevel=2,
         )
-    path = directory / name
-    with open(directory / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.is_file():
-            # Nobody ever sees half a library: it gets its name when it is whole.
-            with tempfile.TemporaryDirectory(dir=directory) as work:
-                unfinished = pathlib.Path(work) / name
-                _say(verbose, "compiling")
-                _compile(unfinished)
-                unfinished.rename(path)
-    _say(verbose, f"built: {path}")
+    else:
+        _say(verbose, f"CUDA: {cuda or 'no compiler (nvcc)'}")
     return path
 
 
@@ -206,7 +358,7 @@ def failure() -> str | None:
 def main() -> None:
     """Builds, loads, and says what was built."""
     try:
-        path = build(verbose=True)
+        path = build(verbose=True, retry=True)
         tf.load_op_library(str(path))
     except (BuildError, tf.errors.OpError) as error:
         sys.exit(f"custom_ops.build: {error}")

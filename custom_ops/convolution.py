@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from custom_ops.implementation import native_library
+from custom_ops.implementation import load, native_library
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
@@ -138,9 +138,7 @@ def _native_conv2d(library):
 
 @tf.RegisterGradient("PerforatedConv2D")
 def _native_gradient(op, gradient):
-    from custom_ops import build
-
-    library = build.load()
+    library = load()
     input, filters, mask, bias, scale, shift = op.inputs
     gradient = _activation_gradient(op.outputs[0], gradient, op.get_attr("slope"))
     has_scale, has_shift = (vector.shape[0] != 0 for vector in (scale, shift))

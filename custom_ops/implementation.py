@@ -10,11 +10,10 @@ from collections.abc import Iterator
 import tensorflow as tf
 from tensorflow.python.framework import kernels
 
-from custom_ops import build
-
 IMPLEMENTATIONS = ("auto", "native", "tensorflow")
 """`native` are the compiled kernels; `tensorflow` plain TensorFlow operations, which
-run everywhere TensorFlow does; `auto` is `native` where it can run."""
+run everywhere TensorFlow does; `auto` is `native` where it can run on the CPU, and
+`tensorflow` elsewhere: the kernels for GPUs have to be asked for."""
 
 _default = contextvars.ContextVar("implementation", default="auto")
 
@@ -48,6 +47,17 @@ def _check(implementation: str) -> None:
         )
 
 
+def load():
+    """Returns the native library as a module of op functions, or None.
+
+    Compiles it if it has to; where that fails, warns once per process.
+    """
+    # Here, so that `python -m custom_ops.build` is not imported before it runs.
+    from custom_ops import build
+
+    return build.load()
+
+
 @functools.cache
 def _has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
@@ -62,7 +72,7 @@ def has_kernel(op: str, device: str, dtype: tf.DType) -> bool:
         device: "CPU" or "GPU".
         dtype: Its type `T`.
     """
-    if build.load() is None:
+    if load() is None:
         return False
     return any(
         kernel.device_type == device
@@ -92,12 +102,12 @@ def native_library(implementation: str, op: str, dtype: tf.DType):
         implementation = _default.get()
     if implementation == "tensorflow":
         return None
-    device = "GPU" if _has_gpu() else "CPU"
-    if has_kernel(op, device, dtype):
-        return build.load()
-    if implementation == "native" and has_kernel(op, "CPU", dtype):
-        return build.load()
-    if implementation == "native":
-        reason = build.failure() or f"none is registered for {dtype.name} on {device}"
-        raise RuntimeError(f"implementation='native', but {op} has no kernel: {reason}")
-    return None
+    if implementation == "auto":
+        return load() if not _has_gpu() and has_kernel(op, "CPU", dtype) else None
+    devices = ("GPU", "CPU") if _has_gpu() else ("CPU",)
+    if any(has_kernel(op, device, dtype) for device in devices):
+        return load()
+    from custom_ops import build
+
+    reason = build.failure() or f"none is registered for {dtype.name}"
+    raise RuntimeError(f"implementation='native', but {op} has no kernel: {reason}")

@@ -47,11 +47,12 @@ inline void Store(T* to, V v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
-// max(v, slope * v) for slope in [0, 1]: the identity, leaky ReLU or ReLU. NaN stays.
+// max(v, slope * v) for slope in [0, 1]: the identity, leaky ReLU or ReLU. NaN stays,
+// and minus infinity times the slope 0 does not become one.
 template <typename V, typename T>
 inline V Activate(V v, T slope) {
-  const V scaled = v * slope;
-  return scaled > v ? scaled : v;
+  const V negative = slope == T(0) ? V{} : v * slope;
+  return v < V{} ? negative : v;
 }
 
 }  // namespace perforated

@@ -1,4 +1,4 @@
-"""Compiling: no compiler, a broken one, nowhere to write, many processes at once."""
+"""Compiling: no compiler, broken ones, nowhere to write, many processes at once."""
 
 import os
 import stat
@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-import custom_ops
 from custom_ops import build
 
 RUN = """
@@ -18,6 +17,13 @@ for _ in range(2):
     y = custom_ops.perforated_conv2d(x, f, np.eye(3) > 0)
 print(float(y[0, 1, 1, 0]), custom_ops.load() is not None)
 """
+
+
+@pytest.fixture(autouse=True)
+def no_cuda(monkeypatch):
+    """Most tests are about the part for CPUs."""
+    monkeypatch.setenv("NVCC", "")
+    monkeypatch.delenv("SACT_CUDA_ARCHITECTURES", raising=False)
 
 
 def run(**environment):
@@ -50,21 +56,21 @@ def test_falls_back_with_one_warning(tmp_path):
 def test_no_compiler(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(custom_ops.BuildError, match="no C\\+\\+ compiler"):
+    with pytest.raises(build.BuildError, match="no C\\+\\+ compiler"):
         build.build()
 
 
 def test_a_compiler_that_is_not_there(monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    with pytest.raises(custom_ops.BuildError, match="/nowhere/c\\+\\+ can not be run"):
+    with pytest.raises(build.BuildError, match="/nowhere/c\\+\\+ can not be run"):
         build.build()
 
 
 def test_nowhere_to_write(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SACT_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(build, "_key", lambda: "key")
-    with pytest.raises(custom_ops.BuildError, match="set SACT_CACHE_DIR"):
+    monkeypatch.setattr(build, "_key", lambda cuda: "key")
+    with pytest.raises(build.BuildError, match="set SACT_CACHE_DIR"):
         build.build()
 
 
@@ -73,10 +79,12 @@ def test_another_place_where_the_first_can_not_be_written(monkeypatch, tmp_path)
     monkeypatch.delenv("SACT_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(build, "_key", lambda: "key")
-    monkeypatch.setattr(build, "_compile", lambda output: output.write_text("library"))
+    monkeypatch.setattr(build, "_key", lambda cuda: "key")
+    monkeypatch.setattr(
+        build, "_compile", lambda output, cuda: print("library", file=output.open("w"))
+    )
     path = build.build()
-    assert path.parent.parent == tmp_path and path.read_text() == "library"
+    assert path.parent.parent == tmp_path and path.read_text() == "library\n"
 
 
 def test_another_tensorflow_is_another_library(monkeypatch):
@@ -113,3 +121,118 @@ def test_processes_that_start_at_once_compile_once(tmp_path):
     ]
     assert [p.communicate()[0].split() for p in processes] == [[b"library"]] * 3
     assert (tmp_path / "runs").read_text() == "run\n"
+
+
+WRITES_OUTPUT = """\
+while [ "$1" != -o ]; do shift; done
+echo "$0" >> "$2"
+"""
+
+
+def fake_program(path, body):
+    path.write_text(f"#!/bin/sh\n{body}")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def compilers(monkeypatch, tmp_path):
+    """A C++ and a CUDA compiler that write their names; returns how to change nvcc."""
+    fake_cxx = fake_program(
+        tmp_path / "fake-c++", f"[ $1 = --version ] && exit\n{WRITES_OUTPUT}"
+    )
+    monkeypatch.setenv("CXX", fake_cxx)
+    monkeypatch.setenv("NVCC", str(tmp_path / "fake-nvcc"))
+    monkeypatch.setenv("SACT_CACHE_DIR", str(tmp_path / "cache"))
+
+    def set_nvcc(body, version="release 1"):
+        fake_program(
+            tmp_path / "fake-nvcc",
+            f"[ $1 = --version ] && echo {version} && exit\n"
+            "[ $1 = --list-gpu-arch ] && echo compute_80 && echo compute_90 && exit\n"
+            f'echo "$@" >> {tmp_path}/runs\n{body}',
+        )
+
+    set_nvcc(WRITES_OUTPUT)
+    return set_nvcc
+
+
+@pytest.mark.filterwarnings("error")
+def test_nvcc_compiles_and_links(compilers, tmp_path, capsys):
+    path = build.build(verbose=True)
+    assert path.read_text() == f"{tmp_path}/fake-nvcc\n"
+    runs = (tmp_path / "runs").read_text().splitlines()
+    assert len(runs) == 2 and "gpu_kernels.cu" in runs[0] and "-shared" in runs[1]
+    assert "arch=compute_80,code=sm_80" in runs[0]
+    assert "arch=compute_90,code=[sm_90,compute_90]" in runs[0]
+    assert "CUDA: for compute capability 8.0, 9.0" in capsys.readouterr().out
+
+
+def test_an_nvcc_that_fails_costs_the_cuda_part_alone(compilers, tmp_path, capsys):
+    compilers("echo error: out of order >&2; exit 1\n")
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match="(?s)CUDA.*nvcc.*out of order") as all:
+            path = build.build(verbose=True)
+        assert len(all) == 1
+        assert path.read_text() == f"{tmp_path}/fake-c++\n"
+    assert "CUDA: no" in capsys.readouterr().out
+    # The second time it was known, and not tried.
+    assert len((tmp_path / "runs").read_text().splitlines()) == 1
+    compilers(WRITES_OUTPUT)
+    assert build.build(retry=True).read_text() == f"{tmp_path}/fake-nvcc\n"
+    assert build.build().read_text() == f"{tmp_path}/fake-nvcc\n"
+
+
+def test_another_nvcc_is_tried(compilers, tmp_path):
+    compilers("exit 1\n")
+    with pytest.warns(RuntimeWarning, match="nvcc"):
+        build.build()
+    compilers(WRITES_OUTPUT, version="release 2")
+    assert build.build().read_text() == f"{tmp_path}/fake-nvcc\n"
+
+
+def test_an_nvcc_that_is_not_there(compilers, monkeypatch, tmp_path):
+    monkeypatch.setenv("NVCC", "/nowhere/nvcc")
+    with pytest.warns(RuntimeWarning, match="/nowhere/nvcc can not be run") as all:
+        path = build.build()
+    assert len(all) == 1
+    assert path.read_text() == f"{tmp_path}/fake-c++\n"
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_cuda_part_where_nvcc_is_empty(compilers, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("NVCC", "")
+    path = build.build(verbose=True)
+    assert path.read_text() == f"{tmp_path}/fake-c++\n"
+    assert not (tmp_path / "runs").exists()
+    assert "CUDA: no" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["abc", "8.0", "80,90", "80;", "-1"])
+def test_bad_architectures(compilers, monkeypatch, tmp_path, value):
+    monkeypatch.setenv("SACT_CUDA_ARCHITECTURES", value)
+    with pytest.warns(RuntimeWarning) as all:
+        path = build.build()
+    message = str(all[0].message)
+    assert len(all) == 1
+    assert "SACT_CUDA_ARCHITECTURES must be" in message
+    assert "like 70;80;90" in message and repr(value) in message
+    assert path.read_text() == f"{tmp_path}/fake-c++\n"
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (None, (75, 80, 90)),
+        ("80", (80,)),
+        ("90; 80", (80, 90)),
+        ("60;61", (75,)),
+        ("80;999", (80,)),
+        ("999", (75,)),
+    ],
+)
+def test_architectures(monkeypatch, value, expected):
+    """Old ones become the oldest that the compiler knows, unknown new ones go."""
+    if value is not None:
+        monkeypatch.setenv("SACT_CUDA_ARCHITECTURES", value)
+    assert build._architectures({75, 80, 86, 90}) == expected

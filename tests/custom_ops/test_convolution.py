@@ -236,6 +236,19 @@ def test_masks_of_numbers_and_one_for_all_images(implementation):
     )
 
 
+@pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan])
+def test_relu_of_numbers_that_are_not_finite(implementation, value):
+    x, filters = tf.fill([1, 2, 2, 40], value), tf.ones([1, 1, 40, 40])
+    y = custom_ops.perforated_conv2d(
+        x,
+        filters,
+        tf.ones([1, 2, 2]),
+        activation="relu",
+        implementation=implementation,
+    )
+    np.testing.assert_array_equal(y, np.full([1, 2, 2, 40], np.maximum(value, 0)))
+
+
 def test_activation_leaves_inactive_positions_zero(implementation):
     x, filters, mask = normal(1, 4, 4, 2), normal(1, 1, 2, 3), random_mask(1, 4, 4)
     y = custom_ops.perforated_conv2d(

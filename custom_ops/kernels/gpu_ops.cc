@@ -1,0 +1,222 @@
+// GPU kernels for TensorFlow of the ops that ops.cc defines; the work is in gpu.h.
+//
+// Nothing here needs TensorFlow's own GPU library, so that a build for CPUs loads it.
+
+#include "gpu.h"
+
+#include <string>
+
+#include "ops.h"
+#include "tensorflow/core/framework/device_base.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/types.h"
+#include "tensorflow/core/platform/tensor_float_32_utils.h"
+#include "xla/stream_executor/stream.h"
+
+namespace perforated {
+namespace {
+
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+
+template <typename T>
+gpu::Type TypeOf();
+template <>
+gpu::Type TypeOf<Eigen::half>() {
+  return gpu::Type::kHalf;
+}
+template <>
+gpu::Type TypeOf<Eigen::bfloat16>() {
+  return gpu::Type::kBfloat16;
+}
+template <>
+gpu::Type TypeOf<float>() {
+  return tensorflow::tensor_float_32_execution_enabled() ? gpu::Type::kTensorFloat32
+                                                         : gpu::Type::kFloat;
+}
+
+const void* DataOrNull(const Tensor& tensor) {
+  return tensor.NumElements() == 0 ? nullptr : tensor.data();
+}
+
+// What the three ops do around the call of gpu.h.
+class GpuOp : public OpKernel {
+ public:
+  explicit GpuOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, window_.Read(context));
+  }
+
+ protected:
+  absl::Status MakeGeometry(const TensorShape& input, const TensorShape& filters,
+                            const TensorShape& mask, gpu::Geometry* geometry) const {
+    Geometry g;
+    int64_t copies;
+    TF_RETURN_IF_ERROR(window_.MakeGeometry(input, filters, &g));
+    TF_RETURN_IF_ERROR(CheckMask(g, mask, &copies));
+    *geometry = {g.batch,         g.height,       g.width,      g.channels,
+                 g.kernel_height, g.kernel_width, g.out_height, g.out_width,
+                 g.filters,       g.stride_y,     g.stride_x,   g.dilation_y,
+                 g.dilation_x,    g.pad_top,      g.pad_left,   mask.dims() == 2};
+    return absl::OkStatus();
+  }
+  static TensorShape OutputShape(const gpu::Geometry& g) {
+    return TensorShape({g.batch, g.out_height, g.out_width, g.filters});
+  }
+  static absl::Status CheckGradient(const gpu::Geometry& g, const TensorShape& shape) {
+    if (shape == OutputShape(g)) return absl::OkStatus();
+    return Invalid("output_gradient must be ", OutputShape(g).DebugString(), ", got ",
+                   shape.DebugString());
+  }
+  static absl::Status ShapeOf(const Tensor& tensor, TensorShape* shape) {
+    return tensorflow::TensorShapeUtils::MakeShape(tensor.vec<int32_t>(), shape);
+  }
+  // Calls a function with memory for its work and the stream to queue it on.
+  template <typename Function>
+  static absl::Status Run(OpKernelContext* context, int64_t workspace_bytes,
+                          const Function& function) {
+    Tensor workspace;
+    TF_RETURN_IF_ERROR(context->allocate_temp(
+        tensorflow::DT_INT8, TensorShape({workspace_bytes}), &workspace));
+    stream_executor::Stream* const stream = context->op_device_context()->stream();
+    if (stream == nullptr) return absl::InternalError("the device has no stream");
+    const char* const error =
+        function(workspace.data(), stream->platform_specific_handle().stream);
+    if (error == nullptr) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat("perforated convolution on CUDA: ", error));
+  }
+
+ private:
+  WindowAttributes window_;
+};
+
+template <typename T>
+class PerforatedConv2DGpuOp : public GpuOp {
+ public:
+  explicit PerforatedConv2DGpuOp(OpKernelConstruction* context) : GpuOp(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("input_slope", &input_slope_));
+    OP_REQUIRES_OK(context, context->GetAttr("slope", &slope_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& input = context->input(0);
+    const Tensor& filters = context->input(1);
+    const Tensor& mask = context->input(2);
+    const Tensor& bias = context->input(3);
+    const Tensor& scale = context->input(4);
+    const Tensor& shift = context->input(5);
+    gpu::Geometry g;
+    OP_REQUIRES_OK(context,
+                   MakeGeometry(input.shape(), filters.shape(), mask.shape(), &g));
+    OP_REQUIRES_OK(context, CheckVector("bias", bias, g.filters));
+    OP_REQUIRES_OK(context, CheckVector("input_scale", scale, g.channels));
+    OP_REQUIRES_OK(context, CheckVector("input_shift", shift, g.channels));
+    Tensor* output;
+    OP_REQUIRES_OK(context, context->allocate_output(0, OutputShape(g), &output));
+    OP_REQUIRES_OK(
+        context,
+        Run(context, gpu::ConvolveWorkspace(g), [&](void* workspace, void* stream) {
+          return gpu::Convolve(TypeOf<T>(), g, input.data(), filters.data(),
+                               mask.flat<bool>().data(),
+                               {DataOrNull(scale), DataOrNull(shift), input_slope_},
+                               {nullptr, DataOrNull(bias), slope_}, output->data(),
+                               workspace, stream);
+        }));
+  }
+
+ private:
+  float input_slope_, slope_;
+};
+
+template <typename T>
+class InputGradientGpuOp : public GpuOp {
+ public:
+  using GpuOp::GpuOp;
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& filters = context->input(1);
+    const Tensor& mask = context->input(2);
+    const Tensor& output_gradient = context->input(3);
+    TensorShape shape;
+    gpu::Geometry g;
+    OP_REQUIRES_OK(context, ShapeOf(context->input(0), &shape));
+    OP_REQUIRES_OK(context, MakeGeometry(shape, filters.shape(), mask.shape(), &g));
+    OP_REQUIRES_OK(context, CheckGradient(g, output_gradient.shape()));
+    Tensor* input_gradient;
+    OP_REQUIRES_OK(context, context->allocate_output(0, shape, &input_gradient));
+    OP_REQUIRES_OK(
+        context,
+        Run(context, gpu::InputGradientWorkspace(g),
+            [&](void* workspace, void* stream) {
+              return gpu::InputGradient(TypeOf<T>(), g, output_gradient.data(),
+                                        filters.data(), mask.flat<bool>().data(),
+                                        input_gradient->data(), workspace, stream);
+            }));
+  }
+};
+
+template <typename T>
+class FilterGradientGpuOp : public GpuOp {
+ public:
+  using GpuOp::GpuOp;
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& input = context->input(1);
+    const Tensor& mask = context->input(2);
+    const Tensor& output_gradient = context->input(3);
+    TensorShape shape;
+    gpu::Geometry g;
+    OP_REQUIRES_OK(context, ShapeOf(context->input(0), &shape));
+    OP_REQUIRES_OK(context, MakeGeometry(input.shape(), shape, mask.shape(), &g));
+    OP_REQUIRES_OK(context, CheckGradient(g, output_gradient.shape()));
+    Tensor* filter_gradient;
+    OP_REQUIRES_OK(context, context->allocate_output(0, shape, &filter_gradient));
+    OP_REQUIRES_OK(
+        context,
+        Run(context, gpu::FilterGradientWorkspace(g),
+            [&](void* workspace, void* stream) {
+              return gpu::FilterGradient(TypeOf<T>(), g, input.data(),
+                                         output_gradient.data(),
+                                         mask.flat<bool>().data(),
+                                         filter_gradient->data(), workspace, stream);
+            }));
+  }
+};
+
+#define REGISTER(name, kernel, type) \
+  REGISTER_KERNEL_BUILDER(           \
+      Name(name).Device(tensorflow::DEVICE_GPU).TypeConstraint<type>("T"), kernel<type>)
+// Shapes that come as tensors are needed on the host.
+#define REGISTER_GRADIENT(name, kernel, type, shape)          \
+  REGISTER_KERNEL_BUILDER(Name(name)                          \
+                              .Device(tensorflow::DEVICE_GPU) \
+                              .HostMemory(shape)              \
+                              .TypeConstraint<type>("T"),     \
+                          kernel<type>)
+
+template <typename T>
+void Register() {
+  REGISTER("PerforatedConv2D", PerforatedConv2DGpuOp, T);
+  REGISTER_GRADIENT("PerforatedConv2DInputGradient", InputGradientGpuOp, T,
+                    "input_shape");
+  REGISTER_GRADIENT("PerforatedConv2DFilterGradient", FilterGradientGpuOp, T,
+                    "filters_shape");
+}
+
+#undef REGISTER_GRADIENT
+#undef REGISTER
+
+// Registers nothing where the driver is too old for this library: Python then runs
+// plain TensorFlow operations.
+const bool registered = [] {
+  if (!gpu::DriverFits()) return false;
+  Register<float>();
+  Register<Eigen::half>();
+  Register<Eigen::bfloat16>();
+  return true;
+}();
+
+}  // namespace
+}  // namespace perforated
