@@ -46,9 +46,9 @@ def perforated_conv2d(
         input_shift: [in], then added to it, or None; padding stays zero.
         input_slope: Of the activation max(v, slope * v) that follows, in [0, 1]: the
             identity (1), leaky ReLU, or ReLU (0).
-        implementation: "native" (compiled kernels for a CPU, float32 and float64),
-            "tensorflow" (plain operations, any device and float type), or "auto":
-            native where it can run.
+        implementation: "native" (compiled kernels; on a CPU float32 and float64, on a
+            GPU float32, float16 and bfloat16), "tensorflow" (plain operations, any
+            device and float type), or "auto": native where it can run on a CPU.
 
     Returns:
         [batch, out_height, out_width, out]: the convolution where the mask is set, zero
