@@ -15,17 +15,15 @@ again.
 from __future__ import annotations
 
 import os
-import time
 
 import tensorflow as tf
 import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments import programs
-from sact_tf import evaluation, training, visualization
+from experiments import evaluating, programs
+from sact_tf import training
 from sact_tf.data import cifar, shapes
-from sact_tf.end_points import ADAPTIVE_METRICS
 
 FLAGS = flags.FLAGS
 
@@ -123,12 +121,7 @@ flags.DEFINE_string(
     "ResNet-110), or three joined by underscores.",
 )
 
-# TensorFlow 1 distribution
-flags.DEFINE_string(
-    "master", "", "Not used: see --distribution_strategy in the README."
-)
-flags.DEFINE_integer("ps_tasks", 0, "Not used: belongs to TensorFlow 1's distribution.")
-flags.DEFINE_integer("task", 0, "Not used: belongs to TensorFlow 1's distribution.")
+programs.define_unused_flags("master", "ps_tasks", "task")
 
 
 def load_examples(split: str):
@@ -159,7 +152,7 @@ def train() -> None:
         keras.utils.set_random_seed(FLAGS.seed)
     try:
         boundaries = [int(step) for step in FLAGS.learning_rate_boundaries]
-        training.cifar_learning_rate(FLAGS.max_number_of_steps, boundaries)
+        rate = training.cifar_learning_rate(FLAGS.max_number_of_steps, boundaries)
     except ValueError as error:
         raise ValueError(
             f"--learning_rate_boundaries={','.join(FLAGS.learning_rate_boundaries)}: "
@@ -179,7 +172,7 @@ def train() -> None:
         log_dir,
         FLAGS.max_number_of_steps,
         batch_size=FLAGS.batch_size,
-        boundaries=boundaries,
+        learning_rate=rate,
         save_interval_secs=FLAGS.save_interval_secs,
         save_summaries_secs=FLAGS.save_summaries_secs,
         seed=FLAGS.seed,
@@ -187,74 +180,23 @@ def train() -> None:
     print(f"Trained to step {FLAGS.max_number_of_steps}: {last}")
 
 
-def evaluate_checkpoint(model, examples, checkpoint: str, eval_dir: str) -> None:
-    """Evaluates one checkpoint; prints, writes eval.json and summaries."""
-    sact_tf.load_slim_checkpoint(model, checkpoint)
-    step = sact_tf.checkpoint_step(checkpoint)
-    results = evaluation.evaluate(
-        model, examples.evaluation_batches(FLAGS.eval_batch_size)
-    )
-    print(f"Evaluated {checkpoint} on {examples.num_examples} images")
-    for name, value in results.items():
-        print(f"{name}[{value:.8g}]", flush=True)
-    evaluation.write_json(
-        os.path.join(eval_dir, "eval.json"),
-        {
-            "checkpoint": checkpoint,
-            "global_step": step,
-            "split_name": FLAGS.split_name,
-            "num_examples": examples.num_examples,
-            **results,
-        },
-    )
-    images, _ = next(iter(examples.evaluation_batches(3)))
-    _, end_points = model.with_end_points(images, training=False)
-    writer = tf.summary.create_file_writer(eval_dir)
-    with writer.as_default(step):
-        for name, value in results.items():
-            tf.summary.scalar(name, value)
-        if visualization.has_maps(end_points):
-            for key in ADAPTIVE_METRICS:
-                tf.summary.image(
-                    f"heatmaps/{key}", visualization.heatmap(end_points, key)
-                )
-    writer.close()
-
-
 def evaluate() -> None:
     """Evaluates the newest checkpoint once, or every new one for ever."""
-    eval_dir = programs.make_directory("eval_dir", FLAGS.eval_dir)
-    model = make_model(cifar.NUM_CLASSES)
-    path = os.path.expanduser(FLAGS.checkpoint_dir)
-
-    def newest():
-        return tf.train.latest_checkpoint(path) if os.path.isdir(path) else path
-
-    if FLAGS.evaluate_once and newest() is None:
-        raise FileNotFoundError(f"--checkpoint_dir={path}: holds no checkpoint")
-    examples = load_examples(FLAGS.split_name)
-    if FLAGS.evaluate_once:
-        evaluate_checkpoint(model, examples, newest(), eval_dir)
-        return
-    evaluated = None
-    while True:
-        checkpoint = newest() if os.path.exists(path) else None
-        if checkpoint is None:
-            print(f"Waiting for a checkpoint in {path}", flush=True)
-        elif checkpoint != evaluated:
-            evaluate_checkpoint(model, examples, checkpoint, eval_dir)
-            evaluated = checkpoint
-            continue
-        time.sleep(FLAGS.eval_interval_secs)
+    evaluating.evaluate_newest(
+        make_model(cifar.NUM_CLASSES),
+        lambda: load_examples(FLAGS.split_name),
+        FLAGS.checkpoint_dir,
+        FLAGS.eval_dir,
+        FLAGS.evaluate_once,
+        FLAGS.eval_interval_secs,
+        split_name=FLAGS.split_name,
+        batch_size=FLAGS.eval_batch_size,
+    )
 
 
 def main() -> None:
     """Runs the mode asked for."""
-    if FLAGS.master or FLAGS.ps_tasks or FLAGS.task:
-        print(
-            "Note: --master, --ps_tasks and --task have no effect; they configured "
-            "TensorFlow 1."
-        )
+    programs.note_unused_flags()
     train() if FLAGS.mode == "train" else evaluate()
 
 

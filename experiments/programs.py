@@ -11,6 +11,9 @@ from absl import app, flags
 from sact_tf.networks.residual_network import MODEL_TYPES
 from sact_tf.training import TrainingError, keep_freed_memory
 
+# Flags defined here belong to the program that asks for them, and to its --help.
+flags.disclaim_key_flags()
+
 # The library raises these with a message that names argument or file, value and what is
 # accepted.
 USER_ERRORS = (ValueError, OSError, TrainingError)
@@ -41,6 +44,24 @@ def define_model_type(default: str = "vanilla") -> None:
         "(the same, skipping units once the whole batch has halted), sact (Spatially "
         "Adaptive Computation Time).",
     )
+
+
+_UNUSED_FLAGS = {"master": "", "ps_tasks": 0, "task": 0, "startup_delay_steps": 15}
+
+
+def define_unused_flags(*names: str) -> None:
+    """Defines flags of the original that have no meaning in TensorFlow 2."""
+    for name in names:
+        default = _UNUSED_FLAGS[name]
+        define = flags.DEFINE_string if default == "" else flags.DEFINE_integer
+        define(name, default, "Not used: configured TensorFlow 1.")
+
+
+def note_unused_flags() -> None:
+    """Says so if one of these flags is set."""
+    for name, default in _UNUSED_FLAGS.items():
+        if name in flags.FLAGS and flags.FLAGS[name].value != default:
+            print(f"Note: --{name} has no effect; it configured TensorFlow 1.")
 
 
 def make_directory(flag: str, path: str) -> str:

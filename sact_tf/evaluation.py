@@ -42,19 +42,22 @@ class Moments:
         return math.sqrt(self._squares / (self.count - 1)) if self.count > 1 else 0.0
 
 
-def evaluate(model: keras.Model, batches: tf.data.Dataset) -> dict[str, float]:
+def evaluate(
+    model: keras.Model, batches: tf.data.Dataset, recall_at: int | None = None
+) -> dict[str, float]:
     """Evaluates a network; every image counts once.
 
     Args:
         model: Residual network of this package.
         batches: Batches of preprocessed images and int labels.
+        recall_at: k: also tell how often the label is among the k likeliest classes.
 
     Returns:
         By the original's names: `eval/Accuracy`, `eval/Mean Loss` (cross-entropy,
-        weight decay and tau times ponder cost), `Total Flops/mean` and `/std` over
-        images, and for every block `<block>/{ponder_cost,num_units,flops}_{mean,std}`,
-        over all positions in a SACT network. Standard deviations are unbiased and those
-        of the whole set.
+        weight decay and tau times ponder cost), `eval/Recall@k`; `Total Flops/mean` and
+        `/std` over images, and for every block
+        `<block>/{ponder_cost,num_units,flops}_{mean,std}`, over all positions in a SACT
+        network. Standard deviations are unbiased and those of the whole set.
 
     Raises:
         ValueError: There are no images.
@@ -69,12 +72,17 @@ def evaluate(model: keras.Model, batches: tf.data.Dataset) -> dict[str, float]:
             [tf.cast(x, tf.float32) for x in model.losses]
         )
         correct = tf.equal(tf.argmax(logits, -1), tf.cast(labels, tf.int64))
-        return losses, correct, metric_values(end_points)
+        recalled = tf.constant([], tf.bool)
+        if recall_at is not None:
+            k = min(recall_at, logits.shape[-1])
+            recalled = tf.math.in_top_k(tf.cast(labels, tf.int32), logits, k)
+        return losses, correct, recalled, metric_values(end_points)
 
-    loss, accuracy = Moments(), Moments()
+    loss, accuracy, recall = Moments(), Moments(), Moments()
     moments: dict[str, Moments] = {}
     for images, labels in batches:
-        losses, correct, values = run(images, labels)
+        losses, correct, recalled, values = run(images, labels)
+        recall.add(recalled.numpy())
         loss.add(losses.numpy())
         accuracy.add(correct.numpy())
         for name, value in values.items():
@@ -82,6 +90,8 @@ def evaluate(model: keras.Model, batches: tf.data.Dataset) -> dict[str, float]:
     if not accuracy.count:
         raise ValueError("nothing to evaluate: the data set has no images")
     results = {"eval/Accuracy": accuracy.mean, "eval/Mean Loss": loss.mean}
+    if recall_at is not None:
+        results[f"eval/Recall@{recall_at}"] = recall.mean
     for name, value in moments.items():
         separator = "/" if name == "Total Flops" else "_"
         results[f"{name}{separator}mean"] = value.mean

@@ -13,10 +13,12 @@ import tf_keras as keras
 
 from sact_tf import checkpoints, visualization
 from sact_tf.data.examples import Examples
+from sact_tf.data.imagenet import ImageExamples
 from sact_tf.end_points import ADAPTIVE_METRICS, metric_values
 
 _CIFAR_BOUNDARIES = (0.60, 0.75, 0.90)
 _CIFAR_RATES = (0.1, 0.01, 0.001, 0.0001)
+_ENDLESS_EPOCHS = 1_000_000
 
 
 class TrainingError(RuntimeError):
@@ -59,6 +61,51 @@ def cifar_learning_rate(
     return keras.optimizers.schedules.PiecewiseConstantDecay(
         boundaries, list(_CIFAR_RATES)
     )
+
+
+def imagenet_learning_rate(
+    num_examples: int,
+    batch_size: int = 32,
+    initial: float = 0.05,
+    decay_factor: float = 0.1,
+    num_epochs_per_decay: float = 30.0,
+) -> keras.optimizers.schedules.ExponentialDecay:
+    """Returns the schedule of the original's ImageNet training: a staircase.
+
+    Args:
+        num_examples: Training images, which make an epoch.
+        batch_size: Images per step.
+        initial: The rate at first.
+        decay_factor: Multiplies the rate at the end of every stair.
+        num_epochs_per_decay: Length of a stair.
+    """
+    decay_steps = max(int(num_examples / batch_size * num_epochs_per_decay), 1)
+    return keras.optimizers.schedules.ExponentialDecay(
+        initial, decay_steps, decay_factor, staircase=True
+    )
+
+
+@keras.utils.register_keras_serializable("sact_tf")
+class CrossEntropy(keras.losses.Loss):
+    """Cross-entropy of logits [batch, classes] and labels [batch].
+
+    Args:
+        label_smoothing: Probability that is spread evenly over all classes.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, name: str = "cross_entropy"):
+        super().__init__(name=name)
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true, y_pred):
+        labels = tf.reshape(tf.cast(y_true, tf.int32), [-1])
+        targets = tf.one_hot(labels, tf.shape(y_pred)[-1])
+        return keras.losses.categorical_crossentropy(
+            targets, y_pred, from_logits=True, label_smoothing=self.label_smoothing
+        )
+
+    def get_config(self):
+        return {"label_smoothing": self.label_smoothing, "name": self.name}
 
 
 def keep_freed_memory() -> None:
@@ -157,10 +204,16 @@ class TrainingState:
         )
 
 
+def _is_done(state: TrainingState, max_number_of_steps: int | None) -> bool:
+    return max_number_of_steps is not None and state.step >= max_number_of_steps
+
+
 class _Checkpoints(keras.callbacks.Callback):
     """Stops at the last step or on a loss not finite; saves by time and at the end."""
 
-    def __init__(self, state: TrainingState, max_number_of_steps: int, secs: float):
+    def __init__(
+        self, state: TrainingState, max_number_of_steps: int | None, secs: float
+    ):
         super().__init__()
         self._state = state
         self._max_number_of_steps = max_number_of_steps
@@ -171,7 +224,7 @@ class _Checkpoints(keras.callbacks.Callback):
         # The logged loss is a running mean, which keeps any value that is not finite.
         if not abs(logs["loss"]) < float("inf"):
             raise self._state.diverged("loss")
-        if self._state.step >= self._max_number_of_steps:
+        if _is_done(self._state, self._max_number_of_steps):
             self.model.stop_training = True
         elif time.monotonic() - self._saved >= self._secs:
             self._state.save()
@@ -212,9 +265,7 @@ class _Summaries(keras.callbacks.Callback):
         self._writer.flush()
 
     def _scalars(self, logits, end_points, logs):
-        cross_entropy = tf.reduce_mean(
-            tf.nn.sparse_softmax_cross_entropy_with_logits(self._labels, logits)
-        )
+        cross_entropy = self.model.loss(self._labels, logits)
         others = tf.add_n(self.model.losses)
         ponder = sum(
             block.tau * tf.reduce_mean(end_points[f"{block.name}/ponder_cost"])
@@ -233,27 +284,32 @@ class _Summaries(keras.callbacks.Callback):
 
 def train(
     model: keras.Model,
-    examples: Examples,
+    examples: Examples | ImageExamples,
     log_dir: str,
-    max_number_of_steps: int,
+    max_number_of_steps: int | None,
     batch_size: int = 128,
-    boundaries: Sequence[int] | None = None,
+    learning_rate: keras.optimizers.schedules.LearningRateSchedule | None = None,
+    momentum: float = 0.9,
+    label_smoothing: float = 0.0,
     save_interval_secs: float = 60,
     save_summaries_secs: float = 30,
     seed: int | None = None,
     verbose: int | str = "auto",
 ) -> str:
-    """Trains a CIFAR network as the original does.
+    """Trains a network as the original does.
 
     Goes on from the newest checkpoint in `log_dir`, if it holds one.
 
     Args:
-        model: From `cifar_resnet`.
-        examples: Training examples.
+        model: From `cifar_resnet` or `imagenet_resnet`.
+        examples: Training examples, `Examples` or `ImageExamples`.
         log_dir: Where checkpoints and TensorBoard summaries are written.
-        max_number_of_steps: Steps of the whole run, those before a resume included.
+        max_number_of_steps: Steps of the whole run, those before a resume included;
+            None: no end.
         batch_size: Images per step.
-        boundaries: See `cifar_learning_rate`.
+        learning_rate: Schedule; None is `cifar_learning_rate(max_number_of_steps)`.
+        momentum: Of the optimizer.
+        label_smoothing: Probability that is spread evenly over all classes.
         save_interval_secs: Seconds between checkpoints; one is written at the end in
             any case.
         save_summaries_secs: Seconds between summaries.
@@ -266,6 +322,7 @@ def train(
     Raises:
         TrainingError: The loss or the weights are not finite any more.
         CheckpointMismatchError: `log_dir` holds the checkpoint of another network.
+        DataError: An image or file cannot be read.
         ValueError: There are fewer examples than `batch_size`.
     """
     if examples.num_examples < batch_size:
@@ -273,27 +330,33 @@ def train(
             f"batch_size {batch_size} is larger than the {examples.num_examples} "
             "examples"
         )
+    if learning_rate is None:
+        learning_rate = cifar_learning_rate(max_number_of_steps)
     model.compile(
-        Momentum(cifar_learning_rate(max_number_of_steps, boundaries), momentum=0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        Momentum(learning_rate, momentum=momentum),
+        CrossEntropy(label_smoothing),
+        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
     )
     state = TrainingState(model, log_dir)
     if state.restore():
         print(f"Continuing from {state.latest} at step {state.step}", flush=True)
-    if state.step >= max_number_of_steps:
+    if _is_done(state, max_number_of_steps):
         return state.latest
-    probe = next(iter(examples.evaluation_batches(32)))
     steps_per_epoch = max(examples.num_examples // batch_size, 1)
-    model.fit(
-        examples.training_batches(batch_size, seed),
-        initial_epoch=state.step // steps_per_epoch,
-        epochs=max_number_of_steps // steps_per_epoch + 2,
-        steps_per_epoch=steps_per_epoch,
-        callbacks=[
-            _Checkpoints(state, max_number_of_steps, save_interval_secs),
-            _Summaries(state, log_dir, probe, save_summaries_secs),
-        ],
-        verbose=verbose,
-    )
+    epochs = _ENDLESS_EPOCHS
+    if max_number_of_steps is not None:
+        epochs = max_number_of_steps // steps_per_epoch + 2
+    with examples.explained_errors():
+        probe = next(iter(examples.evaluation_batches(32)))
+        model.fit(
+            examples.training_batches(batch_size, seed),
+            initial_epoch=state.step // steps_per_epoch,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            callbacks=[
+                _Checkpoints(state, max_number_of_steps, save_interval_secs),
+                _Summaries(state, log_dir, probe, save_summaries_secs),
+            ],
+            verbose=verbose,
+        )
     return state.latest

@@ -7,17 +7,13 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from sact_tf.data.examples import Examples
+from sact_tf.data.examples import DataError, Examples
 
 NUM_CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
 SPLITS = ("train", "test")
 _RECORD_OVERHEAD = 16  # bytes of length and checksums around a TFRecord's content
 DEFAULT_DIRECTORY = "~/tensorflow/data/cifar10"
-
-
-class DataError(ValueError):
-    """A data set cannot be used; the message names file, record and what is wrong."""
 
 
 def load_tfrecord(directory: str | None, split: str) -> Examples:

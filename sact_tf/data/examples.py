@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import numpy as np
 import tensorflow as tf
 
 _CROP_PADDING = 2
+
+
+class DataError(ValueError):
+    """A data set cannot be used; the message names file, record and what is wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +45,10 @@ class Examples:
         """Number of images."""
         return len(self.images)
 
+    def explained_errors(self) -> contextlib.AbstractContextManager:
+        """Explains errors of reading; there are none once images are in memory."""
+        return contextlib.nullcontext()
+
     def evaluation_batches(self, batch_size: int) -> tf.data.Dataset:
         """Standardised images and labels, each once and in order."""
         dataset = tf.data.Dataset.from_tensor_slices((self.images, self.labels))
@@ -51,8 +60,7 @@ class Examples:
         """Shuffled, augmented, standardised images and labels without end.
 
         As in the original: 2 zero pixels are padded on each side, a crop of the
-            original size and
-        a horizontal flip are drawn, and the crop is standardised.
+        original size and a horizontal flip are drawn, and the crop is standardised.
         """
         images, labels = tf.constant(self.images), tf.constant(self.labels)
 

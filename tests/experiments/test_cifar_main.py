@@ -146,7 +146,7 @@ def test_continuous_evaluation_follows_new_checkpoints(
         saved.append(len(saved) + 1)
         sact_tf.save_slim_checkpoint(model, str(directory / f"model.ckpt-{saved[-1]}"))
 
-    monkeypatch.setattr(program.time, "sleep", sleep)
+    monkeypatch.setattr(program.evaluating.time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
         run(mode="eval", dataset_dir=str(write_cifar()), **directories(tmp_path))
     output = capsys.readouterr().out

@@ -1,0 +1,112 @@
+"""Trains an ImageNet residual network, adaptive or not.
+
+From nothing, and then, as in the paper, an adaptive network from an ordinary one:
+
+    python -m experiments.imagenet_train --dataset_dir=DIR --train_log_dir=/tmp/vanilla
+    python -m experiments.imagenet_train --dataset_dir=DIR --train_log_dir=/tmp/sact \\
+        --model_type=sact --tau=0.005 --finetune_path=/tmp/vanilla
+
+The paper's non-adaptive baseline of a trained SACT network, as deep as that on average:
+
+    python -m experiments.imagenet_train --dataset_dir=DIR --train_log_dir=/tmp/base \\
+        --model=auto --units_from=/tmp/sact/eval.json --finetune_path=/tmp/vanilla
+
+Training that was stopped, by whatever, goes on from its newest checkpoint when started
+again.
+"""
+
+from __future__ import annotations
+
+import os
+
+import tensorflow as tf
+import tf_keras as keras
+from absl import flags
+
+import sact_tf
+from experiments import imagenet, programs
+from sact_tf import training
+
+FLAGS = flags.FLAGS
+LABEL_SMOOTHING = 0.1
+
+flags.DEFINE_string(
+    "train_log_dir",
+    "/tmp/resnet/",
+    "Directory for checkpoints and TensorBoard summaries of training.",
+)
+flags.DEFINE_float(
+    "save_summaries_secs", 600, "Seconds between training summaries.", lower_bound=0
+)
+flags.DEFINE_float(
+    "save_interval_secs", 600, "Seconds between checkpoints.", lower_bound=0
+)
+flags.DEFINE_integer("batch_size", 32, "Images per training step.", lower_bound=1)
+flags.DEFINE_float("learning_rate", 0.05, "Learning rate at first.", lower_bound=0.0)
+flags.DEFINE_float("momentum", 0.9, "Of the optimizer.", 0.0, 1.0)
+flags.DEFINE_float(
+    "learning_rate_decay_factor", 0.1, "Multiplies the rate now and then.", 0.0, 1.0
+)
+flags.DEFINE_float(
+    "num_epochs_per_decay", 30.0, "Epochs from one such time to the next.", 0.0
+)
+flags.DEFINE_integer(
+    "max_number_of_steps",
+    None,
+    "Training steps of the whole run; by default it has no end.",
+    lower_bound=1,
+)
+flags.DEFINE_string(
+    "finetune_path",
+    "",
+    "TF-Slim checkpoint, or directory of checkpoints, to start from; halting variables "
+    "start fresh, and --model=auto takes the first units of every block.",
+)
+flags.DEFINE_integer(
+    "seed", None, "Seed of initial weights, data order and augmentation."
+)
+imagenet.define_data_flags("train")
+imagenet.define_model_flags()
+programs.define_unused_flags("master", "ps_tasks", "task", "startup_delay_steps")
+
+
+def main() -> None:
+    """Trains, or goes on training."""
+    programs.note_unused_flags()
+    if FLAGS.seed is not None:
+        keras.utils.set_random_seed(FLAGS.seed)
+    log_dir = programs.make_directory("train_log_dir", FLAGS.train_log_dir)
+    examples = imagenet.load_examples(FLAGS.split_name)
+    model = imagenet.make_model(examples.num_classes)
+    if FLAGS.finetune_path and tf.train.latest_checkpoint(log_dir) is None:
+        loaded = sact_tf.load_slim_checkpoint(
+            model,
+            os.path.expanduser(FLAGS.finetune_path),
+            fresh_halting=True,
+            first_units=FLAGS.model == "auto",
+        )
+        print(f"Starting from {len(loaded)} variables of {FLAGS.finetune_path}")
+    last = training.train(
+        model,
+        examples,
+        log_dir,
+        FLAGS.max_number_of_steps,
+        batch_size=FLAGS.batch_size,
+        learning_rate=training.imagenet_learning_rate(
+            examples.num_examples,
+            FLAGS.batch_size,
+            FLAGS.learning_rate,
+            FLAGS.learning_rate_decay_factor,
+            FLAGS.num_epochs_per_decay,
+        ),
+        momentum=FLAGS.momentum,
+        label_smoothing=LABEL_SMOOTHING,
+        save_interval_secs=FLAGS.save_interval_secs,
+        save_summaries_secs=FLAGS.save_summaries_secs,
+        seed=FLAGS.seed,
+    )
+    print(f"Trained to step {FLAGS.max_number_of_steps}: {last}")
+
+
+if __name__ == "__main__":
+    programs.run(main)

@@ -1,0 +1,363 @@
+"""ImageNet, and other sets of photographs, read while they are needed.
+
+Sources are the original code's TFRecord files, TensorFlow Datasets, a folder of images
+with one directory per class, and `shapes`. Images are preprocessed as by Inception v3.
+As in the original, class 0 is the background, which no image has; `shapes` has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+
+import tensorflow as tf
+
+from sact_tf.data import inception, shapes
+from sact_tf.data.examples import DataError
+
+DEFAULT_DIRECTORY = "~/tensorflow/data/imagenet"
+SPLIT_SIZES = {"train": 1281167, "validation": 50000}
+"""Images in the splits of ImageNet (ILSVRC 2012)."""
+_NUM_SHARDS = {"train": 1024, "validation": 128}  # of the original's files
+_NUM_CLASSES = 1001
+_IMAGE_FILES = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
+_SHUFFLE_BUFFER = 2048  # encoded images
+_READ_FILES = 16  # at the same time
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageExamples:
+    """A split of a data set of images of any size; has what `Examples` has.
+
+    Attributes:
+        elements: Maps whether to shuffle, and a seed, to a dataset of whatever `decode`
+            takes.
+        decode: Maps an element to an image (uint8 [height, width, 3]), its label
+            (int64, below `num_classes`), and boxes (float32 [n, 4]: ymin, xmin, ymax,
+            xmax in [0, 1]).
+        num_examples: Number of images.
+        num_classes: Number of classes.
+        image_size: Side of the preprocessed images.
+        name: What an error calls the data set.
+        corrupt_file: Returns the first file that is truncated or corrupt, or None.
+    """
+
+    elements: Callable[[bool, int | None], tf.data.Dataset]
+    decode: Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+    num_examples: int
+    num_classes: int
+    image_size: int
+    name: str
+    corrupt_file: Callable[[], str | None] = lambda: None
+
+    def evaluation_batches(self, batch_size: int) -> tf.data.Dataset:
+        """Centres of the images in [-1, 1] and labels, each once and in order."""
+
+        def preprocess(*element):
+            image, label, _ = self.decode(*element)
+            size = self.image_size
+            return inception.for_evaluation(image, size, size), label
+
+        dataset = self.elements(False, None)
+        dataset = dataset.map(preprocess, tf.data.AUTOTUNE, deterministic=True)
+        return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+    def training_batches(
+        self, batch_size: int, seed: int | None = None
+    ) -> tf.data.Dataset:
+        """Shuffled and distorted images in [-1, 1] and labels, without end."""
+
+        def preprocess(*element):
+            image, label, boxes = self.decode(*element)
+            size = self.image_size
+            return inception.for_training(image, size, size, boxes, seed), label
+
+        dataset = self.elements(True, seed).repeat()
+        dataset = dataset.map(
+            preprocess, tf.data.AUTOTUNE, deterministic=seed is not None
+        )
+        dataset = dataset.batch(batch_size, drop_remainder=True)
+        return dataset.prefetch(tf.data.AUTOTUNE)
+
+    def first(self, num_examples: int) -> ImageExamples:
+        """Returns the first examples of this split, or all if there are fewer."""
+
+        def elements(shuffle, seed):
+            return self.elements(shuffle, seed).take(num_examples)
+
+        num_examples = min(num_examples, self.num_examples)
+        return dataclasses.replace(self, elements=elements, num_examples=num_examples)
+
+    @contextlib.contextmanager
+    def explained_errors(self) -> Iterator[None]:
+        """Turns TensorFlow's errors of reading, in a `with` block, into `DataError`."""
+        try:
+            yield
+        except tf.errors.DataLossError as error:
+            where = self.corrupt_file() or f"a file of {self.name}"
+            raise DataError(f"{where}: truncated or corrupt") from error
+        except tf.errors.InvalidArgumentError as error:
+            named = re.search(r"\[b?'?([^'\]]+)'?\] \[(is [^\]]+)\]", error.message)
+            if named:
+                raise DataError(" ".join(named.groups())) from error
+            if "Decode" in error.message or "decode" in error.message:
+                raise DataError(
+                    f"{self.name}: an image cannot be decoded "
+                    f"({error.message.splitlines()[0]})"
+                ) from error
+            raise
+
+
+def decode_image(encoded: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
+    """Decodes a JPEG or PNG image of any kind (grey, CMYK, with alpha, 16 bits) to RGB.
+
+    Args:
+        encoded: String [].
+        name: String [], what an error calls the image.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        tf.errors.InvalidArgumentError: Naming the image, if it is cut off or neither.
+    """
+    is_jpeg = tf.strings.substr(encoded, 0, 2) == b"\xff\xd8"
+    is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
+    # Cameras may leave something behind the end of a JPEG image.
+    length = tf.strings.length(encoded)
+    tail = tf.strings.substr(encoded, tf.maximum(length - 4096, 0), 4096)
+    tail = tf.io.decode_raw(tail, tf.uint8)
+    has_end = (is_jpeg & _contains(tail, b"\xff\xd9")) | _contains(tail, b"IEND")
+    checks = [
+        tf.debugging.Assert(is_jpeg | is_png, [name, "is no JPEG or PNG image"]),
+        tf.debugging.Assert(has_end, [name, "is cut off"]),
+    ]
+    with tf.control_dependencies([c for c in checks if c is not None]):
+        encoded = tf.identity(encoded)
+    return tf.cond(
+        is_jpeg,
+        lambda: tf.io.decode_jpeg(encoded, channels=3),
+        lambda: tf.io.decode_png(encoded, channels=3),
+    )
+
+
+def _contains(values, pattern):
+    """Whether the bytes `pattern` stand somewhere in uint8 `values` [n]."""
+    last = tf.maximum(tf.size(values) - len(pattern) + 1, 0)
+    matches = [tf.equal(values[k : last + k], byte) for k, byte in enumerate(pattern)]
+    return tf.reduce_any(tf.reduce_all(matches, 0))
+
+
+def load_tfrecord(
+    directory: str | None, split: str, image_size: int = 224
+) -> ImageExamples:
+    """Opens the original's ImageNet files, `train-*` and `validation-*`.
+
+    Args:
+        directory: Where the files are; None is `~/tensorflow/data/imagenet`.
+        split: "train" or "validation".
+        image_size: Side of the preprocessed images.
+
+    Raises:
+        FileNotFoundError: The directory or files are missing.
+        DataError: The files hold no records, or one of fewer than ImageNet's files is
+            truncated or corrupt.
+    """
+    _check_split(split)
+    root = _existing_directory(directory or DEFAULT_DIRECTORY)
+    files = sorted(str(path) for path in root.glob(f"{split}-*"))
+    if not files:
+        raise FileNotFoundError(f"data directory {root} has no files {split}-*")
+    features = {
+        "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
+        "image/class/label": tf.io.FixedLenFeature([], tf.int64, -1),
+        **{
+            f"image/object/bbox/{side}": tf.io.VarLenFeature(tf.float32)
+            for side in ("ymin", "xmin", "ymax", "xmax")
+        },
+    }
+
+    def read(file):
+        records = tf.data.TFRecordDataset(file).enumerate()
+        return records.map(lambda k, record: (file, k, record))
+
+    def elements(shuffle, seed):
+        dataset = tf.data.Dataset.from_tensor_slices(files)
+        if not shuffle:
+            return dataset.flat_map(read)
+        dataset = dataset.shuffle(len(files), seed).interleave(
+            read, _READ_FILES, num_parallel_calls=tf.data.AUTOTUNE
+        )
+        return dataset.shuffle(_SHUFFLE_BUFFER, seed)
+
+    def decode(file, k, record):
+        example = tf.io.parse_single_example(record, features)
+        name = tf.strings.join([file, ": record ", tf.strings.as_string(k)])
+        label = example["image/class/label"]
+        is_label = (label >= 0) & (label < _NUM_CLASSES)
+        check = tf.debugging.Assert(is_label, [name, "is without a label in 0..1000"])
+        with tf.control_dependencies([check] if check is not None else []):
+            image = decode_image(example["image/encoded"], name)
+        sides = [
+            tf.sparse.to_dense(example[f"image/object/bbox/{side}"])
+            for side in ("ymin", "xmin", "ymax", "xmax")
+        ]
+        return image, label, tf.stack(sides, 1)
+
+    def corrupt_file():
+        for file in files:
+            try:
+                for _ in tf.data.TFRecordDataset(file):
+                    pass
+            except tf.errors.DataLossError:
+                return file
+        return None
+
+    if len(files) == _NUM_SHARDS[split]:
+        num_examples = SPLIT_SIZES[split]
+    else:  # a part, or a set of one's own
+        try:
+            num_examples = sum(1 for _ in tf.data.TFRecordDataset(files))
+        except tf.errors.DataLossError as error:
+            raise DataError(f"{corrupt_file()}: truncated or corrupt") from error
+        if not num_examples:
+            raise DataError(f"{root}: the files {split}-* hold no records")
+    return ImageExamples(
+        elements,
+        decode,
+        num_examples,
+        _NUM_CLASSES,
+        image_size,
+        str(root),
+        corrupt_file,
+    )
+
+
+def load_folder(directory: str, split: str, image_size: int = 224) -> ImageExamples:
+    """Opens a folder of JPEG and PNG images with one directory per class.
+
+    Classes are numbered from 1 in the order of their directories' names.
+
+    Args:
+        directory: Holds the classes' directories, or one named like the split that
+            does.
+        split: Such as "train".
+        image_size: Side of the preprocessed images.
+
+    Raises:
+        FileNotFoundError: The directory is missing.
+        DataError: It holds no classes, or a class no images.
+    """
+    root = _existing_directory(directory)
+    root = root / split if (root / split).is_dir() else root
+    classes = sorted(path for path in root.iterdir() if path.is_dir())
+    paths, labels = [], []
+    for label, path in enumerate(classes, 1):
+        images = sorted(str(f) for f in path.iterdir() if _IMAGE_FILES.search(f.name))
+        if not images:
+            raise DataError(f"{path}: holds no JPEG or PNG images")
+        paths += images
+        labels += [label] * len(images)
+    if not classes:
+        raise DataError(f"{root}: holds no directories, one per class")
+
+    def elements(shuffle, seed):
+        dataset = tf.data.Dataset.from_tensor_slices((paths, labels))
+        return dataset.shuffle(len(paths), seed) if shuffle else dataset
+
+    def decode(path, label):
+        image = decode_image(tf.io.read_file(path), path)
+        return image, tf.cast(label, tf.int64), tf.zeros([0, 4])
+
+    return ImageExamples(
+        elements, decode, len(paths), len(classes) + 1, image_size, str(root)
+    )
+
+
+def load_tfds(
+    directory: str | None, split: str, image_size: int = 224
+) -> ImageExamples:
+    """Opens `imagenet2012` of TensorFlow Datasets, prepared as its documentation says.
+
+    Args:
+        directory: TensorFlow Datasets' data directory, or None for its default.
+        split: "train" or "validation".
+        image_size: Side of the preprocessed images.
+
+    Raises:
+        DataError: The data set is not there.
+    """
+    _check_split(split)
+    import tensorflow_datasets as tfds  # takes seconds to import, and few runs need it
+
+    try:
+        builder = tfds.builder("imagenet2012", data_dir=directory)
+        builder.download_and_prepare()
+        builder.as_dataset(split=split)
+    except Exception as error:  # whatever the download layers raise
+        raise DataError(
+            f"TensorFlow Datasets could not provide imagenet2012 in data directory "
+            f"{directory or '(default)'}: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+    def elements(shuffle, seed):
+        options = tfds.ReadConfig(shuffle_seed=seed)
+        dataset = builder.as_dataset(
+            split=split,
+            shuffle_files=shuffle,
+            read_config=options,
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
+        return dataset.shuffle(_SHUFFLE_BUFFER, seed) if shuffle else dataset
+
+    def decode(example):
+        image = decode_image(example["image"], example["file_name"])
+        return image, example["label"] + 1, tf.zeros([0, 4])
+
+    num_examples = builder.info.splits[split].num_examples
+    name = "imagenet2012 of TensorFlow Datasets"
+    return ImageExamples(elements, decode, num_examples, _NUM_CLASSES, image_size, name)
+
+
+def load_shapes(
+    split: str, image_size: int = 224, num_examples: int | None = None
+) -> ImageExamples:
+    """Makes `shapes` images, a seventh larger than their centre that is evaluated.
+
+    Args:
+        split: "train" or "validation".
+        image_size: Side of the preprocessed images.
+        num_examples: How many; None is a default of `shapes.load`.
+    """
+    _check_split(split)
+    side = max(shapes.MIN_SIZE, round(image_size / inception.CENTRAL_FRACTION))
+    made = shapes.load("train" if split == "train" else "test", side, num_examples)
+
+    def elements(shuffle, seed):
+        tensors = (made.images, made.labels, (made.boxes / side).astype("float32"))
+        dataset = tf.data.Dataset.from_tensor_slices(tensors)
+        return dataset.shuffle(made.num_examples, seed) if shuffle else dataset
+
+    def decode(image, label, box):
+        return image, label, box[tf.newaxis]
+
+    return ImageExamples(
+        elements, decode, made.num_examples, made.num_classes, image_size, "shapes"
+    )
+
+
+def _check_split(split):
+    if split not in SPLIT_SIZES:
+        raise ValueError(
+            f"split must be one of {', '.join(SPLIT_SIZES)}; got {split!r}"
+        )
+
+
+def _existing_directory(directory):
+    root = pathlib.Path(directory).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"data directory {root} does not exist")
+    return root
