@@ -64,6 +64,13 @@ def note_unused_flags() -> None:
             print(f"Note: --{name} has no effect; it configured TensorFlow 1.")
 
 
+def require(*names: str) -> None:
+    """Raises ValueError if one of these flags is not given."""
+    for name in names:
+        if not flags.FLAGS[name].value:
+            raise ValueError(f"--{name}: must be given ({flags.FLAGS[name].help})")
+
+
 def make_directory(flag: str, path: str) -> str:
     """Creates the directory a flag names, and checks that files can be written there.
 

@@ -7,6 +7,7 @@ from sact_tf.checkpoints import (
     load_slim_checkpoint,
     save_slim_checkpoint,
     slim_variables,
+    squeeze_checkpoint,
 )
 from sact_tf.networks.cifar_resnet import CifarResNet, cifar_resnet
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
@@ -26,4 +27,5 @@ __all__ = [
     "load_slim_checkpoint",
     "save_slim_checkpoint",
     "slim_variables",
+    "squeeze_checkpoint",
 ]

@@ -197,20 +197,48 @@ def save_slim_checkpoint(
     Returns:
         The prefix written.
     """
-    variables = slim_variables(model)
-    names = [*variables, "global_step"]
-    tensors = [tf.convert_to_tensor(v) for v in variables.values()]
-    tensors.append(tf.constant(np.int64(global_step)))
-    directory = os.path.dirname(os.fspath(checkpoint_path)) or "."
+    tensors = {k: tf.convert_to_tensor(v) for k, v in slim_variables(model).items()}
+    return _write(os.fspath(checkpoint_path), tensors, global_step)
+
+
+def squeeze_checkpoint(checkpoint_path: str, output_dir: str) -> str:
+    """Copies a TF-Slim checkpoint without what only training needs.
+
+    Args:
+        checkpoint_path: A checkpoint prefix, or a directory, whose latest checkpoint is
+            taken.
+        output_dir: Directory of the copy, which has the same name.
+
+    Returns:
+        The prefix written.
+
+    Raises:
+        FileNotFoundError: There is no readable checkpoint.
+        ValueError: The copy would take the checkpoint's own place.
+    """
+    path, reader = _open(checkpoint_path)
+    to = os.path.join(os.fspath(output_dir), os.path.basename(path))
+    if os.path.realpath(to) == os.path.realpath(path):
+        raise ValueError(f"output_dir must not be the checkpoint's own; got {to}")
+    tensors = {
+        name: tf.constant(reader.get_tensor(name))
+        for name in sorted(reader.get_variable_to_shape_map())
+        if not _TRAINING_STATE.search(name)
+    }
+    return _write(to, tensors, checkpoint_step(path))
+
+
+def _write(path: str, tensors: dict[str, tf.Tensor], global_step: int) -> str:
+    """Writes tensors and the step, and makes it the directory's latest checkpoint."""
+    tensors = {**tensors, "global_step": tf.constant(np.int64(global_step))}
+    directory = os.path.dirname(path) or "."
     tf.io.gfile.makedirs(directory)
     with tf.device("cpu:0"):
         tf.raw_ops.SaveV2(
-            prefix=checkpoint_path,
-            tensor_names=names,
-            shape_and_slices=[""] * len(names),
-            tensors=tensors,
+            prefix=path,
+            tensor_names=list(tensors),
+            shape_and_slices=[""] * len(tensors),
+            tensors=list(tensors.values()),
         )
-    tf.compat.v1.train.update_checkpoint_state(
-        directory, os.path.basename(checkpoint_path)
-    )
-    return checkpoint_path
+    tf.compat.v1.train.update_checkpoint_state(directory, os.path.basename(path))
+    return path

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import numpy as np
 import tensorflow as tf
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 
@@ -95,4 +98,76 @@ def ponder_figure(
         for axis in axes[:, k]:
             axis.set_axis_off()
     figure.colorbar(drawn, ax=axes[1, :].tolist(), label="ponder cost")
+    return figure
+
+
+def colour_map(
+    values: np.ndarray, low: float | None = None, high: float | None = None
+) -> np.ndarray:
+    """Paints a map in viridis.
+
+    Args:
+        values: [height, width] or [height, width, 1].
+        low: The value that gets the first colour, and all below; None: the smallest.
+        high: The value that gets the last colour, and all above; None: the largest.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    values = np.reshape(values, np.shape(values)[:2])
+    norm = Normalize(low, high, clip=True)
+    colours = matplotlib.colormaps["viridis"](norm(values), bytes=True)
+    return np.ascontiguousarray(colours[..., :3])
+
+
+def overlay(image: np.ndarray, colours: np.ndarray, alpha: float = 0.6) -> np.ndarray:
+    """Lays a painted map over the grey version of its image.
+
+    Args:
+        image: uint8 [height, width, 3].
+        colours: uint8 [height, width, 3].
+        alpha: Opacity of the colours.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    grey = np.asarray(image, np.float32).mean(-1, keepdims=True)
+    mixed = (1 - alpha) * grey + alpha * np.asarray(colours, np.float32)
+    return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
+
+
+def colour_bar(low: float, high: float, label: str = "ponder cost") -> Figure:
+    """Draws the colours of `colour_map` beside their values."""
+    figure = Figure(figsize=(1.1, 4.0), layout="constrained")
+    axis = figure.subplots()
+    figure.colorbar(
+        ScalarMappable(Normalize(low, high), "viridis"), cax=axis, label=label
+    )
+    return figure
+
+
+def block_figure(
+    image: np.ndarray, maps: Mapping[str, np.ndarray], title: str = "ponder cost"
+) -> Figure:
+    """Draws an image and the map of every block, each with its colour bar (figure 8).
+
+    Args:
+        image: uint8 [height, width, 3].
+        maps: Block name to [block height, block width].
+        title: What the maps show.
+    """
+    height, width = np.shape(image)[:2]
+    aspect = float(np.clip(height / width, 0.3, 3.0))
+    count = len(maps) + 1
+    figure = Figure(figsize=(3.0 * count, 2.6 * aspect + 0.6), layout="constrained")
+    axes = figure.subplots(1, count)
+    axes[0].imshow(image)
+    axes[0].set_title("image", fontsize=9)
+    for axis, (name, values) in zip(axes[1:], maps.items()):
+        extent = (0, width, height, 0)
+        drawn = axis.imshow(values, "viridis", interpolation="nearest", extent=extent)
+        axis.set_title(f"{name}: {title}", fontsize=9)
+        figure.colorbar(drawn, ax=axis, shrink=0.8)
+    for axis in axes:
+        axis.set_axis_off()
     return figure

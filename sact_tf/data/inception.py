@@ -118,3 +118,23 @@ def _distort_colours(image, seed):
         return distorted
 
     return _one_of([lambda order=order: distort(order) for order in orders], seed)
+
+
+def longer_edge(image: tf.Tensor, size: int) -> tf.Tensor:
+    """Resizes an image such that its longer edge is `size`; keeps the aspect ratio.
+
+    Args:
+        image: uint8 [height, width, 3].
+        size: Of the longer edge; 0: the image keeps its size.
+
+    Returns:
+        float32 [new height, new width, 3], about in [0, 1]: bicubic interpolation, as
+        the original's, overshoots at edges.
+    """
+    image = tf.image.convert_image_dtype(image, tf.float32)
+    if not size:
+        return image
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    sides = [max(int(height * scale), 1), max(int(width * scale), 1)]
+    return tf.compat.v1.image.resize_bicubic(image[tf.newaxis], sides)[0]

@@ -74,6 +74,12 @@ def test_evaluation_equals_the_original(golden_dir):
     np.testing.assert_allclose(got, golden["eval_preprocessed_50x50"], atol=1e-5)
 
 
+def test_longer_edge_equals_the_original(golden_dir):
+    golden = np.load(golden_dir / "data_pipeline" / "tf101_eval_pipeline.npz")
+    got = inception.longer_edge(golden["eval_uint8_77x101"], 64)
+    np.testing.assert_allclose(got, golden["ponder_map_bicubic_64"][0], atol=1e-5)
+
+
 @pytest.mark.parametrize("boxes", [None, tf.zeros([0, 4]), [[0.2, 0.2, 0.6, 0.9]]])
 def test_training_images(boxes):
     images = [

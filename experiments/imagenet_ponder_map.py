@@ -1,0 +1,115 @@
+"""Draws where a SACT network spends computation on photographs of any size.
+
+    python -m experiments.imagenet_ponder_map --checkpoint_dir=/tmp/sact \\
+        --images_pattern='photos/*.jpg' --image_size=600 --output_dir=maps
+
+Writes `<name>_image.png`, `<name>_map.png`, `<name>_overlay.png`,
+`<name>_colour_bar.png` and `<name>_blocks.png` (the map of every block, as figure 8 of
+the paper) of every JPEG or PNG file. A file that cannot be read is named and passed
+over; the exit status then is not zero.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import matplotlib.image
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+import sact_tf
+from experiments import programs
+from sact_tf import visualization
+from sact_tf.data import imagenet, inception
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+    "model", "101", "50, 101, 152, 200, or residual units per block as in 3_4_23_3."
+)
+flags.DEFINE_string(
+    "checkpoint_dir",
+    "",
+    "Directory, its newest checkpoint is taken, or a checkpoint.",
+)
+flags.DEFINE_string("images_pattern", "", "Files to draw, with * and ?.")
+flags.DEFINE_string("output_dir", "", "Directory to write to.")
+flags.DEFINE_integer(
+    "image_size", 0, "Longer edge that images are resized to; 0: as they are.", 0
+)
+flags.DEFINE_integer("num_classes", 1001, "Of the network.", lower_bound=1)
+flags.DEFINE_integer(
+    "base_channels", 64, "Bottleneck channels of the first block.", lower_bound=1
+)
+
+
+def draw(model, path: str, output_dir: str) -> str:
+    """Draws one file; returns a line about it.
+
+    Raises:
+        tf.errors.InvalidArgumentError: It cannot be read or is too small.
+    """
+    decoded = imagenet.decode_image(tf.io.read_file(path), tf.constant(path))
+    image = inception.longer_edge(decoded, FLAGS.image_size)
+    _, end_points = model.with_end_points(image[tf.newaxis] * 2.0 - 1.0, training=False)
+    values = visualization.sact_map(end_points)[0].numpy()
+    low, high = float(values.min()), float(values.max())
+    shown = np.clip(image.numpy() * 255 + 0.5, 0, 255).astype(np.uint8)
+    colours = visualization.colour_map(values, low, high)
+    start = os.path.join(output_dir, os.path.splitext(os.path.basename(path))[0])
+    matplotlib.image.imsave(f"{start}_image.png", shown)
+    matplotlib.image.imsave(f"{start}_map.png", colours)
+    matplotlib.image.imsave(
+        f"{start}_overlay.png", visualization.overlay(shown, colours)
+    )
+    visualization.colour_bar(low, high).savefig(f"{start}_colour_bar.png", dpi=120)
+    maps = {
+        block: end_points[f"{block}/ponder_cost"][0].numpy()
+        for block in end_points["block_scopes"]
+    }
+    visualization.block_figure(shown, maps).savefig(f"{start}_blocks.png", dpi=120)
+    flops = int(end_points["flops"][0])
+    return f"{path}: ponder cost {low:.2f} to {high:.2f}, {flops:.4g} FLOPs"
+
+
+def main() -> None:
+    """Draws all files."""
+    programs.require("checkpoint_dir", "images_pattern", "output_dir")
+    pattern = os.path.expanduser(FLAGS.images_pattern)
+    paths = sorted(tf.io.gfile.glob(pattern))
+    if not paths:
+        raise FileNotFoundError(f"--images_pattern={pattern}: matches no file")
+    names = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"--images_pattern={pattern}: matches several files of the same name, "
+            f"such as {max(names, key=names.count)}"
+        )
+    output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
+    model = sact_tf.imagenet_resnet(
+        FLAGS.model,
+        "sact",
+        FLAGS.num_classes,
+        FLAGS.base_channels,
+        execution="perforated",
+    )
+    sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))
+    failed = 0
+    for path in paths:
+        try:
+            print(draw(model, path, output_dir), flush=True)
+        except (tf.errors.OpError, OSError) as error:
+            failed += 1
+            reason = getattr(error, "message", str(error)).splitlines()[-1]
+            print(f"{path}: cannot be drawn ({reason})", file=sys.stderr, flush=True)
+    if failed:
+        raise ValueError(
+            f"--images_pattern={pattern}: {failed} of {len(paths)} files cannot be "
+            "drawn"
+        )
+
+
+if __name__ == "__main__":
+    programs.run(main)

@@ -1,0 +1,50 @@
+"""Pictures of exported maps."""
+
+import h5py
+import matplotlib.image
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+
+@pytest.fixture
+def run(program, tmp_path):
+    def run(**values):
+        options = dict(output_dir=str(tmp_path / "out"))
+        with flagsaver.flagsaver(**{**options, **values}):
+            program.main()
+
+    return run
+
+
+def test_same_colours_for_all(run, tmp_path):
+    maps = np.arange(2 * 4 * 6, dtype=np.float32).reshape(2, 4, 6, 1)
+    with h5py.File(tmp_path / "maps.hdf5", "w") as file:
+        file["ponder_cost_map"] = maps
+        file["images"] = np.zeros([2, 4, 6, 3], np.float32)
+    run(input_file=str(tmp_path / "maps.hdf5"))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    kinds = [f"{k:05d}_{kind}.png" for k in (0, 1) for kind in ("image", "map")]
+    assert names >= {*kinds, "00000_overlay.png", "colour_bar.png"}
+    first, last = (
+        matplotlib.image.imread(tmp_path / "out" / f"{k:05d}_map.png") for k in (0, 1)
+    )
+    assert first.shape[:2] == (4, 6)
+    # Viridis goes from dark blue to yellow.
+    assert first[0, 0, 2] > first[0, 0, 0] + 0.05 and last[-1, -1, 0] > 0.9
+    grey = matplotlib.image.imread(tmp_path / "out" / "00000_image.png")[..., :3]
+    np.testing.assert_allclose(grey, 0.5, atol=0.01)
+
+
+def test_errors_name_the_flag(run, tmp_path):
+    with pytest.raises(ValueError, match="--input_file: must be given"):
+        run()
+    with pytest.raises(OSError, match="--input_file=/x.hdf5: is no readable HDF5"):
+        run(input_file="/x.hdf5")
+    (tmp_path / "text.hdf5").write_text("no HDF5")
+    with pytest.raises(OSError, match="text.hdf5: is no readable HDF5 file"):
+        run(input_file=str(tmp_path / "text.hdf5"))
+    with h5py.File(tmp_path / "act.hdf5", "w") as file:
+        file["images"] = np.zeros([1, 4, 4, 3])
+    with pytest.raises(ValueError, match="act.hdf5: has no ponder cost maps"):
+        run(input_file=str(tmp_path / "act.hdf5"))

@@ -1,0 +1,80 @@
+"""Maps of photographs."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+import sact_tf
+
+
+@pytest.fixture
+def run(program, tmp_path):
+    model = sact_tf.imagenet_resnet("1_1_2_1", "sact", 3, base_channels=2)
+    options = dict(
+        checkpoint_dir=sact_tf.save_slim_checkpoint(
+            model, str(tmp_path / "model.ckpt")
+        ),
+        model="1_1_2_1",
+        num_classes=3,
+        base_channels=2,
+        output_dir=str(tmp_path / "out"),
+    )
+
+    def run(**values):
+        with flagsaver.flagsaver(**{**options, **values}):
+            program.main()
+
+    return run
+
+
+def save(path, height, width, mode="RGB"):
+    pixels = np.random.default_rng(0).integers(0, 256, [height, width, 3])
+    Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(path)
+
+
+def test_original_defaults(program):
+    expected = dict(
+        model="101", checkpoint_dir="", images_pattern="", output_dir="", image_size=0
+    )
+    assert {name: flags.FLAGS[name].default for name in expected} == expected
+
+
+def test_photographs_of_any_kind(run, tmp_path, capsys):
+    save(tmp_path / "grey.jpg", 50, 70, "L")
+    save(tmp_path / "alpha.png", 70, 40, "RGBA")
+    save(tmp_path / "cmyk.jpg", 33, 33, "CMYK")
+    save(tmp_path / "dot.png", 1, 1)
+    save(tmp_path / "line.png", 700, 3)
+    run(images_pattern=str(tmp_path / "*.[jp]*g"))
+    out = tmp_path / "out"
+    assert len(list(out.iterdir())) == 5 * 5
+    for kind in ("image", "map", "overlay"):
+        picture = matplotlib.image.imread(out / f"grey_{kind}.png")
+        assert picture.shape[:2] == (50, 70)
+    assert capsys.readouterr().out.count("FLOPs") == 5
+    run(images_pattern=str(tmp_path / "grey.jpg"), image_size=64)
+    assert matplotlib.image.imread(out / "grey_map.png").shape[:2] == (45, 64)
+
+
+def test_a_bad_file_does_not_stop_the_others(run, tmp_path, capsys):
+    save(tmp_path / "a.jpg", 40, 40)
+    save(tmp_path / "c.jpg", 40, 40)
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"--images_pattern=.*: 1 of 3 files cannot"):
+        run(images_pattern=str(tmp_path / "*.jpg"))
+    assert "b.jpg: cannot be drawn" in capsys.readouterr().err
+    assert (tmp_path / "out" / "c_map.png").exists()
+
+
+def test_errors_name_the_flag(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="--images_pattern=/x/.: matches no"):
+        run(images_pattern="/x/*")
+    with pytest.raises(ValueError, match="--checkpoint_dir: must be given"):
+        run(checkpoint_dir="")
+    save(tmp_path / "a.jpg", 40, 40)
+    save(tmp_path / "a.png", 40, 40)
+    with pytest.raises(ValueError, match="several files of the same name, such as a"):
+        run(images_pattern=str(tmp_path / "a.*"))
