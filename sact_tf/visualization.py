@@ -167,7 +167,8 @@ def block_figure(
         extent = (0, width, height, 0)
         drawn = axis.imshow(values, "viridis", interpolation="nearest", extent=extent)
         axis.set_title(f"{name}: {title}", fontsize=9)
-        figure.colorbar(drawn, ax=axis, shrink=0.8)
+        bar = figure.colorbar(drawn, ax=axis, shrink=0.8)
+        bar.formatter.set_useOffset(False)  # values, not differences from one
     for axis in axes:
         axis.set_axis_off()
     return figure
