@@ -9,44 +9,89 @@ import tf_keras as keras
 
 import custom_ops
 from sact_tf import visualization
+from sact_tf.data.imagenet import decode_image
+from sact_tf.end_points import ADAPTIVE_METRICS
+
+_TOP = 5
 
 
 def export_saved_model(
-    model: keras.Model, path: str, implementation: str = "tensorflow"
+    model: keras.Model,
+    path: str,
+    execution: str | None = None,
+    implementation: str = "tensorflow",
+    image_size: int | None = None,
 ) -> str:
     """Exports a network for serving, at any batch and image size.
 
     The signature `serving_default` takes `images`, float32 [batch, height, width, 3],
-    preprocessed as in training, and returns `logits` and `probabilities` [batch,
-    classes], `flops` int64 [batch], and for SACT networks `ponder_cost_map` float32
-    [batch, height, width, 1].
+    preprocessed as in evaluation; `serving_bytes` takes `image_bytes`, strings [batch]
+    of JPEG or PNG files, and does that itself. Both return
+
+    * `logits` and `probabilities`, float32 [batch, classes],
+    * `top_classes` int32 and `top_probabilities` float32 [batch, 5], the likeliest,
+    * `flops` int64 [batch],
+    * of adaptive networks `<block>_ponder_cost` float32 and `<block>_num_units` int32,
+      [batch], of SACT networks [batch, block height, block width],
+    * of SACT networks `ponder_cost_map` float32 [batch, height, width, 1].
 
     Args:
         model: Residual network of this package.
         path: Directory to write.
+        execution: As of a network; None: the model's own.
         implementation: Of perforated execution: "tensorflow" loads anywhere; "native"
             is faster, and loads after `custom_ops.load()`.
+        image_size: Side of the images of `serving_bytes`; None: what the original
+            evaluates, 224 (ImageNet) or 32 (CIFAR).
 
     Returns:
         `path`.
+
+    Raises:
+        ValueError: On an `execution` or `implementation` that the network cannot have.
     """
     path = os.fspath(path)
+    model = model if execution is None else model.with_execution(execution)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], name="images")])
     def serve(images):
         logits, end_points = model.with_end_points(images, training=False)
+        probabilities = tf.nn.softmax(logits)
+        top = tf.math.top_k(probabilities, min(_TOP, logits.shape[-1]))
         outputs = {
             "logits": logits,
-            "probabilities": tf.nn.softmax(logits),
+            "probabilities": probabilities,
+            "top_classes": top.indices,
+            "top_probabilities": top.values,
             "flops": end_points["flops"],
         }
+        for block in end_points["block_scopes"]:
+            for key in ADAPTIVE_METRICS:
+                if f"{block}/{key}" in end_points:
+                    outputs[f"{block}_{key}"] = end_points[f"{block}/{key}"]
         if visualization.has_maps(end_points):
             outputs["ponder_cost_map"] = visualization.sact_map(end_points)
         return outputs
 
+    def preprocess(numbered):
+        k, encoded = numbered
+        name = tf.strings.join(["image ", tf.strings.as_string(k)])
+        return model.preprocess(decode_image(encoded, name), image_size)
+
+    def serve_bytes(image_bytes):
+        numbered = (tf.range(tf.size(image_bytes)), image_bytes)
+        return serve(tf.map_fn(preprocess, numbered, fn_output_signature=tf.float32))
+
     module = tf.Module()
     module.variables_ = model.variables
-    module.serve = serve
+    images = tf.TensorSpec([None, None, None, 3], name="images")
+    image_bytes = tf.TensorSpec([None], tf.string, "image_bytes")
     with custom_ops.default_implementation(implementation):
-        tf.saved_model.save(module, path, signatures={"serving_default": serve})
+        # Nothing here is for AutoGraph, which could not convert a model anyway.
+        module.serve = tf.function(serve, [images], autograph=False)
+        module.serve_bytes = tf.function(serve_bytes, [image_bytes], autograph=False)
+        signatures = {
+            "serving_default": module.serve,
+            "serving_bytes": module.serve_bytes,
+        }
+        tf.saved_model.save(module, path, signatures=signatures)
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import flops
@@ -12,6 +13,7 @@ from sact_tf.layers import BatchNorm, conv2d, global_average, leaky_relu
 from sact_tf.networks import residual_network
 from sact_tf.residual_units import BasicUnit
 
+_IMAGE_SIZE = 32
 _SLOPE = 0.1
 _batch_norm = functools.partial(
     BatchNorm, decay=0.9, epsilon=1e-3, activation=leaky_relu(_SLOPE)
@@ -33,6 +35,13 @@ class CifarResNet(residual_network.ResidualNetwork):
     _final_bn_scope = "BatchNorm"
     _batch_norm = staticmethod(_batch_norm)
     _head_batch_norm = staticmethod(_batch_norm)
+
+    @staticmethod
+    def preprocess(image, size=None):
+        size = size or _IMAGE_SIZE
+        # Images of that size, such as CIFAR's, pass unchanged.
+        image = tf.image.resize(image, [size, size], antialias=True)
+        return tf.image.per_image_standardization(image)
 
     @staticmethod
     def _parse_units(model):

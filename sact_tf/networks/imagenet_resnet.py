@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import flops
+from sact_tf.data import inception
 from sact_tf.layers import BatchNorm, conv2d, global_average
 from sact_tf.networks import residual_network
 from sact_tf.residual_units import BottleneckUnit
@@ -20,6 +21,7 @@ UNITS_PER_BLOCK = {
     "200": (3, 24, 36, 3),
 }
 
+_IMAGE_SIZE = 224  # that the original trains and evaluates on
 _STEM_CHANNELS = 64  # whatever base_channels is
 _linear_batch_norm = functools.partial(BatchNorm, decay=0.997, epsilon=1e-5)
 _batch_norm = functools.partial(_linear_batch_norm, activation=tf.nn.relu)
@@ -36,6 +38,11 @@ class ImagenetResNet(residual_network.ResidualNetwork):
     _final_bn_scope = "postnorm"
     _batch_norm = staticmethod(_batch_norm)
     _head_batch_norm = staticmethod(_linear_batch_norm)
+
+    @staticmethod
+    def preprocess(image, size=None):
+        size = size or _IMAGE_SIZE
+        return inception.for_evaluation(image, size, size)
 
     @staticmethod
     def _parse_units(model):

@@ -192,6 +192,41 @@ class ResidualNetwork(keras.Model):
     def get_config(self):
         return {**self._config, "name": self.name}
 
+    def with_execution(self, execution: str) -> ResidualNetwork:
+        """Returns this network, or a copy of it that runs another way.
+
+        Args:
+            execution: One of `EXECUTIONS`.
+
+        Raises:
+            ValueError: If the network cannot run that way.
+        """
+        if execution == self._config["execution"]:
+            return self
+        options = {**self._config, "execution": execution}
+        copy = type(self)(**options, name=self.name)
+        copy.set_weights(self.get_weights())
+        return copy
+
+    def export_saved_model(self, path: str, **options) -> str:
+        """Exports for serving; see `sact_tf.exporting.export_saved_model`."""
+        from sact_tf import exporting  # which imports what few networks need
+
+        return exporting.export_saved_model(self, path, **options)
+
+    @staticmethod
+    def preprocess(image: tf.Tensor, size: int | None = None) -> tf.Tensor:
+        """Preprocesses an image as in evaluation.
+
+        Args:
+            image: uint8 [height, width, 3].
+            size: Side of the result; None: the original's.
+
+        Returns:
+            float32 [size, size, 3].
+        """
+        raise NotImplementedError
+
     @staticmethod
     def _batch_norm(name: str) -> BatchNorm:
         """Makes a batch normalization of the units, with its activation."""

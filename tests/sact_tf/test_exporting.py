@@ -7,45 +7,76 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import custom_ops
 import sact_tf
-from sact_tf import exporting, visualization
+from sact_tf import visualization
 
 SERVE = """
 import sys
 import numpy as np
 import tensorflow as tf
-serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+if sys.argv[4] == "native":
+    import custom_ops
+    custom_ops.load()
+signatures = tf.saved_model.load(sys.argv[1]).signatures
 inputs = np.load(sys.argv[2])
 outputs = {}
 for name in inputs.files:
-    for key, value in serve(images=tf.constant(inputs[name])).items():
+    key = "image_bytes" if name == "bytes" else "images"
+    signature = "serving_bytes" if name == "bytes" else "serving_default"
+    values = signatures[signature](**{key: tf.constant(inputs[name])})
+    for key, value in values.items():
         outputs[f"{name}/{key}"] = value.numpy()
 assert "sact_tf" not in sys.modules and "tf_keras" not in sys.modules
+assert ("custom_ops" in sys.modules) == (sys.argv[4] == "native")
 np.savez(sys.argv[3], **outputs)
 """
 
 
-@pytest.mark.parametrize("model_type", ["act_early_stopping", "sact"])
-def test_loads_with_tensorflow_alone(model_type, tmp_path):
+@pytest.mark.parametrize(
+    "model_type, execution, implementation",
+    [
+        ("act_early_stopping", None, "tensorflow"),
+        ("sact", None, "tensorflow"),
+        ("sact", "perforated", "tensorflow"),
+        ("sact", "perforated", "native"),
+    ],
+)
+def test_serves_in_another_process(tmp_path, model_type, execution, implementation):
+    if implementation == "native" and custom_ops.load() is None:
+        pytest.skip("the native kernels can not be compiled here")
     model = sact_tf.cifar_resnet("2", model_type, base_channels=4)
-    exporting.export_saved_model(model, tmp_path / "model")
+    model.export_saved_model(
+        tmp_path / "model", execution=execution, implementation=implementation
+    )
+    pixels = np.random.default_rng(2).integers(0, 256, [2, 32, 32, 3]).astype(np.uint8)
+    encoded = [tf.io.encode_png(image).numpy() for image in pixels]
     inputs = {
         "a": np.random.default_rng(0).normal(size=[2, 32, 32, 3]).astype(np.float32),
         "b": np.random.default_rng(1).normal(size=[1, 20, 45, 3]).astype(np.float32),
+        "bytes": np.array(encoded),
     }
     np.savez(tmp_path / "in.npz", **inputs)
-    arguments = [tmp_path / "model", tmp_path / "in.npz", tmp_path / "out.npz"]
+    paths = [str(tmp_path / name) for name in ("model", "in.npz", "out.npz")]
+    root = str(tmp_path) if implementation == "tensorflow" else None
     subprocess.run(
-        [sys.executable, "-c", SERVE, *map(str, arguments)], check=True, cwd=tmp_path
+        [sys.executable, "-c", SERVE, *paths, implementation], check=True, cwd=root
     )
-    outputs = np.load(tmp_path / "out.npz")
+    outputs = np.load(paths[2])
+    inputs["bytes"] = tf.image.per_image_standardization(pixels)
     for name, images in inputs.items():
         logits, end_points = model.with_end_points(images, training=False)
+        probabilities = tf.nn.softmax(logits)
         expected = {
             "logits": logits,
-            "probabilities": tf.nn.softmax(logits),
+            "probabilities": probabilities,
+            "top_probabilities": np.sort(probabilities)[:, :-6:-1],
+            "top_classes": np.argsort(probabilities)[:, :-6:-1],
             "flops": end_points["flops"],
         }
+        for block in model.block_scopes:
+            for key in ("ponder_cost", "num_units"):
+                expected[f"{block}_{key}"] = end_points[f"{block}/{key}"]
         if model_type == "sact":
             expected["ponder_cost_map"] = visualization.sact_map(end_points)
         assert {key for key in outputs.files if key.startswith(f"{name}/")} == {
@@ -53,3 +84,26 @@ def test_loads_with_tensorflow_alone(model_type, tmp_path):
         }
         for key, value in expected.items():
             np.testing.assert_allclose(outputs[f"{name}/{key}"], value, atol=1e-4)
+
+
+def test_imagenet_bytes(tmp_path):
+    model = sact_tf.imagenet_resnet("1_1_1_1", "sact", 7, base_channels=2)
+    model.export_saved_model(tmp_path, image_size=64)
+    serve = tf.saved_model.load(str(tmp_path)).signatures["serving_bytes"]
+    pixels = np.random.default_rng(0).integers(0, 256, [80, 90, 3]).astype(np.uint8)
+    encoded = tf.io.encode_jpeg(pixels, quality=95)
+    image = model.preprocess(tf.io.decode_jpeg(encoded), 64)
+    assert image.shape == [64, 64, 3]
+    np.testing.assert_allclose(
+        serve(image_bytes=encoded[None])["logits"],
+        model(image[None], training=False),
+        atol=1e-4,
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image 1"):
+        serve(image_bytes=tf.stack([encoded, b"no image"]))
+
+
+def test_an_execution_the_network_cannot_have(tmp_path):
+    model = sact_tf.cifar_resnet("1", "act", base_channels=2)
+    with pytest.raises(ValueError, match="execution must be one of"):
+        model.export_saved_model(tmp_path, execution="tiled")

@@ -9,7 +9,6 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 import custom_ops
 import sact_tf
-from sact_tf import exporting
 
 GOLDEN_DIR = pathlib.Path(__file__).parents[1] / "golden"
 NETWORKS = [("cifar", model_type) for model_type in ("vanilla", "act", "sact")] + [
@@ -135,7 +134,7 @@ def test_exports(tmp_path, implementation):
         pytest.skip("the native kernels can not be compiled here")
     _, perforated = pair("imagenet", "sact")
     images = tf.random.stateless_normal([2, 40, 48, 3], [3, 4])
-    exporting.export_saved_model(perforated, str(tmp_path), implementation)
+    perforated.export_saved_model(str(tmp_path), implementation=implementation)
     proto = saved_model_pb2.SavedModel()
     proto.ParseFromString((tmp_path / "saved_model.pb").read_bytes())
     functions = proto.meta_graphs[0].graph_def.library.function

@@ -1,0 +1,75 @@
+"""Exports a network as a SavedModel for serving.
+
+    python -m experiments.export_saved_model --checkpoint_dir=/tmp/sact \\
+        --model_type=sact --execution=perforated --output_dir=/tmp/saved_model
+
+What it takes and returns stands in `sact_tf/exporting.py`. Exported with
+--implementation=native it loads after `custom_ops.load()`; otherwise anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags
+
+import sact_tf
+from experiments import programs
+from sact_tf.blocks import EXECUTIONS
+
+FLAGS = flags.FLAGS
+_FAMILIES = {"imagenet": sact_tf.imagenet_resnet, "cifar": sact_tf.cifar_resnet}
+
+flags.DEFINE_enum("network", "imagenet", list(_FAMILIES), "Family of networks.")
+flags.DEFINE_string(
+    "model", "101", "Residual units per block, as in the training programs."
+)
+programs.define_model_type()
+flags.DEFINE_integer("num_classes", 1001, "Of the network.", lower_bound=1)
+flags.DEFINE_integer(
+    "base_channels",
+    None,
+    "Channels of the first block; by default 64 (imagenet) or 16 (cifar).",
+    lower_bound=1,
+)
+flags.DEFINE_integer("tile_size", 1, "As the network was trained.", lower_bound=1)
+flags.DEFINE_string(
+    "checkpoint_dir", "", "Directory, its newest checkpoint is taken, or a checkpoint."
+)
+flags.DEFINE_string("output_dir", "", "Directory of the SavedModel; must be empty.")
+flags.DEFINE_enum("execution", "masked", EXECUTIONS, "How the network runs.")
+flags.DEFINE_enum(
+    "implementation",
+    "tensorflow",
+    ["tensorflow", "native"],
+    "Of perforated execution: plain TensorFlow operations, or compiled kernels.",
+)
+flags.DEFINE_integer(
+    "image_size",
+    None,
+    "Side of the images that encoded ones are made; by default 224 or 32.",
+    lower_bound=32,
+)
+
+
+def main() -> None:
+    """Exports the network."""
+    programs.require("checkpoint_dir", "output_dir")
+    output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
+    if os.listdir(output_dir):
+        raise ValueError(f"--output_dir={output_dir}: must be empty")
+    options = dict(execution=FLAGS.execution, tile_size=FLAGS.tile_size)
+    if FLAGS.base_channels:
+        options["base_channels"] = FLAGS.base_channels
+    model = _FAMILIES[FLAGS.network](
+        FLAGS.model, FLAGS.model_type, FLAGS.num_classes, **options
+    )
+    sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))
+    model.export_saved_model(
+        output_dir, implementation=FLAGS.implementation, image_size=FLAGS.image_size
+    )
+    print(f"Wrote {output_dir}")
+
+
+if __name__ == "__main__":
+    programs.run(main)
