@@ -241,9 +241,10 @@ def _cached(name: str) -> pathlib.Path | None:
 
 def _find(cuda: _Cuda | None, retry: bool):
     """Returns the library in the cache, and why it lacks the CUDA part; or None's."""
-    path = _cached(_name(cuda))
+    name = _name(cuda)
+    path = _cached(name)
     if path is None and cuda is not None and not retry:
-        failed, plain = _cached(f"{_name(cuda)}.failed"), _cached(_name(None))
+        failed, plain = _cached(f"{name}.failed"), _cached(_name(None))
         if failed is not None and plain is not None:
             return plain, failed.read_text()
     return path, None

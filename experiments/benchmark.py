@@ -22,16 +22,14 @@ import tf_keras as keras
 from absl import flags
 
 import custom_ops
-import sact_tf
 from experiments import programs
 
 FLAGS = flags.FLAGS
 
 SIDES = ("dense", "masked", "native", "twin", "tiled")
 _LAYER_RUNS = 5
-_FAMILIES = {"imagenet": sact_tf.imagenet_resnet, "cifar": sact_tf.cifar_resnet}
 
-flags.DEFINE_enum("network", "imagenet", list(_FAMILIES), "Family of networks.")
+flags.DEFINE_enum("network", "imagenet", list(programs.FAMILIES), "Family of networks.")
 flags.DEFINE_string("model", "101", "Residual units per block, as in the networks.")
 flags.DEFINE_enum("model_type", "sact", ["act", "sact"], "Adaptive network.")
 flags.DEFINE_string("image_size", "224x224", "HEIGHTxWIDTH of the images.")
@@ -174,7 +172,7 @@ def make_side(side: str):
         options = dict(execution="masked" if masked else "perforated")
     model_type = "vanilla" if side == "dense" else FLAGS.model_type
     keras.utils.set_random_seed(0)
-    model = _FAMILIES[FLAGS.network](FLAGS.model, model_type, **options)
+    model = programs.FAMILIES[FLAGS.network](FLAGS.model, model_type, **options)
     if len(means) > len(model.blocks):
         raise ValueError(
             f"--units_per_block: at most {len(model.blocks)} numbers, one per block; "

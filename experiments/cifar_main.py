@@ -14,9 +14,6 @@ again.
 
 from __future__ import annotations
 
-import os
-
-import tensorflow as tf
 import tf_keras as keras
 from absl import flags
 
@@ -129,11 +126,8 @@ def load_examples(split: str):
     if FLAGS.dataset == "shapes":
         return shapes.load(split, FLAGS.image_size)
     load = cifar.load_tfrecord if FLAGS.dataset == "tfrecord" else cifar.load_tfds
-    try:
+    with programs.naming_dataset_dir():
         return load(FLAGS.dataset_dir, split)
-    except (cifar.DataError, FileNotFoundError) as error:
-        directory = FLAGS.dataset_dir or "(default)"
-        raise cifar.DataError(f"--dataset_dir={directory}: {error}") from error
 
 
 def make_model(num_classes: int):
@@ -161,11 +155,7 @@ def train() -> None:
     log_dir = programs.make_directory("train_log_dir", FLAGS.train_log_dir)
     model = make_model(cifar.NUM_CLASSES)
     examples = load_examples("train")
-    if FLAGS.finetune_path and tf.train.latest_checkpoint(log_dir) is None:
-        loaded = sact_tf.load_slim_checkpoint(
-            model, os.path.expanduser(FLAGS.finetune_path), fresh_halting=True
-        )
-        print(f"Starting from {len(loaded)} variables of {FLAGS.finetune_path}")
+    programs.start_from_finetune_path(model, log_dir)
     last = training.train(
         model,
         examples,

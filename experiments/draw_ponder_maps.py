@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 
 import h5py
-import matplotlib.image
 import numpy as np
 from absl import flags
 
@@ -44,15 +43,8 @@ def main() -> None:
         maps, images = file["ponder_cost_map"], file["images"]
         low, high = map(float, np.percentile(maps[:], _PERCENTILES))
         for k, (image, values) in enumerate(zip(images, maps)):
-            image = np.clip((image + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
-            colours = visualization.colour_map(values, low, high)
-            for name, picture in (
-                ("image", image),
-                ("map", colours),
-                ("overlay", visualization.overlay(image, colours)),
-            ):
-                to = os.path.join(output_dir, f"{k:05d}_{name}.png")
-                matplotlib.image.imsave(to, picture)
+            prefix = os.path.join(output_dir, f"{k:05d}")
+            visualization.save_pictures(prefix, (image + 1) / 2, values, low, high)
         count = len(images)
     bar = os.path.join(output_dir, "colour_bar.png")
     visualization.colour_bar(low, high).savefig(bar, dpi=120)

@@ -18,9 +18,8 @@ from experiments import programs
 from sact_tf.blocks import EXECUTIONS
 
 FLAGS = flags.FLAGS
-_FAMILIES = {"imagenet": sact_tf.imagenet_resnet, "cifar": sact_tf.cifar_resnet}
 
-flags.DEFINE_enum("network", "imagenet", list(_FAMILIES), "Family of networks.")
+flags.DEFINE_enum("network", "imagenet", list(programs.FAMILIES), "Family of networks.")
 flags.DEFINE_string(
     "model", "101", "Residual units per block, as in the training programs."
 )
@@ -61,7 +60,7 @@ def main() -> None:
     options = dict(execution=FLAGS.execution, tile_size=FLAGS.tile_size)
     if FLAGS.base_channels:
         options["base_channels"] = FLAGS.base_channels
-    model = _FAMILIES[FLAGS.network](
+    model = programs.FAMILIES[FLAGS.network](
         FLAGS.model, FLAGS.model_type, FLAGS.num_classes, **options
     )
     sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))

@@ -74,7 +74,7 @@ def define_model_flags() -> None:
 
 def load_examples(split: str) -> imagenet.ImageExamples:
     """Opens the split of the data set that the flags name."""
-    try:
+    with programs.naming_dataset_dir():
         if FLAGS.dataset == "shapes":
             return imagenet.load_shapes(split, FLAGS.image_size)
         if FLAGS.dataset == "folder":
@@ -83,9 +83,6 @@ def load_examples(split: str) -> imagenet.ImageExamples:
             return imagenet.load_folder(FLAGS.dataset_dir, split, FLAGS.image_size)
         load = dict(tfrecord=imagenet.load_tfrecord, tfds=imagenet.load_tfds)
         return load[FLAGS.dataset](FLAGS.dataset_dir, split, FLAGS.image_size)
-    except (DataError, FileNotFoundError) as error:
-        directory = FLAGS.dataset_dir or "(default)"
-        raise DataError(f"--dataset_dir={directory}: {error}") from error
 
 
 def units() -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import sys
 
-import matplotlib.image
 import numpy as np
 import tensorflow as tf
 from absl import flags
@@ -56,14 +55,9 @@ def draw(model, path: str, output_dir: str) -> str:
     _, end_points = model.with_end_points(image[tf.newaxis] * 2.0 - 1.0, training=False)
     values = visualization.sact_map(end_points)[0].numpy()
     low, high = float(values.min()), float(values.max())
-    shown = np.clip(image.numpy() * 255 + 0.5, 0, 255).astype(np.uint8)
-    colours = visualization.colour_map(values, low, high)
+    shown = np.clip(image.numpy(), 0, 1)
     start = os.path.join(output_dir, os.path.splitext(os.path.basename(path))[0])
-    matplotlib.image.imsave(f"{start}_image.png", shown)
-    matplotlib.image.imsave(f"{start}_map.png", colours)
-    matplotlib.image.imsave(
-        f"{start}_overlay.png", visualization.overlay(shown, colours)
-    )
+    visualization.save_pictures(start, shown, values, low, high)
     visualization.colour_bar(low, high).savefig(f"{start}_colour_bar.png", dpi=120)
     maps = {
         block: end_points[f"{block}/ponder_cost"][0].numpy()

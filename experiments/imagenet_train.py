@@ -17,13 +17,9 @@ again.
 
 from __future__ import annotations
 
-import os
-
-import tensorflow as tf
 import tf_keras as keras
 from absl import flags
 
-import sact_tf
 from experiments import imagenet, programs
 from sact_tf import training
 
@@ -78,14 +74,7 @@ def main() -> None:
     log_dir = programs.make_directory("train_log_dir", FLAGS.train_log_dir)
     examples = imagenet.load_examples(FLAGS.split_name)
     model = imagenet.make_model(examples.num_classes)
-    if FLAGS.finetune_path and tf.train.latest_checkpoint(log_dir) is None:
-        loaded = sact_tf.load_slim_checkpoint(
-            model,
-            os.path.expanduser(FLAGS.finetune_path),
-            fresh_halting=True,
-            first_units=FLAGS.model == "auto",
-        )
-        print(f"Starting from {len(loaded)} variables of {FLAGS.finetune_path}")
+    programs.start_from_finetune_path(model, log_dir, first_units=FLAGS.model == "auto")
     last = training.train(
         model,
         examples,

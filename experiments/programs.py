@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import tensorflow as tf
 from absl import app, flags
 
+import sact_tf
+from sact_tf.data.examples import DataError
 from sact_tf.networks.residual_network import MODEL_TYPES
 from sact_tf.training import TrainingError, keep_freed_memory
 
 # Flags defined here belong to the program that asks for them, and to its --help.
 flags.disclaim_key_flags()
+
+FAMILIES = {"imagenet": sact_tf.imagenet_resnet, "cifar": sact_tf.cifar_resnet}
+"""Networks by the name of their family."""
 
 # The library raises these with a message that names argument or file, value and what is
 # accepted.
@@ -44,6 +51,33 @@ def define_model_type(default: str = "vanilla") -> None:
         "(the same, skipping units once the whole batch has halted), sact (Spatially "
         "Adaptive Computation Time).",
     )
+
+
+@contextlib.contextmanager
+def naming_dataset_dir() -> Iterator[None]:
+    """Puts --dataset_dir before what goes wrong with a data set in a `with` block."""
+    try:
+        yield
+    except (DataError, FileNotFoundError) as error:
+        directory = flags.FLAGS.dataset_dir or "(default)"
+        raise DataError(f"--dataset_dir={directory}: {error}") from error
+
+
+def start_from_finetune_path(model, log_dir: str, first_units: bool = False) -> None:
+    """Loads --finetune_path, unless a run in the directory is to go on.
+
+    Args:
+        model: Residual network.
+        log_dir: Directory of the run's checkpoints.
+        first_units: As in `load_slim_checkpoint`.
+    """
+    path = flags.FLAGS.finetune_path
+    if not path or tf.train.latest_checkpoint(log_dir) is not None:
+        return
+    loaded = sact_tf.load_slim_checkpoint(
+        model, os.path.expanduser(path), fresh_halting=True, first_units=first_units
+    )
+    print(f"Starting from {len(loaded)} variables of {path}")
 
 
 _UNUSED_FLAGS = {"master": "", "ps_tasks": 0, "task": 0, "startup_delay_steps": 15}

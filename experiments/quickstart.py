@@ -18,7 +18,7 @@ from absl import flags
 
 import sact_tf
 from experiments import programs
-from sact_tf import evaluation, exporting, training, visualization
+from sact_tf import evaluation, training, visualization
 from sact_tf.data import shapes
 
 FLAGS = flags.FLAGS
@@ -82,7 +82,7 @@ def ponder_inside_outside(maps: np.ndarray, boxes: np.ndarray) -> tuple[float, f
 
 def check_saved_model(model, path: str, images: tf.Tensor) -> float:
     """Exports and reloads a network; returns the largest difference of its logits."""
-    exporting.export_saved_model(model, path)
+    model.export_saved_model(path)
     serve = tf.saved_model.load(path).signatures["serving_default"]
     return float(
         tf.reduce_max(

@@ -10,6 +10,7 @@ import tensorflow as tf
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 
 def has_maps(end_points: Mapping[str, object]) -> bool:
@@ -136,6 +137,25 @@ def overlay(image: np.ndarray, colours: np.ndarray, alpha: float = 0.6) -> np.nd
     return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
 
 
+def save_pictures(
+    prefix: str, image: np.ndarray, values: np.ndarray, low: float, high: float
+) -> None:
+    """Writes `<prefix>_image.png`, `<prefix>_map.png` and `<prefix>_overlay.png`.
+
+    Args:
+        prefix: Path that the files' names begin with.
+        image: [height, width, 3] in [0, 1]; what lies outside is cut off.
+        values: Map of the same height and width.
+        low: As in `colour_map`.
+        high: As in `colour_map`.
+    """
+    image = np.clip(np.asarray(image) * 255 + 0.5, 0, 255).astype(np.uint8)
+    colours = colour_map(values, low, high)
+    imsave(f"{prefix}_image.png", image)
+    imsave(f"{prefix}_map.png", colours)
+    imsave(f"{prefix}_overlay.png", overlay(image, colours))
+
+
 def colour_bar(low: float, high: float, label: str = "ponder cost") -> Figure:
     """Draws the colours of `colour_map` beside their values."""
     figure = Figure(figsize=(1.1, 4.0), layout="constrained")
@@ -152,7 +172,7 @@ def block_figure(
     """Draws an image and the map of every block, each with its colour bar (figure 8).
 
     Args:
-        image: uint8 [height, width, 3].
+        image: uint8, or float in [0, 1], [height, width, 3].
         maps: Block name to [block height, block width].
         title: What the maps show.
     """
