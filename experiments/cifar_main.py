@@ -18,7 +18,7 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments import evaluating, programs
+from experiments import distribution, evaluating, programs
 from sact_tf import training
 from sact_tf.data import cifar, shapes
 
@@ -118,6 +118,7 @@ flags.DEFINE_string(
     "ResNet-110), or three joined by underscores.",
 )
 
+distribution.define_flags()
 programs.define_unused_flags("master", "ps_tasks", "task")
 
 
@@ -142,6 +143,7 @@ def make_model(num_classes: int):
 
 def train() -> None:
     """Trains, or goes on training."""
+    strategy = distribution.make_strategy()
     if FLAGS.seed is not None:
         keras.utils.set_random_seed(FLAGS.seed)
     try:
@@ -153,7 +155,8 @@ def train() -> None:
             "must be 3 increasing steps such as 60000,75000,90000"
         ) from error
     log_dir = programs.make_directory("train_log_dir", FLAGS.train_log_dir)
-    model = make_model(cifar.NUM_CLASSES)
+    with strategy.scope():
+        model = make_model(cifar.NUM_CLASSES)
     examples = load_examples("train")
     programs.start_from_finetune_path(model, log_dir)
     last = training.train(
@@ -166,6 +169,7 @@ def train() -> None:
         save_interval_secs=FLAGS.save_interval_secs,
         save_summaries_secs=FLAGS.save_summaries_secs,
         seed=FLAGS.seed,
+        **distribution.training_options(model),
     )
     print(f"Trained to step {FLAGS.max_number_of_steps}: {last}")
 

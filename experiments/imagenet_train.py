@@ -20,7 +20,7 @@ from __future__ import annotations
 import tf_keras as keras
 from absl import flags
 
-from experiments import imagenet, programs
+from experiments import distribution, imagenet, programs
 from sact_tf import training
 
 FLAGS = flags.FLAGS
@@ -63,17 +63,20 @@ flags.DEFINE_integer(
 )
 imagenet.define_data_flags("train")
 imagenet.define_model_flags()
+distribution.define_flags()
 programs.define_unused_flags("master", "ps_tasks", "task", "startup_delay_steps")
 
 
 def main() -> None:
     """Trains, or goes on training."""
     programs.note_unused_flags()
+    strategy = distribution.make_strategy()
     if FLAGS.seed is not None:
         keras.utils.set_random_seed(FLAGS.seed)
     log_dir = programs.make_directory("train_log_dir", FLAGS.train_log_dir)
     examples = imagenet.load_examples(FLAGS.split_name)
-    model = imagenet.make_model(examples.num_classes)
+    with strategy.scope():
+        model = imagenet.make_model(examples.num_classes)
     programs.start_from_finetune_path(model, log_dir, first_units=FLAGS.model == "auto")
     last = training.train(
         model,
@@ -93,6 +96,7 @@ def main() -> None:
         save_interval_secs=FLAGS.save_interval_secs,
         save_summaries_secs=FLAGS.save_summaries_secs,
         seed=FLAGS.seed,
+        **distribution.training_options(model),
     )
     print(f"Trained to step {FLAGS.max_number_of_steps}: {last}")
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import glob
+import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -14,6 +18,9 @@ from sact_tf.layers import BatchNorm
 
 # What trained checkpoints hold beside the network.
 _TRAINING_STATE = re.compile(r"^global_step$|/(Momentum|ExponentialMovingAverage)$")
+
+# What TensorFlow raises on checkpoints that are missing, cut off or something else.
+_READ_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
 
 
 class CheckpointMismatchError(ValueError):
@@ -70,19 +77,86 @@ def _collect(layer, scope, variables):
             _collect(child, f"{scope}/{name}", variables)
 
 
+def newest_checkpoint(directory: str) -> str | None:
+    """Returns the prefix of the newest complete checkpoint, None if there is none.
+
+    Warns of newer ones that are passed over because their files are cut off or missing.
+
+    Args:
+        directory: Of TF-Slim checkpoints, with or without the file `checkpoint`.
+
+    Raises:
+        FileNotFoundError: There are checkpoints, and none is complete.
+    """
+    directory = os.fspath(directory)
+    state = tf.train.get_checkpoint_state(directory)
+    listed = list(state.all_model_checkpoint_paths) if state else []
+    last = [state.model_checkpoint_path] if state else []
+    found = [
+        path.removesuffix(".index")
+        for path in glob.glob(os.path.join(glob.escape(directory), "*.index"))
+    ]
+    found.sort(key=lambda prefix: os.path.getmtime(f"{prefix}.index"), reverse=True)
+    candidates = list(dict.fromkeys([*last, *reversed(listed), *found]))
+    for k, prefix in enumerate(candidates):
+        if _is_complete(prefix, _stamps(prefix)):
+            if k:
+                names = ", ".join(os.path.basename(path) for path in candidates[:k])
+                warnings.warn(
+                    f"{directory}: passing over {names}, which is incomplete; using "
+                    f"{os.path.basename(prefix)}",
+                    stacklevel=2,
+                )
+            return prefix
+    if candidates:
+        names = ", ".join(os.path.basename(path) for path in candidates)
+        raise FileNotFoundError(
+            f"directory {directory} holds no complete checkpoint, only parts of {names}"
+        )
+    return None
+
+
+def _stamps(prefix: str) -> tuple[tuple[str, int, int], ...]:
+    """Returns name, size and time of a checkpoint's files."""
+    files = sorted(glob.glob(f"{glob.escape(prefix)}.*"))
+    return tuple((f, os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files)
+
+
+@functools.lru_cache(maxsize=16)
+def _is_complete(prefix: str, stamps: tuple) -> bool:
+    """Whether all tensors of a checkpoint can be read; asked once per state of it."""
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except _READ_ERRORS:
+        return False
+    return True
+
+
 def _open(checkpoint_path: str):
     """Opens a checkpoint prefix or directory; returns the prefix and a reader."""
     path = os.fspath(checkpoint_path)
     if tf.io.gfile.isdir(path):
-        latest = tf.train.latest_checkpoint(path)
-        if latest is None:
+        newest = newest_checkpoint(path)
+        if newest is None:
             raise FileNotFoundError(f"no checkpoint in directory {path}")
-        path = latest
+        path = newest
     try:
         return path, tf.train.load_checkpoint(path)
-    except (tf.errors.OpError, ValueError) as error:
+    except _READ_ERRORS as error:
         raise FileNotFoundError(
             f"no readable TF-Slim checkpoint at {path}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _read(path: str, reader, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Reads tensors of an open checkpoint."""
+    try:
+        return {name: reader.get_tensor(name) for name in names}
+    except _READ_ERRORS as error:
+        raise FileNotFoundError(
+            f"TF-Slim checkpoint {path} is truncated or corrupt: {error}"
         ) from error
 
 
@@ -94,14 +168,26 @@ def checkpoint_step(checkpoint_path: str) -> int:
     return int(reader.get_tensor("global_step"))
 
 
-def check_variables(checkpoint_path: str, wanted: Mapping[str, tf.Variable]) -> None:
-    """Raises CheckpointMismatchError unless a checkpoint holds all these variables."""
+def restore_variables(checkpoint_path: str, wanted: Mapping[str, tf.Variable]) -> None:
+    """Assigns variables from a checkpoint, which may hold others too.
+
+    Args:
+        checkpoint_path: A checkpoint prefix.
+        wanted: Variables by their names in the checkpoint.
+
+    Raises:
+        FileNotFoundError: There is no readable checkpoint.
+        CheckpointMismatchError: Variables are missing or of another shape; none is
+            assigned.
+    """
     path, reader = _open(checkpoint_path)
     stored = reader.get_variable_to_shape_map()
     missing, wrong_shape = _compare(stored, wanted)
     if missing or wrong_shape:
         unused = {n for n in set(stored) - set(wanted) if not _TRAINING_STATE.search(n)}
         raise CheckpointMismatchError(path, missing, unused, wrong_shape)
+    for name, value in _read(path, reader, wanted).items():
+        wanted[name].assign(value)
 
 
 def _compare(stored, wanted):
@@ -163,14 +249,8 @@ def load_slim_checkpoint(
     unused = set(stored) - set(wanted) - allowed_extra
     if missing or unused or wrong_shape:
         raise CheckpointMismatchError(path, missing, unused, wrong_shape)
-    try:
-        values = {name: reader.get_tensor(name) for name in wanted}
-    except (tf.errors.OpError, IndexError) as error:
-        raise FileNotFoundError(
-            f"TF-Slim checkpoint {path} is truncated or corrupt: {error}"
-        ) from error
-    for name, variable in wanted.items():
-        variable.assign(values[name])
+    for name, value in _read(path, reader, wanted).items():
+        wanted[name].assign(value)
     return sorted(wanted)
 
 
@@ -198,7 +278,7 @@ def save_slim_checkpoint(
         The prefix written.
     """
     tensors = {k: tf.convert_to_tensor(v) for k, v in slim_variables(model).items()}
-    return _write(os.fspath(checkpoint_path), tensors, global_step)
+    return write_tensors(os.fspath(checkpoint_path), tensors, global_step)
 
 
 def squeeze_checkpoint(checkpoint_path: str, output_dir: str) -> str:
@@ -220,17 +300,30 @@ def squeeze_checkpoint(checkpoint_path: str, output_dir: str) -> str:
     to = os.path.join(os.fspath(output_dir), os.path.basename(path))
     if os.path.realpath(to) == os.path.realpath(path):
         raise ValueError(f"output_dir must not be the checkpoint's own; got {to}")
-    tensors = {
-        name: tf.constant(reader.get_tensor(name))
-        for name in sorted(reader.get_variable_to_shape_map())
-        if not _TRAINING_STATE.search(name)
-    }
-    return _write(to, tensors, checkpoint_step(path))
+    names = sorted(reader.get_variable_to_shape_map())
+    kept = [name for name in names if not _TRAINING_STATE.search(name)]
+    return write_tensors(to, _read(path, reader, kept), checkpoint_step(path))
 
 
-def _write(path: str, tensors: dict[str, tf.Tensor], global_step: int) -> str:
-    """Writes tensors and the step, and makes it the directory's latest checkpoint."""
-    tensors = {**tensors, "global_step": tf.constant(np.int64(global_step))}
+def write_tensors(
+    path: str,
+    tensors: Mapping[str, tf.Tensor | np.ndarray],
+    global_step: int,
+    keep: int | None = None,
+) -> str:
+    """Writes a checkpoint and makes it its directory's newest.
+
+    Args:
+        path: Prefix to write.
+        tensors: By their names.
+        global_step: Stored under that name as int64.
+        keep: How many checkpoints the directory shall remember; older ones are
+            deleted. None: only the new one is remembered, and none deleted.
+
+    Returns:
+        `path`.
+    """
+    tensors = {**tensors, "global_step": np.int64(global_step)}
     directory = os.path.dirname(path) or "."
     tf.io.gfile.makedirs(directory)
     with tf.device("cpu:0"):
@@ -238,7 +331,29 @@ def _write(path: str, tensors: dict[str, tf.Tensor], global_step: int) -> str:
             prefix=path,
             tensor_names=list(tensors),
             shape_and_slices=[""] * len(tensors),
-            tensors=list(tensors.values()),
+            tensors=[tf.convert_to_tensor(tensor) for tensor in tensors.values()],
         )
-    tf.compat.v1.train.update_checkpoint_state(directory, os.path.basename(path))
+    state = tf.train.get_checkpoint_state(directory) if keep else None
+    others = list(state.all_model_checkpoint_paths) if state else []
+    remembered = [os.path.join(directory, os.path.basename(other)) for other in others]
+    remembered = [other for other in remembered if other != path] + [path]
+    old = remembered[: -(keep or 1)]
+    names = [os.path.basename(other) for other in remembered[len(old) :]]
+    _remember(directory, names)
+    for prefix in old:
+        for file in glob.glob(f"{glob.escape(prefix)}.*"):
+            os.remove(file)
     return path
+
+
+def _remember(directory: str, names: list[str]) -> None:
+    """Writes the file that lists a directory's checkpoints, whole or not at all."""
+    # As TensorFlow 1 does; what does it in TensorFlow 2 warns of its removal.
+    lines = [f"model_checkpoint_path: {json.dumps(names[-1], ensure_ascii=False)}"]
+    for name in names:
+        quoted = json.dumps(name, ensure_ascii=False)
+        lines.append(f"all_model_checkpoint_paths: {quoted}")
+    temporary = os.path.join(directory, "checkpoint.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    os.replace(temporary, os.path.join(directory, "checkpoint"))

@@ -89,6 +89,38 @@ def slope_of(activation: Callable[[tf.Tensor], tf.Tensor] | None) -> float | Non
     return activation.keywords["alpha"] if is_leaky else None
 
 
+def _num_replicas() -> int:
+    """How many replicas run this step in step, 1 outside of `tf.distribute`."""
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync
+
+
+def _over_replicas(mean, variance):
+    """Returns mean and variance over all replicas, whose batches are equally large."""
+    context = tf.distribute.get_replica_context()
+    moments = tf.stack([mean, variance + tf.square(mean)])
+    mean, mean_square = tf.unstack(
+        context.all_reduce(tf.distribute.ReduceOp.MEAN, moments)
+    )
+    return mean, tf.maximum(mean_square - tf.square(mean), 0.0)
+
+
+def synchronize_batch_norm(model: keras.Model, synchronized: bool) -> None:
+    """Sets whether replicas of `tf.distribute` share their batch statistics.
+
+    They do unless told otherwise, so that results do not depend on the number of
+    replicas.
+
+    Args:
+        model: Its `BatchNorm` layers are set.
+        synchronized: False: every replica normalizes with its own, which spares an
+            exchange between devices in every layer.
+    """
+    for layer in model.submodules:
+        if isinstance(layer, BatchNorm):
+            layer.synchronized = synchronized
+
+
 class BatchNorm(keras.layers.Layer):
     """Batch normalization of [batch, height, width, channels], and activation.
 
@@ -97,7 +129,9 @@ class BatchNorm(keras.layers.Layer):
     evaluation uses exactly the statistics training normalised with. It runs on
     TensorFlow's fused kernel all the same.
 
-    Frozen (`trainable = False`), it uses the moving statistics in training too.
+    Frozen (`trainable = False`), it uses the moving statistics in training too. Under a
+    strategy of `tf.distribute`, the batch is that of all replicas together, unless
+    `synchronize_batch_norm` says otherwise.
 
     Args:
         decay: Decay of the moving averages.
@@ -118,6 +152,7 @@ class BatchNorm(keras.layers.Layer):
         self.decay = decay
         self.epsilon = epsilon
         self.activation = activation
+        self.synchronized = True
 
     def build(self, input_shape):
         channels = [int(input_shape[-1])]
@@ -153,11 +188,16 @@ class BatchNorm(keras.layers.Layer):
 
     def _normalize_batch(self, x):
         gamma, beta = self.gamma.read_value(), self.beta.read_value()
-        if x.dtype == tf.float64:  # the fused kernel has no float64
-            mean, variance = tf.nn.moments(x, [0, 1, 2])
+        is_shared = self.synchronized and _num_replicas() > 1
+        if x.dtype == tf.float64 or is_shared:  # neither is for the fused kernel
+            values = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+            mean, variance = tf.nn.moments(values, [0, 1, 2])
+            if is_shared:
+                mean, variance = _over_replicas(mean, variance)
             outputs = tf.nn.batch_normalization(
-                x, mean, variance, beta, gamma, self.epsilon
+                values, mean, variance, beta, gamma, self.epsilon
             )
+            outputs = tf.cast(outputs, x.dtype)
         else:
             outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
                 x, gamma, beta, epsilon=self.epsilon, is_training=True

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -19,6 +20,9 @@ from sact_tf.end_points import ADAPTIVE_METRICS, metric_values
 _CIFAR_BOUNDARIES = (0.60, 0.75, 0.90)
 _CIFAR_RATES = (0.1, 0.01, 0.001, 0.0001)
 _ENDLESS_EPOCHS = 1_000_000
+_KEPT_CHECKPOINTS = 5
+# Steps between looks at what the workers of a parameter server do.
+_ASYNCHRONOUS_STEPS = 50
 
 
 class TrainingError(RuntimeError):
@@ -128,6 +132,18 @@ def keep_freed_memory() -> None:
     mallopt(m_arena_max, 1)
 
 
+def _value(strategy: tf.distribute.Strategy, variable: tf.Variable) -> np.ndarray:
+    """Returns a variable's value, the mean of this process's replicas if they differ.
+
+    Involves no other process: the chief may save when it wants to.
+    """
+    replicas = strategy.experimental_local_results(variable)
+    if variable.synchronization != tf.VariableSynchronization.ON_READ:
+        replicas = replicas[:1]
+    values = [replica.numpy() for replica in replicas]
+    return values[0] if len(values) == 1 else np.mean(values, axis=0)
+
+
 class TrainingState:
     """The network, the optimizer's accumulators and the step, saved together.
 
@@ -141,22 +157,21 @@ class TrainingState:
 
     def __init__(self, model: keras.Model, directory: str):
         self._directory = directory
-        self._step = model.optimizer.iterations
-        model.optimizer.build(model.trainable_variables)
-        variables = checkpoints.slim_variables(model)
-        names = {variable.ref(): name for name, variable in variables.items()}
+        self._strategy = model.distribute_strategy
+        # A float16 network's optimizer is wrapped in one that scales the loss.
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        self._step = optimizer.iterations
+        optimizer.build(model.trainable_variables)
+        network = checkpoints.slim_variables(model)
+        names = {variable.ref(): name for name, variable in network.items()}
         accumulators = {
             f"{names[variable.ref()]}/Momentum": accumulator
             for variable, accumulator in zip(
-                model.trainable_variables, model.optimizer.momentums
+                model.trainable_variables, optimizer.momentums
             )
         }
-        self._network = list(variables.values())
-        self._saver = tf.compat.v1.train.Saver(
-            {**variables, **accumulators, "global_step": self._step},
-            max_to_keep=5,
-            save_relative_paths=True,
-        )
+        self._network = list(network)
+        self._variables = {**network, **accumulators}
 
     @property
     def step(self) -> int:
@@ -165,22 +180,21 @@ class TrainingState:
 
     @property
     def latest(self) -> str | None:
-        """Prefix of the newest checkpoint in the directory."""
-        return tf.train.latest_checkpoint(self._directory)
+        """Prefix of the newest complete checkpoint in the directory."""
+        return checkpoints.newest_checkpoint(self._directory)
 
     def restore(self) -> bool:
         """Goes back to the newest checkpoint, if there is one.
 
         Raises:
             CheckpointMismatchError: It is another network's.
+            FileNotFoundError: There are checkpoints, and none is complete.
         """
         latest = self.latest
         if latest is None:
             return False
-        state = tf.train.get_checkpoint_state(self._directory)
-        self._saver.recover_last_checkpoints(list(state.all_model_checkpoint_paths))
-        checkpoints.check_variables(latest, self._saver._var_list)
-        self._saver.restore(None, latest)
+        variables = {**self._variables, "global_step": self._step}
+        checkpoints.restore_variables(latest, variables)
         return True
 
     def save(self) -> str:
@@ -189,12 +203,13 @@ class TrainingState:
         Raises:
             TrainingError: A weight is not finite; nothing is written.
         """
-        if not all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self._network):
+        values = {
+            name: _value(self._strategy, v) for name, v in self._variables.items()
+        }
+        if not all(np.isfinite(values[name]).all() for name in self._network):
             raise self.diverged("weights")
-        prefix = os.path.join(self._directory, "model.ckpt")
-        return self._saver.save(
-            None, prefix, self.step, write_meta_graph=False, write_state=True
-        )
+        prefix = os.path.join(self._directory, f"model.ckpt-{self.step}")
+        return checkpoints.write_tensors(prefix, values, self.step, _KEPT_CHECKPOINTS)
 
     def diverged(self, what: str) -> TrainingError:
         """Returns the error that tells that loss or weights are no longer finite."""
@@ -227,11 +242,15 @@ class _Checkpoints(keras.callbacks.Callback):
         if _is_done(self._state, self._max_number_of_steps):
             self.model.stop_training = True
         elif time.monotonic() - self._saved >= self._secs:
-            self._state.save()
+            self._save()
             self._saved = time.monotonic()
 
+    def _save(self):
+        if self.model.distribute_strategy.extended.should_checkpoint:
+            self._state.save()
+
     def on_train_end(self, logs=None):
-        self._state.save()
+        self._save()
 
 
 class _Summaries(keras.callbacks.Callback):
@@ -249,22 +268,33 @@ class _Summaries(keras.callbacks.Callback):
         if time.monotonic() - self._written < self._secs:
             return
         self._written = time.monotonic()
-        logits, end_points = self.model.with_end_points(self._images, training=False)
+        scalars, metrics, heatmaps = _in_this_process(
+            self.model.distribute_strategy, self._measure
+        )
         with self._writer.as_default(self._state.step):
-            for name, value in self._scalars(logits, end_points, logs).items():
+            scalars["Learning Rate"] = self.model.optimizer.learning_rate
+            scalars.update({f"train/{name}": value for name, value in logs.items()})
+            for name, value in scalars.items():
                 tf.summary.scalar(name, value)
-            for name, values in metric_values(end_points).items():
+            for name, values in metrics.items():
                 values = tf.cast(values, tf.float32)
                 tf.summary.scalar(f"{name}_mean", tf.reduce_mean(values))
                 tf.summary.scalar(f"{name}_std", tf.math.reduce_std(values))
                 tf.summary.histogram(name, values)
-            if visualization.has_maps(end_points):
-                for key in ADAPTIVE_METRICS:
-                    heatmap = visualization.heatmap(end_points, key, num_images=3)
-                    tf.summary.image(f"heatmaps/{key}", heatmap)
+            for name, heatmap in heatmaps.items():
+                tf.summary.image(f"heatmaps/{name}", heatmap)
         self._writer.flush()
 
-    def _scalars(self, logits, end_points, logs):
+    def _measure(self):
+        """Runs the network; returns losses, metrics per image, and heat maps."""
+        logits, end_points = self.model.with_end_points(self._images, training=False)
+        heatmaps = {}
+        if visualization.has_maps(end_points):
+            for key in ADAPTIVE_METRICS:
+                heatmaps[key] = visualization.heatmap(end_points, key, num_images=3)
+        return self._losses(logits, end_points), metric_values(end_points), heatmaps
+
+    def _losses(self, logits, end_points):
         cross_entropy = self.model.loss(self._labels, logits)
         others = tf.add_n(self.model.losses)
         ponder = sum(
@@ -277,9 +307,87 @@ class _Summaries(keras.callbacks.Callback):
             "losses/cross_entropy": cross_entropy,
             "losses/ponder_cost_times_tau": ponder,
             "losses/regularization": others - ponder,
-            "Learning Rate": self.model.optimizer.learning_rate,
-            **{f"train/{name}": value for name, value in logs.items()},
         }
+
+
+def _in_this_process(strategy: tf.distribute.Strategy, function):
+    """Calls a function on one replica here, without waiting for other processes."""
+    if strategy.num_replicas_in_sync == 1:
+        return function()
+    # Outside of replicas, reading moving averages would ask all workers for theirs.
+    results = strategy.run(function)
+    return tf.nest.map_structure(
+        lambda result: strategy.experimental_local_results(result)[0], results
+    )
+
+
+class _AtEpochs(keras.callbacks.Callback):
+    """Lets another callback look after every epoch rather than after every step."""
+
+    def __init__(self, callback: keras.callbacks.Callback):
+        super().__init__()
+        self._callback = callback
+
+    def set_model(self, model):
+        self._callback.set_model(model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._callback.on_train_batch_end(epoch, logs)
+
+    def on_train_end(self, logs=None):
+        self._callback.on_train_end(logs)
+
+
+def _is_asynchronous(strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(strategy, tf.distribute.experimental.ParameterServerStrategy)
+
+
+def _callbacks(strategy, checkpointing, summaries):
+    """Returns the callbacks of this process, as its strategy can use them."""
+    callbacks = [checkpointing]
+    if strategy.extended.should_save_summary:
+        callbacks.append(summaries)
+    # With a parameter server, nobody waits for single steps.
+    return (
+        [_AtEpochs(c) for c in callbacks] if _is_asynchronous(strategy) else callbacks
+    )
+
+
+def _epochs(strategy, step, max_number_of_steps, steps_per_epoch):
+    """Returns what `fit` shall know of the steps that are left."""
+    if not _is_asynchronous(strategy):  # callbacks stop it
+        return dict(
+            steps_per_epoch=steps_per_epoch,
+            epochs=_ENDLESS_EPOCHS,
+            initial_epoch=step // steps_per_epoch,
+        )
+    if max_number_of_steps is None:
+        return dict(steps_per_epoch=_ASYNCHRONOUS_STEPS, epochs=_ENDLESS_EPOCHS)
+    left = max_number_of_steps - step
+    steps_per_epoch = min(_ASYNCHRONOUS_STEPS, left)
+    return dict(steps_per_epoch=steps_per_epoch, epochs=left // steps_per_epoch)
+
+
+def _input(strategy, examples, batch_size, seed, data_service):
+    """Returns what `fit` shall read: batches, or what makes them in every process."""
+    if _is_asynchronous(strategy):
+        # Every worker shuffles all examples on its own, differently.
+        def batches(context):
+            return examples.training_batches(batch_size, data_service=data_service)
+
+    elif isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+
+        def batches(context):
+            return examples.training_batches(
+                context.get_per_replica_batch_size(batch_size),
+                seed,
+                shard=(context.num_input_pipelines, context.input_pipeline_id),
+                data_service=data_service,
+            )
+
+    else:
+        return examples.training_batches(batch_size, seed, data_service=data_service)
+    return keras.utils.experimental.DatasetCreator(batches)
 
 
 def train(
@@ -294,11 +402,16 @@ def train(
     save_interval_secs: float = 60,
     save_summaries_secs: float = 30,
     seed: int | None = None,
+    jit_compile: bool = False,
+    data_service: str | None = None,
     verbose: int | str = "auto",
 ) -> str:
     """Trains a network as the original does.
 
-    Goes on from the newest checkpoint in `log_dir`, if it holds one.
+    Goes on from the newest complete checkpoint in `log_dir`, if it holds one. A network
+    that was made in the scope of a strategy of `tf.distribute` is trained with it. With
+    a `ParameterServerStrategy` that is asynchronous, as in the paper: every worker
+    makes steps of its own, and all count.
 
     Args:
         model: From `cifar_resnet` or `imagenet_resnet`.
@@ -306,7 +419,7 @@ def train(
         log_dir: Where checkpoints and TensorBoard summaries are written.
         max_number_of_steps: Steps of the whole run, those before a resume included;
             None: no end.
-        batch_size: Images per step.
+        batch_size: Images per step, of all replicas together.
         learning_rate: Schedule; None is `cifar_learning_rate(max_number_of_steps)`.
         momentum: Of the optimizer.
         label_smoothing: Probability that is spread evenly over all classes.
@@ -314,6 +427,9 @@ def train(
             any case.
         save_summaries_secs: Seconds between summaries.
         seed: Of shuffling and augmentation; None draws one.
+        jit_compile: Whether XLA compiles the training step.
+        data_service: Address of a tf.data service that prepares the batches, such as
+            "grpc://localhost:5000"; None: this process does.
         verbose: As in `keras.Model.fit`.
 
     Returns:
@@ -322,41 +438,48 @@ def train(
     Raises:
         TrainingError: The loss or the weights are not finite any more.
         CheckpointMismatchError: `log_dir` holds the checkpoint of another network.
+        FileNotFoundError: `log_dir` holds checkpoints, and none is complete.
         DataError: An image or file cannot be read.
-        ValueError: There are fewer examples than `batch_size`.
+        ValueError: There are fewer examples than `batch_size`, or it cannot be divided
+            by the number of replicas.
     """
+    strategy = model.distribute_strategy
     if examples.num_examples < batch_size:
         raise ValueError(
             f"batch_size {batch_size} is larger than the {examples.num_examples} "
             "examples"
         )
+    if batch_size % strategy.num_replicas_in_sync:
+        raise ValueError(
+            f"batch_size {batch_size} must be a multiple of the "
+            f"{strategy.num_replicas_in_sync} replicas that share it"
+        )
     if learning_rate is None:
         learning_rate = cifar_learning_rate(max_number_of_steps)
-    model.compile(
-        Momentum(learning_rate, momentum=momentum),
-        CrossEntropy(label_smoothing),
-        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
-    )
-    state = TrainingState(model, log_dir)
+    with strategy.scope():
+        model.compile(
+            Momentum(learning_rate, momentum=momentum),
+            CrossEntropy(label_smoothing),
+            metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
+            jit_compile=jit_compile,
+        )
+        state = TrainingState(model, log_dir)
     if state.restore():
         print(f"Continuing from {state.latest} at step {state.step}", flush=True)
-    if _is_done(state, max_number_of_steps):
-        return state.latest
-    steps_per_epoch = max(examples.num_examples // batch_size, 1)
-    epochs = _ENDLESS_EPOCHS
-    if max_number_of_steps is not None:
-        epochs = max_number_of_steps // steps_per_epoch + 2
     with examples.explained_errors():
         probe = next(iter(examples.evaluation_batches(32)))
-        model.fit(
-            examples.training_batches(batch_size, seed),
-            initial_epoch=state.step // steps_per_epoch,
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
-            callbacks=[
-                _Checkpoints(state, max_number_of_steps, save_interval_secs),
-                _Summaries(state, log_dir, probe, save_summaries_secs),
-            ],
-            verbose=verbose,
+        batches = _input(strategy, examples, batch_size, seed, data_service)
+        callbacks = _callbacks(
+            strategy,
+            _Checkpoints(state, max_number_of_steps, save_interval_secs),
+            _Summaries(state, log_dir, probe, save_summaries_secs),
         )
+        while not _is_done(state, max_number_of_steps):
+            epochs = _epochs(
+                strategy,
+                state.step,
+                max_number_of_steps,
+                max(examples.num_examples // batch_size, 1),
+            )
+            model.fit(batches, callbacks=callbacks, verbose=verbose, **epochs)
     return state.latest

@@ -15,6 +15,32 @@ class DataError(ValueError):
     """A data set cannot be used; the message names file, record and what is wrong."""
 
 
+Shard = tuple[int, int]
+"""How many parts a data set is dealt into, one for every process, and which one."""
+
+
+def take_shard(dataset: tf.data.Dataset, shard: Shard | None) -> tf.data.Dataset:
+    """Returns the elements of a part, or all if `shard` is None."""
+    return dataset if shard is None else dataset.shard(*shard)
+
+
+def fetch_ahead(dataset: tf.data.Dataset, data_service: str | None) -> tf.data.Dataset:
+    """Has batches prepared while others are used.
+
+    Args:
+        dataset: Batches.
+        data_service: Address of the tf.data service that prepares them; None: this
+            process does.
+    """
+    if data_service is not None:
+        # Every worker of the service prepares batches of all examples.
+        policy = tf.data.experimental.service.ShardingPolicy.OFF
+        dataset = dataset.apply(
+            tf.data.experimental.service.distribute(policy, data_service)
+        )
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """A split of a data set.
@@ -55,12 +81,22 @@ class Examples:
         return dataset.batch(batch_size).map(_standardize).prefetch(2)
 
     def training_batches(
-        self, batch_size: int, seed: int | None = None
+        self,
+        batch_size: int,
+        seed: int | None = None,
+        shard: Shard | None = None,
+        data_service: str | None = None,
     ) -> tf.data.Dataset:
         """Shuffled, augmented, standardised images and labels without end.
 
         As in the original: 2 zero pixels are padded on each side, a crop of the
         original size and a horizontal flip are drawn, and the crop is standardised.
+
+        Args:
+            batch_size: Images per batch.
+            seed: Of shuffling and augmentation; None draws one.
+            shard: The part of the examples to take; None: all.
+            data_service: As in `fetch_ahead`.
         """
         images, labels = tf.constant(self.images), tf.constant(self.labels)
 
@@ -68,12 +104,11 @@ class Examples:
             batch = tf.gather(images, indices)
             return _standardize(_augment(batch, seed), tf.gather(labels, indices))
 
-        dataset = tf.data.Dataset.range(self.num_examples)
+        dataset = take_shard(tf.data.Dataset.range(self.num_examples), shard)
         dataset = dataset.shuffle(self.num_examples, seed=seed).repeat()
         dataset = dataset.batch(batch_size, drop_remainder=True)
-        return dataset.map(
-            make_batch, num_parallel_calls=2, deterministic=True
-        ).prefetch(2)
+        dataset = dataset.map(make_batch, num_parallel_calls=2, deterministic=True)
+        return fetch_ahead(dataset, data_service)
 
 
 def _augment(images, seed):

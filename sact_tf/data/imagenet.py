@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from sact_tf.data import inception, shapes
-from sact_tf.data.examples import DataError
+from sact_tf.data.examples import DataError, Shard, fetch_ahead, take_shard
 
 DEFAULT_DIRECTORY = "~/tensorflow/data/imagenet"
 SPLIT_SIZES = {"train": 1281167, "validation": 50000}
@@ -33,8 +33,8 @@ class ImageExamples:
     """A split of a data set of images of any size; has what `Examples` has.
 
     Attributes:
-        elements: Maps whether to shuffle, and a seed, to a dataset of whatever `decode`
-            takes.
+        elements: Maps whether to shuffle, a seed, and the part to take (`Shard` or
+            None) to a dataset of whatever `decode` takes.
         decode: Maps an element to an image (uint8 [height, width, 3]), its label
             (int64, below `num_classes`), and boxes (float32 [n, 4]: ymin, xmin, ymax,
             xmax in [0, 1]).
@@ -45,7 +45,7 @@ class ImageExamples:
         corrupt_file: Returns the first file that is truncated or corrupt, or None.
     """
 
-    elements: Callable[[bool, int | None], tf.data.Dataset]
+    elements: Callable[[bool, int | None, Shard | None], tf.data.Dataset]
     decode: Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
     num_examples: int
     num_classes: int
@@ -61,32 +61,39 @@ class ImageExamples:
             size = self.image_size
             return inception.for_evaluation(image, size, size), label
 
-        dataset = self.elements(False, None)
+        dataset = self.elements(False, None, None)
         dataset = dataset.map(preprocess, tf.data.AUTOTUNE, deterministic=True)
         return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
     def training_batches(
-        self, batch_size: int, seed: int | None = None
+        self,
+        batch_size: int,
+        seed: int | None = None,
+        shard: Shard | None = None,
+        data_service: str | None = None,
     ) -> tf.data.Dataset:
-        """Shuffled and distorted images in [-1, 1] and labels, without end."""
+        """Shuffled and distorted images in [-1, 1] and labels, without end.
+
+        Arguments are those of `Examples.training_batches`.
+        """
 
         def preprocess(*element):
             image, label, boxes = self.decode(*element)
             size = self.image_size
             return inception.for_training(image, size, size, boxes, seed), label
 
-        dataset = self.elements(True, seed).repeat()
+        dataset = self.elements(True, seed, shard).repeat()
         dataset = dataset.map(
             preprocess, tf.data.AUTOTUNE, deterministic=seed is not None
         )
         dataset = dataset.batch(batch_size, drop_remainder=True)
-        return dataset.prefetch(tf.data.AUTOTUNE)
+        return fetch_ahead(dataset, data_service)
 
     def first(self, num_examples: int) -> ImageExamples:
         """Returns the first examples of this split, or all if there are fewer."""
 
-        def elements(shuffle, seed):
-            return self.elements(shuffle, seed).take(num_examples)
+        def elements(shuffle, seed, shard):
+            return self.elements(shuffle, seed, shard).take(num_examples)
 
         num_examples = min(num_examples, self.num_examples)
         return dataclasses.replace(self, elements=elements, num_examples=num_examples)
@@ -184,13 +191,16 @@ def load_tfrecord(
         records = tf.data.TFRecordDataset(file).enumerate()
         return records.map(lambda k, record: (file, k, record))
 
-    def elements(shuffle, seed):
+    def elements(shuffle, seed, shard):
         dataset = tf.data.Dataset.from_tensor_slices(files)
         if not shuffle:
-            return dataset.flat_map(read)
+            return take_shard(dataset.flat_map(read), shard)
+        by_file = shard is not None and shard[0] <= len(files)
+        dataset = take_shard(dataset, shard if by_file else None)
         dataset = dataset.shuffle(len(files), seed).interleave(
             read, _READ_FILES, num_parallel_calls=tf.data.AUTOTUNE
         )
+        dataset = take_shard(dataset, None if by_file else shard)
         return dataset.shuffle(_SHUFFLE_BUFFER, seed)
 
     def decode(file, k, record):
@@ -264,8 +274,9 @@ def load_folder(directory: str, split: str, image_size: int = 224) -> ImageExamp
     if not classes:
         raise DataError(f"{root}: holds no directories, one per class")
 
-    def elements(shuffle, seed):
+    def elements(shuffle, seed, shard):
         dataset = tf.data.Dataset.from_tensor_slices((paths, labels))
+        dataset = take_shard(dataset, shard)
         return dataset.shuffle(len(paths), seed) if shuffle else dataset
 
     def decode(path, label):
@@ -303,8 +314,9 @@ def load_tfds(
             f"{directory or '(default)'}: {str(error).strip().splitlines()[0]}"
         ) from error
 
-    def elements(shuffle, seed):
-        options = tfds.ReadConfig(shuffle_seed=seed)
+    def elements(shuffle, seed, shard):
+        context = shard and tf.distribute.InputContext(*shard)
+        options = tfds.ReadConfig(shuffle_seed=seed, input_context=context)
         dataset = builder.as_dataset(
             split=split,
             shuffle_files=shuffle,
@@ -336,9 +348,9 @@ def load_shapes(
     side = max(shapes.MIN_SIZE, round(image_size / inception.CENTRAL_FRACTION))
     made = shapes.load("train" if split == "train" else "test", side, num_examples)
 
-    def elements(shuffle, seed):
+    def elements(shuffle, seed, shard):
         tensors = (made.images, made.labels, (made.boxes / side).astype("float32"))
-        dataset = tf.data.Dataset.from_tensor_slices(tensors)
+        dataset = take_shard(tf.data.Dataset.from_tensor_slices(tensors), shard)
         return dataset.shuffle(made.num_examples, seed) if shuffle else dataset
 
     def decode(image, label, box):

@@ -18,7 +18,7 @@ class Fixed(Examples):
     batches: int = 1000
     bad_batch: int | None = None
 
-    def training_batches(self, batch_size, seed=None):
+    def training_batches(self, batch_size, seed=None, **options):
         def generate():
             for k in range(self.batches):
                 images = self.images[:batch_size].astype(np.float32) / 255
