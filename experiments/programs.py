@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-import tensorflow as tf
 from absl import app, flags
 
 import sact_tf
@@ -72,7 +71,7 @@ def start_from_finetune_path(model, log_dir: str, first_units: bool = False) -> 
         first_units: As in `load_slim_checkpoint`.
     """
     path = flags.FLAGS.finetune_path
-    if not path or tf.train.latest_checkpoint(log_dir) is not None:
+    if not path or sact_tf.newest_checkpoint(log_dir) is not None:
         return
     loaded = sact_tf.load_slim_checkpoint(
         model, os.path.expanduser(path), fresh_halting=True, first_units=first_units
