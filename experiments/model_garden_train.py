@@ -33,6 +33,7 @@ from sact_tf import model_garden
 
 FLAGS = flags.FLAGS
 MODES = ("train", "eval", "train_and_eval", "continuous_eval", "train_and_post_eval")
+SECTIONS = ("runtime", "task", "trainer")
 
 flags.DEFINE_string(
     "experiment",
@@ -61,8 +62,7 @@ def _override(parameters, flag: str, value: str) -> None:
     """Overrides parameters in place by a flag's YAML file or string."""
     try:
         hyperparams.override_params_dict(parameters, value, is_strict=True)
-    # Whatever does not fit the types of the Model Garden's dataclasses ends up as one of
-    # these.
+    # Whatever does not fit the Model Garden's dataclasses ends up as one of these.
     except (
         yaml.YAMLError,
         LookupError,
@@ -82,8 +82,8 @@ def load_parameters() -> config_definitions.ExperimentConfig:
     """Returns the experiment's parameters, overridden by file and flag.
 
     Raises:
-        ValueError: Naming the flag, if the experiment is not known or something does not
-            fit it.
+        ValueError: Naming the flag, if the experiment is not known or something does
+            not fit it.
         FileNotFoundError: There is no such file.
     """
     try:
@@ -98,10 +98,14 @@ def load_parameters() -> config_definitions.ExperimentConfig:
             raise FileNotFoundError(f"--config_file={path}: there is no such file")
         _override(parameters, "config_file", path)
     _override(parameters, "params_override", FLAGS.params_override)
-    try:
-        parameters.validate()
-    except KeyError as error:
-        raise ValueError(f"--config_file, --params_override: {error}") from error
+    # Any value, such as the null of a key with nothing below, may replace a section.
+    for name in SECTIONS:
+        if not isinstance(parameters.get(name), hyperparams.Config):
+            raise ValueError(
+                f"--config_file, --params_override: {name} must hold parameters; got "
+                f"{parameters.get(name)!r}"
+            )
+    parameters.validate()
     parameters.lock()
     return parameters
 

@@ -11,17 +11,17 @@ Importing this module registers the backbone `sact_resnet` with the factory of
 
 `with_sact_resnet` does the same for any other experiment of these tasks.
 
-**Features.** Level l in "2" to "5" has stride 2^l: the first unit of blocks 2 to 4 halves
-the resolution, so the levels are the outputs of blocks 1 to 4. Those of a
+**Features.** Level l in "2" to "5" has stride 2^l: the first unit of blocks 2 to 4
+halves the resolution, so the levels are the outputs of blocks 1 to 4. Those of a
 pre-activation network are sums of residuals that nothing has normalized yet (and with
-ACT and SACT weighted means of such sums). A feature is therefore what the network itself
-goes on with: batch normalization and ReLU of the next block's first unit, and after
-block 4 the network's last ones. That needs no weights of its own, so every checkpoint of
-the network fits every task.
+ACT and SACT weighted means of such sums). A feature is therefore what the network
+itself goes on with: batch normalization and ReLU of the next block's first unit, and
+after block 4 the network's last ones. That needs no weights of its own, so every
+checkpoint of the network fits every task.
 
 **Losses.** Each adaptive block adds tau times its mean ponder cost to `model.losses`
-(eq. 8 and 13), which every task of the Model Garden adds to its loss. Weight decay is the
-Model Garden's `losses.l2_weight_decay`, once, instead of the network's own.
+(eq. 8 and 13), which every task of the Model Garden adds to its loss. Weight decay is
+the Model Garden's `losses.l2_weight_decay`, once, instead of the network's own.
 
 **Images** come as the Model Garden's pipelines normalize them, by mean and standard
 deviation of ImageNet, and are mapped to the [-1, 1] of the network and its checkpoints.
@@ -48,7 +48,7 @@ from official.vision.ops import preprocess_ops
 from official.vision.tasks import image_classification, retinanet, semantic_segmentation
 
 from sact_tf.checkpoints import CheckpointMismatchError, load_slim_checkpoint
-from sact_tf.networks.imagenet_resnet import ImagenetResNet
+from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
 
 LEVELS = (2, 3, 4, 5)
 """Levels of the features; level l has stride 2^l."""
@@ -100,14 +100,14 @@ class SactResNetBackbone(keras.Model):
     """Features of an ImageNet residual network at four scales.
 
     Maps images [batch, height, width, 3], normalized as by the Model Garden, to a
-    dictionary of features [batch, height / 2^l, width / 2^l, channels] by the levels "2"
-    to "5". Its losses hold the weight decay and tau times the mean ponder cost of every
-    block.
+    dictionary of features [batch, height / 2^l, width / 2^l, channels] by the levels
+    "2" to "5". Its losses hold the weight decay and tau times the mean ponder cost of
+    every block.
 
     Args:
         input_shape: Of the images, batch size included; sides may be None.
         name: Keras name of the model.
-        **options: As of `ImagenetResNet`, but for `num_classes`.
+        **options: As of `imagenet_resnet`, but for `num_classes`.
 
     Raises:
         ValueError: On a bad option, naming it.
@@ -120,10 +120,12 @@ class SactResNetBackbone(keras.Model):
         **options,
     ):
         super().__init__(name=name)
-        network = ImagenetResNet(num_classes=1, **options)
+        network = imagenet_resnet(num_classes=1, **options)
         # In a namespace, where Keras does not count its classifier, which nothing uses.
         self._untracked = types.SimpleNamespace(
-            network=network, input_shape=tuple(input_shape), of_replica=threading.local()
+            network=network,
+            input_shape=tuple(input_shape),
+            of_replica=threading.local(),
         )
         self.stem = network.stem
         self.blocks = network.blocks
@@ -352,7 +354,9 @@ def with_sact_resnet(
             f"the experiment's task must be one of {accepted}; got "
             f"{type(task).__name__}"
         )
-    values = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
+    values = {
+        field.name: getattr(task, field.name) for field in dataclasses.fields(task)
+    }
     experiment.task = _TASKS[type(task)](**values)
     experiment.task.model.backbone = Backbone()
     experiment.task.init_checkpoint = None

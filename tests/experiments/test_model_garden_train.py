@@ -42,6 +42,26 @@ def detection_example(k):
     return boxes.add_ints_feature("image/object/is_crowd", [0]).example
 
 
+def coco_annotations():
+    """The same as a COCO annotation file, for the evaluation."""
+    boxes = [image_with_square(k)[1] for k in range(2)]
+    return {
+        "images": [{"id": k + 1, "height": SIZE, "width": SIZE} for k in range(2)],
+        "categories": [{"id": 1, "name": "square"}],
+        "annotations": [
+            {
+                "id": k + 1,
+                "image_id": k + 1,
+                "category_id": 1,
+                "bbox": [int(left), int(top), SIZE // 2, SIZE // 2],
+                "area": (SIZE // 2) ** 2,
+                "iscrowd": 0,
+            }
+            for k, (top, left, *_) in enumerate(boxes)
+        ],
+    }
+
+
 def segmentation_example(k):
     top, left, bottom, right = image_with_square(k)[1]
     mask = np.zeros([SIZE, SIZE, 1], np.uint8)
@@ -54,18 +74,24 @@ TASKS = {
         "sact_resnet_imagenet",
         "imagenet_sact_resnet50.yaml",
         classification_example,
-        {},
+        {"train_data": {"aug_rand_hflip": False, "aug_crop": False}},
     ),
     "detection": (
         "retinanet_sact_resnetfpn_coco",
         "coco_retinanet_sact_resnet50.yaml",
         detection_example,
         {
-            "annotation_file": None,
             "model": {
                 "max_level": 5,
                 "decoder": {"fpn": {"num_filters": 4}},
                 "head": {"num_convs": 1, "num_filters": 4},
+            },
+            "train_data": {
+                "parser": {
+                    "aug_rand_hflip": False,
+                    "aug_scale_min": 1.0,
+                    "aug_scale_max": 1.0,
+                }
             },
         },
     ),
@@ -78,7 +104,12 @@ TASKS = {
                 "decoder": {"fpn": {"num_filters": 4}},
                 "head": {"num_convs": 1, "num_filters": 4},
             },
-            "train_data": {"output_size": [SIZE, SIZE]},
+            "train_data": {
+                "output_size": [SIZE, SIZE],
+                "aug_rand_hflip": False,
+                "aug_scale_min": 1.0,
+                "aug_scale_max": 1.0,
+            },
             "validation_data": {
                 "output_size": [SIZE, SIZE],
                 "groundtruth_padded_size": [SIZE, SIZE],
@@ -99,17 +130,22 @@ def merged(a, b):
 
 @pytest.fixture
 def run(program, tmp_path):
-    """Returns a function that runs a task on a few tiny examples; returns its model_dir.
+    """Returns a function that runs a task on two tiny examples, and gives its model_dir.
 
-    What is overridden is what makes it tiny, and `parameters` of the call.
+    What is overridden makes it tiny and every batch the same, but for `parameters`.
     """
 
     def run(task, mode="train_and_eval", parameters=(), **flags):
         experiment, config_file, make_example, task_parameters = TASKS[task]
         path = tmp_path / f"{task}.tfrecord"
         write_small_dataset([make_example(k) for k in range(2)], str(path))
+        if task == "detection":
+            annotations = tmp_path / "annotations.json"
+            annotations.write_text(json.dumps(coco_annotations()))
+            task_parameters = {**task_parameters, "annotation_file": str(annotations)}
         data = {"input_path": str(path), "global_batch_size": 2}
-        network = {"model": "1_1_2_1", "base_channels": 2}
+        network = {"model": "1_1_2_1", "base_channels": 2, "tau": 1.0}
+        constant = {"type": "constant", "constant": {"learning_rate": 0.01}}
         tiny = {
             "runtime": {"num_gpus": 0},
             "task": {
@@ -122,12 +158,16 @@ def run(program, tmp_path):
                 "validation_data": data,
             },
             "trainer": {
-                "train_steps": 2,
+                "train_steps": 8,
                 "steps_per_loop": 2,
                 "summary_interval": 2,
                 "checkpoint_interval": 2,
-                "validation_interval": 2,
+                "validation_interval": 8,
                 "validation_steps": 1,
+                "optimizer_config": {
+                    "learning_rate": constant,
+                    "warmup": {"type": None},
+                },
             },
         }
         tiny = merged(merged(tiny, {"task": task_parameters}), dict(parameters))
@@ -160,64 +200,62 @@ def summaries(directory):
 @pytest.mark.parametrize("task", TASKS)
 def test_trains_and_evaluates(run, task):
     model_dir = run(task)
-    assert tf.train.latest_checkpoint(model_dir).endswith("ckpt-2")
+    assert tf.train.latest_checkpoint(model_dir).endswith("ckpt-8")
     train = summaries(model_dir / "train")
     validation = summaries(model_dir / "validation")
-    assert np.isfinite(train["training_loss"][2])
-    names = ["flops", "ponder_cost", *BLOCKS]
+    assert sorted(train["training_loss"]) == [2, 4, 6, 8]
+    assert train["training_loss"][8] < train["training_loss"][2]
     for values in (train, validation):
-        assert values["flops"][2] > 1e4
-        # Every block has its units' number plus a remainder, at most 1, as ponder cost.
-        units = sum(values[name][2] for name in BLOCKS)
-        assert units < values["ponder_cost"][2] <= units + 4
-        assert set(names) <= set(values)
-    expected = {
+        assert values["flops"][8] > 1e4
+        # A block's ponder cost is its number of units and a remainder of at most 1.
+        units = sum(values[name][8] for name in BLOCKS)
+        assert units < values["ponder_cost"][8] <= units + 4
+    # Where tau is high, the remainder of the block with two units falls at once.
+    assert train["ponder_cost"][8] < train["ponder_cost"][2]
+    accuracies = {
         "classification": "accuracy",
         "detection": "AP",
         "segmentation": "mean_iou",
     }
-    assert expected[task] in validation
-    # Evaluation alone gives the same from the checkpoint.
-    (model_dir / "validation").rename(model_dir / "before")
-    run(task, mode="eval")
-    again = summaries(model_dir / "validation")
-    for name in (*names, expected[task]):
-        np.testing.assert_allclose(again[name][2], validation[name][2], rtol=1e-5)
+    assert 0 <= validation[accuracies[task]][8] <= 1
 
 
-def test_loss_falls_and_ponder_cost_with_it(run):
-    """Where tau is large, the network learns to stop early; a second run goes on."""
-    parameters = {
-        "task": {"model": {"backbone": {"sact_resnet": {"tau": 1.0}}}},
-        "trainer": {
-            "train_steps": 10,
-            "validation_steps": 0,
-            "optimizer_config": {
-                "learning_rate": {
-                    "type": "constant",
-                    "constant": {"learning_rate": 0.05},
-                },
-                "warmup": {"type": None},
-            },
-        },
-    }
-    run("segmentation", "train", parameters)
-    parameters["trainer"]["train_steps"] = 20
-    values = summaries(run("segmentation", "train", parameters) / "train")
-    assert sorted(values["training_loss"]) == list(range(2, 21, 2))
-    assert values["training_loss"][20] < values["training_loss"][2]
-    assert values["ponder_cost"][20] < values["ponder_cost"][2]
+def test_goes_on_and_evaluates_alone(run):
+    def eagerly(train_steps):  # which spares tracing the same three times
+        return {
+            "trainer": {
+                "train_steps": train_steps,
+                "train_tf_function": False,
+                "train_tf_while_loop": False,
+                "eval_tf_function": False,
+            }
+        }
+
+    run("classification", "train", eagerly(2))
+    model_dir = run("classification", "train", eagerly(4))
+    assert sorted(summaries(model_dir / "train")["training_loss"]) == [2, 4]
+    run("classification", "eval", eagerly(4))
+    assert set(summaries(model_dir / "validation")["flops"]) == {4}
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"experiment": "nonsense"}, "--experiment=nonsense: not known; use one of sact"),
+        (
+            {"experiment": "nonsense"},
+            "--experiment=nonsense: not known; use one of sact",
+        ),
         ({"experiment": None}, "--experiment: must be given"),
         ({"config_file": ["no.yaml"]}, "--config_file=no.yaml: there is no such file"),
-        ({"params_override": "task.modle.num_classes=2"}, "--params_override=.*'modle'"),
+        (
+            {"params_override": "task.modle.num_classes=2"},
+            "--params_override=.*'modle'",
+        ),
         ({"params_override": "{a: ["}, "--params_override=.*in YAML"),
-        ({"params_override": "trainer: 3"}, "--params_override=.*trainer"),
+        (
+            {"params_override": "trainer: 3"},
+            "--params_override: trainer must hold .* got 3",
+        ),
         ({"mode": "eval", "params_override": ""}, "holds no checkpoint"),
     ],
 )
