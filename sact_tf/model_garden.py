@@ -20,7 +20,7 @@ after block 4 the network's last ones. That needs no weights of its own, so ever
 checkpoint of the network fits every task.
 
 **Losses.** Each adaptive block adds tau times its mean ponder cost to `model.losses`
-(eq. 8 and 13), which every task of the Model Garden adds to its loss. Weight decay is
+(N + R, eq. 10), which every task of the Model Garden adds to its loss. Weight decay is
 the Model Garden's `losses.l2_weight_decay`, once, instead of the network's own.
 
 **Images** come as the Model Garden's pipelines normalize them, by mean and standard

@@ -130,7 +130,7 @@ def merged(a, b):
 
 @pytest.fixture
 def run(program, tmp_path):
-    """Returns a function that runs a task on two tiny examples, and gives its model_dir.
+    """Returns a function that runs a task on two tiny examples; it gives model_dir.
 
     What is overridden makes it tiny and every batch the same, but for `parameters`.
     """
