@@ -206,6 +206,7 @@ def load_slim_checkpoint(
     *,
     fresh_halting: bool = False,
     first_units: bool = False,
+    without_classifier: bool = False,
 ) -> list[str]:
     """Loads a TF-Slim checkpoint into a network of this package.
 
@@ -221,6 +222,8 @@ def load_slim_checkpoint(
         first_units: Lets the checkpoint have more units per block than the network,
             which takes the first ones: the paper's non-adaptive baseline. Halting
             variables the network has no place for are passed over too.
+        without_classifier: Passes over the classifier, for networks with other classes
+            or another use; it stays as initialised.
 
     Returns:
         The sorted names of the variables loaded.
@@ -240,6 +243,10 @@ def load_slim_checkpoint(
     if fresh_halting:
         wanted = {n: v for n, v in wanted.items() if "/halting_proba/" not in n}
         allowed_extra |= {n for n in stored if "/halting_proba/" in n}
+    if without_classifier:
+        scope = f"{model.slim_scope}/logits/"
+        wanted = {n: v for n, v in wanted.items() if not n.startswith(scope)}
+        allowed_extra |= {n for n in stored if n.startswith(scope)}
     if first_units:
         units = {block.name: len(block.units) for block in model.blocks}
         allowed_extra |= {n for n in stored if _is_deeper(n, units)}
