@@ -12,7 +12,7 @@ import numpy as np
 from scipy import integrate, stats
 
 _JITTER = 1e-7
-_NUM_BINS = 4096
+_NUM_BINS = 2**14
 _CHUNK = 2**15  # values that stay in the cache while they are counted
 _EPSILON = np.finfo(np.float64).eps
 
@@ -27,7 +27,7 @@ def auc_judd(
     At the i-th largest of N values at fixated pixels, i/N are true positives, and false
     positives are the share of the P - N other pixels among all pixels at least as large
     less i. Equal values at fixated pixels so count against the map. For distinct values
-    this is the Mann-Whitney statistic plus FP_N / 2N, FP_N being the last of the shares.
+    this is the Mann-Whitney statistic plus FP_N / 2N, FP_N the last of the shares.
 
     Args:
         saliency: [height, width].
@@ -80,15 +80,15 @@ def count_at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
         int64 [n].
     """
     low, high = thresholds.min(), thresholds.max()
-    scale = _NUM_BINS / (high - low) if high > low else 0.0
-    scale = scale if np.isfinite(scale) else 0.0
+    with np.errstate(divide="ignore", over="ignore"):
+        scale = np.float32((_NUM_BINS - 1) / (high - low))
+    scale = scale if np.isfinite(scale) else np.float32(0)
 
-    def bins(x):  # 0: below all thresholds; they have bins 1 and up
-        x = x - low
-        above = x >= 0
+    def bins(x):  # non-decreasing in x, and less than all thresholds' only if x is
+        x = (x - low).astype(np.float32)
         x *= scale
-        np.clip(x, 0, _NUM_BINS, out=x)
-        return x.astype(np.intp) + above
+        x += np.float32(1)
+        return np.clip(x, 0, _NUM_BINS + 1, out=x).astype(np.intp)
 
     threshold_bins = bins(thresholds)
     has_threshold = np.zeros(_NUM_BINS + 2, bool)

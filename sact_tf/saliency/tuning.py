@@ -17,6 +17,9 @@ SIGMAS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
 GAMMAS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Weights of the centre prior that are tried by default; the paper found 0.005."""
 
+METRICS = ("auc_judd", "auc_shuffled", "nss", "cc", "kl", "sim")
+"""What `score` returns; of `kl` less is better, of all others more."""
+
 _CHANCE = 0.5
 
 
@@ -111,9 +114,10 @@ def grid_search(
         scores = np.empty([len(sigmas), len(gammas)])
         for s, sigma in enumerate(sigmas):
             blurred = maps.resize(maps.blur(ponder_cost, sigma), height, width)
+            blurred = blurred + noise
             for g, gamma in enumerate(gammas):
-                saliency = maps.blend(blurred, centre, gamma) + noise
-                scores[s, g] = _auc(saliency, fixations)
+                blended = maps.blend(blurred, centre, gamma)
+                scores[s, g] = _auc(blended, fixations)
         return scores
 
     scores = _in_parallel(score, len(stimuli), workers)
@@ -158,11 +162,11 @@ def centre_only(stimulus: Stimulus) -> np.ndarray:
 
 def score(
     stimuli: Sequence[Stimulus],
-    predict: Callable[[Stimulus], np.ndarray],
+    predictors: Mapping[str, Callable[[Stimulus], np.ndarray]],
     jitter_seed: int | None = 0,
     human_sigma: float | None = None,
     workers: int | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, dict[str, np.ndarray]]:
     """Scores saliency maps by every metric.
 
     The negatives of the shuffled AUC are the fixations of all other images given,
@@ -170,16 +174,16 @@ def score(
 
     Args:
         stimuli: Images and fixations.
-        predict: Returns the map of a stimulus, of any scale of its image; it is resized
-            to the size that fixations refer to.
+        predictors: Functions that return the map of a stimulus, of any scale of its
+            image; it is resized to the size that fixations refer to.
         jitter_seed: Of the noise that breaks ties in AUC-Judd, as in `grid_search`.
         human_sigma: Blur of the human maps in pixels, where the data set has none of
             its own; None: as the MIT benchmark does.
         workers: Threads; None: as many as there are processors.
 
     Returns:
-        `auc_judd`, `auc_shuffled`, `nss`, `cc`, `kl` and `sim`, float64 [images] each.
-        `auc_shuffled` is NaN of a single image.
+        By predictor, by `METRICS`, float64 [images] each. `auc_shuffled` is NaN of a
+        single image.
     """
     places = [s.fixations / (s.size[1], s.size[0]) for s in stimuli]
     owners = np.repeat(np.arange(len(stimuli)), [len(p) for p in places])
@@ -188,24 +192,32 @@ def score(
     def score_one(k):
         stimulus = stimuli[k]
         height, width = stimulus.size
-        saliency = maps.resize(predict(stimulus), height, width)
         fixations, human = stimulus.fixation_map(), stimulus.human_map(human_sigma)
         others = places[owners != k] * (width, height)
         other_fixations = maps.fixation_map(others, height, width)
-        shuffled = np.nan
-        if len(others):
-            shuffled = metrics.auc_shuffled(saliency, fixations, other_fixations)
-        return {
-            "auc_judd": _auc(saliency + _noise(stimulus, jitter_seed, k), fixations),
-            "auc_shuffled": shuffled,
-            "nss": metrics.nss(saliency, fixations),
-            "cc": metrics.correlation(saliency, human),
-            "kl": metrics.kl_divergence(saliency, human),
-            "sim": metrics.similarity(saliency, human),
-        }
+        noise = _noise(stimulus, jitter_seed, k)
+        rows = []
+        for predict in predictors.values():
+            saliency = maps.resize(predict(stimulus), height, width)
+            shuffled = np.nan
+            if len(others):
+                shuffled = metrics.auc_shuffled(saliency, fixations, other_fixations)
+            rows.append(
+                [
+                    _auc(saliency + noise, fixations),
+                    shuffled,
+                    metrics.nss(saliency, fixations),
+                    metrics.correlation(saliency, human),
+                    metrics.kl_divergence(saliency, human),
+                    metrics.similarity(saliency, human),
+                ]
+            )
+        return rows
 
-    rows = _in_parallel(score_one, len(stimuli), workers)
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    values = np.array(_in_parallel(score_one, len(stimuli), workers))
+    return {
+        name: dict(zip(METRICS, values[:, k].T)) for k, name in enumerate(predictors)
+    }
 
 
 def humans(
