@@ -166,8 +166,8 @@ def display_softmax(values: np.ndarray, temperature: float = 0.2) -> np.ndarray:
     return special.softmax(normalise(values) / temperature)
 
 
-def fixation_map(xy: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Marks the pixels that fixations fall on; several on one pixel count once.
+def fixation_counts(xy: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Counts the fixations on every pixel.
 
     Args:
         xy: [n, 2] in pixels, x to the right and y down; pixel (row, column) covers
@@ -176,12 +176,16 @@ def fixation_map(xy: np.ndarray, height: int, width: int) -> np.ndarray:
         width: Of the result.
 
     Returns:
-        bool [height, width].
+        int64 [height, width].
     """
-    marked = np.zeros([height, width], bool)
     column, row = np.floor(np.asarray(xy)).astype(int).reshape(-1, 2).T
-    marked[row, column] = True
-    return marked
+    counts = np.bincount(row * width + column, minlength=height * width)
+    return counts.reshape(height, width)
+
+
+def fixation_map(xy: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Marks the pixels of `fixation_counts` that have any, bool [height, width]."""
+    return fixation_counts(xy, height, width) > 0
 
 
 def human_sigma(height: int, width: int) -> float:

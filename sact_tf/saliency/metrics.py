@@ -13,6 +13,7 @@ from scipy import integrate, stats
 
 _JITTER = 1e-7
 _NUM_BINS = 2**14
+_MIN_SPREAD = 1e-250  # of thresholds, for bins to be told apart
 _CHUNK = 2**15  # values that stay in the cache while they are counted
 _EPSILON = np.finfo(np.float64).eps
 
@@ -79,22 +80,24 @@ def count_at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     Returns:
         int64 [n].
     """
-    low, high = thresholds.min(), thresholds.max()
-    with np.errstate(divide="ignore", over="ignore"):
-        scale = np.float32((_NUM_BINS - 1) / (high - low))
-    scale = scale if np.isfinite(scale) else np.float32(0)
+    values = values.ravel()
+    low = thresholds.min()
+    with np.errstate(over="ignore"):
+        spread = thresholds.max() - low
+    if not _MIN_SPREAD < spread < 1 / _MIN_SPREAD:
+        return values.size - np.searchsorted(np.sort(values), thresholds)
+    scale = _NUM_BINS / spread
 
-    def bins(x):  # non-decreasing in x, and less than all thresholds' only if x is
-        x = (x - low).astype(np.float32)
-        x *= scale
-        x += np.float32(1)
+    def bins(x):  # never decreases with x
+        with np.errstate(over="ignore"):
+            x = (x - low) * scale
+        x += 1
         return np.clip(x, 0, _NUM_BINS + 1, out=x).astype(np.intp)
 
     threshold_bins = bins(thresholds)
     has_threshold = np.zeros(_NUM_BINS + 2, bool)
     has_threshold[threshold_bins] = True
     per_bin, near = np.zeros(_NUM_BINS + 2, np.intp), []
-    values = values.ravel()
     for start in range(0, values.size, _CHUNK):
         part = values[start : start + _CHUNK]
         binned = bins(part)
@@ -114,12 +117,13 @@ def auc_shuffled(
     Zhang et al. (2008), Borji et al. (2013): negatives are pixels fixated in other
     images, so that a prior for the centre earns nothing. The benchmark samples them and
     steps thresholds by 0.1; this is the exact area over all of them, ties counting
-    half.
+    half, and a pixel fixated twice in other images being two negatives.
 
     Args:
         saliency: [height, width].
         fixations: bool [height, width], with at least one pixel marked.
-        other_fixations: bool [height, width], likewise.
+        other_fixations: [height, width], numbers of fixations of other images, not all
+            zero.
 
     Returns:
         The area; 0.5 of a constant map.
@@ -128,8 +132,9 @@ def auc_shuffled(
         ValueError: As `auc_judd`.
     """
     saliency, fixations = _checked(saliency, fixations)
-    _, other_fixations = _checked(saliency, other_fixations)
-    positive, negative = saliency[fixations], saliency[other_fixations]
+    _, others = _checked(saliency, other_fixations)
+    counts = np.asarray(other_fixations, int)[others]
+    positive, negative = saliency[fixations], np.repeat(saliency[others], counts)
     ranks = stats.rankdata(np.concatenate([positive, negative]))[: len(positive)]
     wins = ranks.sum() - len(positive) * (len(positive) + 1) / 2
     return float(wins / (len(positive) * len(negative)))

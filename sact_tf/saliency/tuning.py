@@ -194,7 +194,7 @@ def score(
         height, width = stimulus.size
         fixations, human = stimulus.fixation_map(), stimulus.human_map(human_sigma)
         others = places[owners != k] * (width, height)
-        other_fixations = maps.fixation_map(others, height, width)
+        other_fixations = maps.fixation_counts(others, height, width)
         noise = _noise(stimulus, jitter_seed, k)
         rows = []
         for predict in predictors.values():
