@@ -207,8 +207,8 @@ def print_table(rows: dict[str, dict[str, dict[str, float]]]) -> None:
     """Prints AUC-Judd of both halves, and all metrics of the second."""
     width = max(map(len, rows))
     titles = [_TITLES[name] for name in tuning.METRICS]
-    print(f"\n{'':{width}}    tuning  validation")
-    print(" ".join(f"{title:>9}" for title in [" " * (width - 9), "AUC-Judd", *titles]))
+    print(f"\n{'':{width}} {'tuning':>9} {'validation':>9}")
+    print(f"{'':{width}}", *(f"{title:>9}" for title in ["AUC-Judd", *titles]))
     for name, row in rows.items():
         tune, validate = (row[half] for half in HALVES)
         values = [tune["auc_judd"], *(validate.get(m) for m in tuning.METRICS)]
@@ -238,7 +238,7 @@ def evaluate(data, ponder_costs) -> tuple[dict, tuning.Grid, dict]:
     sigma, gamma = grid.best()
     model_name = "ponder cost" if not FLAGS.maps else "map"
     predictors = {"centre only": tuning.centre_only}
-    if 0.0 in gammas:
+    if gamma and 0.0 in gammas:
         alone, _ = grid.best(gamma=0.0)
         name = f"{model_name}, sigma {alone:g}, no centre"
         predictors[name] = tuning.predictions(ponder_costs, alone, 0.0)
