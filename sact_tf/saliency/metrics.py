@@ -49,7 +49,7 @@ def auc_judd(
     saliency, fixations = _checked(saliency, fixations)
     if jitter is not None:
         saliency = saliency + jitter_noise(saliency.shape, jitter)
-    if saliency.min() == saliency.max():
+    if not _spread(saliency):
         return float("nan")
     at_fixations = np.sort(saliency[fixations])[::-1]
     count, others = len(at_fixations), saliency.size - len(at_fixations)
@@ -133,6 +133,7 @@ def auc_shuffled(
     """
     saliency, fixations = _checked(saliency, fixations)
     _, others = _checked(saliency, other_fixations)
+    _spread(saliency)
     counts = np.asarray(other_fixations, int)[others]
     positive, negative = saliency[fixations], np.repeat(saliency[others], counts)
     ranks = stats.rankdata(np.concatenate([positive, negative]))[: len(positive)]
@@ -157,7 +158,7 @@ def nss(saliency: np.ndarray, fixations: np.ndarray) -> float:
         ValueError: As `auc_judd`.
     """
     saliency, fixations = _checked(saliency, fixations)
-    if saliency.min() == saliency.max():
+    if not _spread(saliency):
         return 0.0
     return float((saliency[fixations].mean() - saliency.mean()) / saliency.std(ddof=1))
 
@@ -176,7 +177,7 @@ def correlation(saliency: np.ndarray, human: np.ndarray) -> float:
         ValueError: Shapes differ.
     """
     saliency, human = _checked_pair(saliency, human)
-    if saliency.min() == saliency.max() or human.min() == human.max():
+    if not (_spread(saliency) and _spread(human)):
         return 0.0
     return float(np.corrcoef(saliency.ravel(), human.ravel())[0, 1])
 
@@ -237,8 +238,7 @@ def _checked_pair(saliency, human):
         raise ValueError(
             f"maps must have one shape; got {saliency.shape} and {human.shape}"
         )
-    if not (np.isfinite(saliency).all() and np.isfinite(human).all()):
-        raise ValueError("a map must be finite; got NaN or infinite values")
+    _spread(saliency), _spread(human)
     return saliency, human
 
 
@@ -251,6 +251,12 @@ def _checked(saliency, fixations):
         )
     if not marked.any():
         raise ValueError("no pixel is fixated; an image needs a fixation to score")
-    if not np.isfinite(saliency.min() + saliency.max()):
-        raise ValueError("a map must be finite; got NaN or infinite values")
     return saliency, marked
+
+
+def _spread(saliency):
+    """Largest less smallest value; raises ValueError if any is not finite."""
+    spread = saliency.max() - saliency.min()
+    if not np.isfinite(spread):
+        raise ValueError("a map must be finite; got NaN or infinite values")
+    return spread
