@@ -8,13 +8,17 @@ have the size of the fixation map here; `maps.resize` makes them so.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 from scipy import integrate, stats
+
+from sact_tf.saliency import maps
 
 _JITTER = 1e-7
 _NUM_BINS = 2**14
 _MIN_SPREAD = 1e-250  # of thresholds, for bins to be told apart
-_CHUNK = 2**15  # values that stay in the cache while they are counted
+_CHUNK = 2**15  # values that stay in the cache
 _EPSILON = np.finfo(np.float64).eps
 
 
@@ -49,17 +53,61 @@ def auc_judd(
     saliency, fixations = _checked(saliency, fixations)
     if jitter is not None:
         saliency = saliency + jitter_noise(saliency.shape, jitter)
-    if not _spread(saliency):
-        return float("nan")
-    at_fixations = np.sort(saliency[fixations])[::-1]
-    count, others = len(at_fixations), saliency.size - len(at_fixations)
+    return float(auc_judd_of_blends(saliency, saliency, [0.0], fixations)[0])
+
+
+def auc_judd_of_blends(
+    saliency: np.ndarray,
+    centre: np.ndarray,
+    gammas: Sequence[float],
+    fixations: np.ndarray,
+) -> np.ndarray:
+    """AUC-Judd of `maps.blend(saliency, centre, gamma)` for every gamma, without noise.
+
+    Blends are made in parts that stay in the processor's cache, as memory is what many
+    scores of large maps wait for.
+
+    Args:
+        saliency: [height, width].
+        centre: [height, width].
+        gammas: [g], at least 0.
+        fixations: bool [height, width], with at least one pixel marked.
+
+    Returns:
+        float64 [g], each as `auc_judd`.
+
+    Raises:
+        ValueError: As `auc_judd`.
+    """
+    saliency, fixations = _checked(saliency, fixations)
+    centre, _ = _checked(centre, fixations)
+    _spread(saliency), _spread(centre)
+    at_fixations = saliency[fixations], centre[fixations]
+    saliency, centre = saliency.ravel(), centre.ravel()
+    parts = [slice(k, k + _CHUNK) for k in range(0, saliency.size, _CHUNK)]
+    areas = np.empty([len(gammas)])
+    for g, gamma in enumerate(gammas):
+        thresholds = np.sort(maps.blend(*at_fixations, gamma))[::-1]
+        blends = (maps.blend(saliency[p], centre[p], gamma) for p in parts)
+        areas[g] = _judd_area(blends, thresholds, saliency.size)
+    return areas
+
+
+def _judd_area(parts, thresholds, size):
+    """Area under the curve from a map in parts and its N values at fixated pixels."""
+    if thresholds[0] == thresholds[-1]:
+        values = np.concatenate(list(parts))
+        if not _spread(values):
+            return np.nan
+        parts = [values]
+    count, others = len(thresholds), size - len(thresholds)
     if not others:
         return 1.0
     hits = np.arange(1, count + 1)
-    false_alarms = count_at_least(saliency, at_fixations) - hits
+    false_alarms = count_at_least(parts, thresholds) - hits
     tp = np.concatenate([[0.0], hits / count, [1.0]])
     fp = np.concatenate([[0.0], false_alarms / others, [1.0]])
-    return float(integrate.trapezoid(tp, fp))
+    return integrate.trapezoid(tp, fp)
 
 
 def jitter_noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -67,30 +115,31 @@ def jitter_noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray
     return _JITTER * rng.random(shape)
 
 
-def count_at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def count_at_least(parts: Iterable[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
     """Counts the values that are at least as large as each of a few thresholds.
 
     Exact. Values are counted in bins, and only those that share a bin with a threshold
     are sorted, so the time does not hang on a fast sort.
 
     Args:
-        values: Finite, any shape.
+        parts: The values in arrays [any length], finite.
         thresholds: [n], n >= 1.
 
     Returns:
         int64 [n].
     """
-    values = values.ravel()
     low = thresholds.min()
     with np.errstate(over="ignore"):
         spread = thresholds.max() - low
     if not _MIN_SPREAD < spread < 1 / _MIN_SPREAD:
-        return values.size - np.searchsorted(np.sort(values), thresholds)
+        values = np.sort(np.concatenate(list(parts)))
+        return values.size - np.searchsorted(values, thresholds)
     scale = _NUM_BINS / spread
 
     def bins(x):  # never decreases with x
         with np.errstate(over="ignore"):
-            x = (x - low) * scale
+            x = x - low
+            x *= scale
         x += 1
         return np.clip(x, 0, _NUM_BINS + 1, out=x).astype(np.intp)
 
@@ -98,13 +147,12 @@ def count_at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     has_threshold = np.zeros(_NUM_BINS + 2, bool)
     has_threshold[threshold_bins] = True
     per_bin, near = np.zeros(_NUM_BINS + 2, np.intp), []
-    for start in range(0, values.size, _CHUNK):
-        part = values[start : start + _CHUNK]
+    for part in parts:
         binned = bins(part)
         per_bin += np.bincount(binned, minlength=_NUM_BINS + 2)
         near.append(part[has_threshold.take(binned)])
     near = np.sort(np.concatenate(near))
-    beyond = values.size - np.cumsum(per_bin)[threshold_bins]
+    beyond = per_bin.sum() - np.cumsum(per_bin)[threshold_bins]
     near_so_far = np.cumsum(np.where(has_threshold, per_bin, 0))[threshold_bins]
     return beyond + near_so_far - np.searchsorted(near, thresholds)
 

@@ -114,10 +114,10 @@ def grid_search(
         scores = np.empty([len(sigmas), len(gammas)])
         for s, sigma in enumerate(sigmas):
             blurred = maps.resize(maps.blur(ponder_cost, sigma), height, width)
-            blurred = blurred + noise
-            for g, gamma in enumerate(gammas):
-                blended = maps.blend(blurred, centre, gamma)
-                scores[s, g] = _auc(blended, fixations)
+            scores[s] = metrics.auc_judd_of_blends(
+                blurred + noise, centre, gammas, fixations
+            )
+        scores[np.isnan(scores)] = _CHANCE
         return scores
 
     scores = _in_parallel(score, len(stimuli), workers)

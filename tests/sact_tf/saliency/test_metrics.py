@@ -118,14 +118,29 @@ def test_counting_is_exact(data):
     values = np.array(data.draw(st.lists(numbers, min_size=1, max_size=50)))
     thresholds = np.array(data.draw(st.lists(numbers, min_size=1, max_size=9)))
     expected = [(values >= threshold).sum() for threshold in thresholds]
-    np.testing.assert_array_equal(metrics.count_at_least(values, thresholds), expected)
+    np.testing.assert_array_equal(
+        metrics.count_at_least([values], thresholds), expected
+    )
 
 
 def test_counting_many_values_is_exact(rng):
     values = np.round(rng.normal(size=200_000), 4)
     thresholds = values[:50]
+    parts = np.array_split(values, 7)
     expected = [(values >= threshold).sum() for threshold in thresholds]
-    np.testing.assert_array_equal(metrics.count_at_least(values, thresholds), expected)
+    np.testing.assert_array_equal(metrics.count_at_least(parts, thresholds), expected)
+
+
+def test_blends_are_those_of_maps(rng):
+    saliency, fixations = case(3, 300, 400, count=50)  # several parts
+    centre = maps.centre_prior(300, 400)
+    gammas = [0, 0.01, 0.7, math.inf]
+    areas = metrics.auc_judd_of_blends(saliency, centre, gammas, fixations)
+    expected = [
+        judd_by_definition(maps.blend(saliency, centre, gamma), fixations)
+        for gamma in gammas
+    ]
+    np.testing.assert_allclose(areas, expected, atol=1e-9)
 
 
 def test_shuffled_by_hand():
