@@ -18,7 +18,7 @@ from sact_tf.saliency import maps
 _JITTER = 1e-7
 _NUM_BINS = 2**14
 _MIN_SPREAD = 1e-250  # of thresholds, for bins to be told apart
-_CHUNK = 2**15  # values that stay in the cache
+_CHUNK = 2**16  # values that stay in the cache
 _EPSILON = np.finfo(np.float64).eps
 
 
