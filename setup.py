@@ -54,6 +54,7 @@ setup(
         "matplotlib>=3.7",
         "numpy>=1.26",
         "pycocotools>=2.0.7",
+        "scipy>=1.11",
         "tensorflow~=2.20.0",
         "tensorflow-datasets>=4.9.3",
         "tf-keras~=2.20.0",

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import tf_keras as keras
 from absl import app, flags
 
 import sact_tf
@@ -49,6 +50,38 @@ def define_model_type(default: str = "vanilla") -> None:
         "vanilla (basic ResNet), act (Adaptive Computation Time), act_early_stopping "
         "(the same, skipping units once the whole batch has halted), sact (Spatially "
         "Adaptive Computation Time).",
+    )
+
+
+def define_network_flags() -> None:
+    """Defines --network, --model, --num_classes, --base_channels and the like."""
+    flags.DEFINE_enum("network", "imagenet", list(FAMILIES), "Family of networks.")
+    flags.DEFINE_string(
+        "model", "101", "Residual units per block, as in the training programs."
+    )
+    flags.DEFINE_integer("num_classes", 1001, "Of the network.", lower_bound=1)
+    flags.DEFINE_integer(
+        "base_channels",
+        None,
+        "Channels of the first block; by default 64 (imagenet) or 16 (cifar).",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer("tile_size", 1, "As the network was trained.", lower_bound=1)
+    flags.DEFINE_string(
+        "checkpoint_dir",
+        "",
+        "Directory, its newest checkpoint is taken, or a checkpoint.",
+    )
+
+
+def make_network(model_type: str, execution: str) -> keras.Model:
+    """Builds the network of `define_network_flags`, with fresh weights."""
+    values = flags.FLAGS
+    options = dict(execution=execution, tile_size=values.tile_size)
+    if values.base_channels:
+        options["base_channels"] = values.base_channels
+    return FAMILIES[values.network](
+        values.model, model_type, values.num_classes, **options
     )
 
 

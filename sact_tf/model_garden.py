@@ -48,6 +48,7 @@ from official.vision.ops import preprocess_ops
 from official.vision.tasks import image_classification, retinanet, semantic_segmentation
 
 from sact_tf.checkpoints import CheckpointMismatchError, load_slim_checkpoint
+from sact_tf.layers import synchronize_batch_norm
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
 
 LEVELS = (2, 3, 4, 5)
@@ -210,14 +211,14 @@ def build_sact_resnet(
     Args:
         input_specs: Shape of the images.
         backbone_config: Whose `sact_resnet` is taken.
-        norm_activation_config: Not used: normalization is the network's own.
+        norm_activation_config: Its `use_sync_bn` says whether replicas share their batch
+            statistics; all else of normalization is the network's own.
         l2_regularizer: Weight decay of all convolutions; None: none.
 
     Raises:
         ValueError: On a bad option, naming it, or a checkpoint of another network.
         FileNotFoundError: There is no readable checkpoint.
     """
-    del norm_activation_config
     options = backbone_config.get().as_dict()
     init_checkpoint = options.pop("init_checkpoint")
     # A Keras regularizer is c * sum(w^2), weight decay c * sum(w^2) / 2.
@@ -225,6 +226,7 @@ def build_sact_resnet(
     backbone = SactResNetBackbone(
         input_specs.shape, weight_decay=weight_decay, **options
     )
+    synchronize_batch_norm(backbone, norm_activation_config.use_sync_bn)
     if init_checkpoint:
         _load(backbone.network, init_checkpoint)
     return backbone
