@@ -211,8 +211,8 @@ def build_sact_resnet(
     Args:
         input_specs: Shape of the images.
         backbone_config: Whose `sact_resnet` is taken.
-        norm_activation_config: Its `use_sync_bn` says whether replicas share their batch
-            statistics; all else of normalization is the network's own.
+        norm_activation_config: Its `use_sync_bn` says whether replicas share their
+            batch statistics; all else of normalization is the network's own.
         l2_regularizer: Weight decay of all convolutions; None: none.
 
     Raises:
