@@ -61,6 +61,14 @@ setup(
         "tf-models-official~=2.20.0",
     ],
     extras_require={
-        "test": ["hypothesis>=6.80", "pytest>=7.4", "pytest-xdist>=3.3", "ruff>=0.9"],
+        "onnx": ["tf2onnx>=1.17"],
+        "test": [
+            "hypothesis>=6.80",
+            "onnxruntime>=1.20",
+            "pytest>=7.4",
+            "pytest-xdist>=3.3",
+            "ruff>=0.9",
+            "tf2onnx>=1.17",
+        ],
     },
 )

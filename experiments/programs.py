@@ -53,8 +53,12 @@ def define_model_type(default: str = "vanilla") -> None:
     )
 
 
-def define_network_flags() -> None:
-    """Defines --network, --model, --num_classes, --base_channels and the like."""
+def define_network_flags(checkpoint_dir: bool = True) -> None:
+    """Defines --network, --model, --num_classes, --base_channels and --tile_size.
+
+    Args:
+        checkpoint_dir: Also --checkpoint_dir.
+    """
     flags.DEFINE_enum("network", "imagenet", list(FAMILIES), "Family of networks.")
     flags.DEFINE_string(
         "model", "101", "Residual units per block, as in the training programs."
@@ -67,11 +71,12 @@ def define_network_flags() -> None:
         lower_bound=1,
     )
     flags.DEFINE_integer("tile_size", 1, "As the network was trained.", lower_bound=1)
-    flags.DEFINE_string(
-        "checkpoint_dir",
-        "",
-        "Directory, its newest checkpoint is taken, or a checkpoint.",
-    )
+    if checkpoint_dir:
+        flags.DEFINE_string(
+            "checkpoint_dir",
+            "",
+            "Directory, its newest checkpoint is taken, or a checkpoint.",
+        )
 
 
 def make_network(model_type: str, execution: str) -> keras.Model:
