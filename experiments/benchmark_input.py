@@ -1,0 +1,70 @@
+"""Tells how much of ImageNet training waits for its input.
+
+    python -m experiments.benchmark_input --dataset_dir=DIR --model=50
+
+Times, by turns and in one process, training steps on a batch that is there already,
+steps that fetch their batch, and the fetching of batches alone. What the second take
+longer than the first is the input-bound share of training.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from absl import flags
+
+from experiments import imagenet, programs
+from sact_tf import training
+
+FLAGS = flags.FLAGS
+
+imagenet.define_data_flags("train")
+imagenet.define_model_flags()
+flags.DEFINE_integer("batch_size", 32, "Images per step.", lower_bound=1)
+flags.DEFINE_integer("steps", 4, "Steps at a time.", lower_bound=1)
+flags.DEFINE_integer("repetitions", 7, "Times of each kind.", lower_bound=1)
+
+
+def main() -> None:
+    """Times the three, and prints medians."""
+    examples = imagenet.load_examples(FLAGS.split_name)
+    if examples.num_examples < FLAGS.batch_size:
+        raise ValueError(
+            f"--batch_size={FLAGS.batch_size}: is larger than the "
+            f"{examples.num_examples} examples"
+        )
+    model = imagenet.make_model(examples.num_classes)
+    model.compile(training.Momentum(0.001, 0.9), training.CrossEntropy())
+    step = tf.function(model.train_step)
+    batches = iter(examples.training_batches(FLAGS.batch_size, seed=0))
+    kept = next(batches)
+
+    def run(fetch, train):
+        batch = kept
+        for _ in range(FLAGS.steps):
+            batch = next(batches) if fetch else batch
+            loss = step(batch)["loss"] if train else None
+        return keras.backend.get_value(loss) if train else None
+
+    kinds = {"step": (False, True), "step_and_input": (True, True)}
+    kinds["input"] = (True, False)
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with examples.explained_errors():
+        for repetition in range(FLAGS.repetitions + 1):
+            for kind, arguments in kinds.items():
+                start = time.perf_counter()
+                run(*arguments)
+                if repetition:  # the first ones trace and warm up
+                    seconds[kind].append((time.perf_counter() - start) / FLAGS.steps)
+    medians = {kind: float(np.median(values)) for kind, values in seconds.items()}
+    share = 1 - medians["step"] / medians["step_and_input"]
+    results = {"seconds_per_batch": medians, "input_bound_share": max(share, 0.0)}
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    programs.run(main)

@@ -1,0 +1,17 @@
+"""The program that times training's input."""
+
+import json
+
+import pytest
+
+
+def test_reports_the_share(run_imagenet, capsys):
+    run_imagenet(steps=1, repetitions=1)
+    results = json.loads(capsys.readouterr().out)
+    assert 0 <= results["input_bound_share"] < 1
+    assert all(seconds > 0 for seconds in results["seconds_per_batch"].values())
+
+
+def test_too_large_a_batch_is_named(run_imagenet):
+    with pytest.raises(ValueError, match="--batch_size=99: is larger than the 12"):
+        run_imagenet(batch_size=99)
