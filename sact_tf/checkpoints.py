@@ -8,7 +8,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -74,7 +74,7 @@ def _collect(layer, scope, variables):
             variables[f"{scope}/biases"] = layer.bias
     else:
         for name, child in layer.slim_scopes.items():
-            _collect(child, f"{scope}/{name}", variables)
+            _collect(child, f"{scope}/{name}" if scope else name, variables)
 
 
 def newest_checkpoint(directory: str) -> str | None:
@@ -206,6 +206,7 @@ def load_slim_checkpoint(
     *,
     fresh_halting: bool = False,
     first_units: bool = False,
+    unused_scopes: Sequence[str] = (),
 ) -> list[str]:
     """Loads a TF-Slim checkpoint into a network of this package.
 
@@ -221,6 +222,8 @@ def load_slim_checkpoint(
         first_units: Lets the checkpoint have more units per block than the network,
             which takes the first ones: the paper's non-adaptive baseline. Halting
             variables the network has no place for are passed over too.
+        unused_scopes: Scopes such as "resnet_v2/logits" that the checkpoint may have
+            and the network need not.
 
     Returns:
         The sorted names of the variables loaded.
@@ -245,6 +248,8 @@ def load_slim_checkpoint(
         allowed_extra |= {n for n in stored if _is_deeper(n, units)}
         if not any("/halting_proba/" in n for n in wanted):
             allowed_extra |= {n for n in stored if "/halting_proba/" in n}
+    for scope in unused_scopes:
+        allowed_extra |= {n for n in stored if n.startswith(f"{scope}/")}
     missing, wrong_shape = _compare(stored, wanted)
     unused = set(stored) - set(wanted) - allowed_extra
     if missing or unused or wrong_shape:
