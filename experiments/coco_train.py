@@ -7,9 +7,10 @@ As in the paper, from a classification network, which this finds blocks 1 to 4 i
 
 From nothing, batch normalization then has to train too:
 
-    python -m experiments.coco_train --dataset=shapes --short_side=128 --model=1_1_2_1 \\
-        --base_channels=8 --anchor_sizes=16,32,64 --train_batch_norm --batch_size=4 \\
-        --learning_rate=0.01 --max_number_of_steps=2000 --train_log_dir=/tmp/shapes
+    python -m experiments.coco_train --dataset=shapes --short_side=128 \\
+        --model=1_1_2_1 --base_channels=8 --anchor_sizes=16,32,64 --train_batch_norm \\
+        --batch_size=4 --learning_rate=0.01 --max_number_of_steps=2000 \\
+        --train_log_dir=/tmp/shapes
 
 Training that was stopped, by whatever, goes on from its newest checkpoint when started
 again.

@@ -1,4 +1,4 @@
-"""Anchors of one feature map: their grid, which are sampled, and what they shall say."""
+"""Anchors of one feature map: their grid, samples of them, and their targets."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def sample_anchors(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Draws the anchors a training step looks at, and tells what they should predict.
 
-    As Ren et al. (2015), section 3.1: an anchor is an object where its IoU with a box is
-    at least 0.7 or none has a larger one with that box, and background where it is below
-    0.3 with all. Up to half of the samples are objects, the others background. Anchors
-    across the border take part, as they do in the Model Garden.
+    As Ren et al. (2015), section 3.1: an anchor is an object where its IoU with a box
+    is at least 0.7 or none has a larger one with that box, and background where it is
+    below 0.3 with all. Up to half of the samples are objects, the others background.
+    Anchors across the border take part, as they do in the Model Garden.
 
     Args:
         anchors: [n, 4] in pixels.

@@ -22,10 +22,10 @@ def crop_regions(
 ) -> tf.Tensor:
     """Samples the features inside of boxes on a grid, and pools them (appendix A.2).
 
-    Position i of the features has its centre at pixel (i + 1/2) * stride, as the anchors
-    do, so that pixel y lies at y / stride - 1/2; bilinear samples go from edge to edge
-    of a box. Boxes are clipped to the centres of the outermost positions: padding is
-    never read, and no value is made up beyond the border.
+    Position i of the features has its centre at pixel (i + 1/2) * stride, as the
+    anchors do, so that pixel y lies at y / stride - 1/2; bilinear samples go from edge
+    to edge of a box. Boxes are clipped to the centres of the outermost positions:
+    padding is never read, and no value is made up beyond the border.
 
     Args:
         features: [batch, height, width, channels].

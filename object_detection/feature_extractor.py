@@ -11,7 +11,6 @@ from sact_tf import flops
 from sact_tf.blocks import valid_after
 from sact_tf.layers import zero_outside
 
-
 _POOL_STRIDE = 2  # of the stem's pooling
 
 
