@@ -126,7 +126,7 @@ def main() -> None:
         )
     model = detection.make_model(len(categories))
     sact_tf.load_slim_checkpoint(model, checkpoint)
-    run = tf.function(model, reduce_retracing=True)
+    run = model.compiled()
     results, failed = [], 0
     for k, path in enumerate(paths, 1):
         name = os.path.basename(path)

@@ -169,7 +169,7 @@ def evaluate(
         deviation of `<block>/{flops,ponder_cost,num_units}`; and all detections in
         COCO's format.
     """
-    run = tf.function(model, reduce_retracing=True)
+    run = model.compiled()
     moments: dict[str, Moments] = {}
     results: list[dict] = []
     done = 0

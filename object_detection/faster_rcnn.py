@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 import tf_keras as keras
@@ -355,6 +355,25 @@ class FasterRCNN(keras.Model):
             encoded, logits, boxes, tf.cast(sizes, tf.float32), BOX_WEIGHTS
         )
         return {**detections, "end_points": end_points}
+
+    def compiled(self) -> Callable[..., dict[str, object]]:
+        """Returns a function that does what a call does, compiled by TensorFlow."""
+        names = ("block_scopes", "block_num_units")  # of Python values
+        constants = {}
+
+        @tf.function(reduce_retracing=True)
+        def run(images, sizes):
+            detections = self(images, sizes)
+            end_points = detections["end_points"]
+            constants.update({name: end_points.pop(name) for name in names})
+            return detections
+
+        def detect(images, sizes=None):
+            detections = run(images, sizes)
+            detections["end_points"].update(constants)
+            return detections
+
+        return detect
 
     def detection_losses(
         self, batch: Mapping[str, tf.Tensor], training: bool = False

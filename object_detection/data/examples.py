@@ -231,7 +231,9 @@ def _flip(example, seed, vertically):
     """Flips the image and its boxes, or does not, each with probability 1/2."""
     example = dict(example)
     for axis in [1, 0] if vertically else [1]:
-        is_flipped = tf.random.uniform([], seed=seed) < 0.5
+        # The same seed would always flip both ways or none.
+        axis_seed = None if seed is None else seed + axis
+        is_flipped = tf.random.uniform([], seed=axis_seed) < 0.5
         image, boxes = example["image"], example["boxes"]
         side = tf.cast(tf.shape(image)[axis], tf.float32)
         ymin, xmin, ymax, xmax = tf.unstack(boxes, axis=-1)
