@@ -103,7 +103,8 @@ def average_precision(
         truth = COCO()
         truth.dataset = _complete(ground_truth)
         truth.createIndex()
-        found = truth.loadRes(list(results)) if results else COCO()
+        # A copy, because it writes into the rows.
+        found = truth.loadRes([dict(row) for row in results]) if results else COCO()
         evaluation = COCOeval(truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()

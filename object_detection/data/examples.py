@@ -119,8 +119,21 @@ class DetectionExamples:
             dataset = take_shard(dataset, shard)
             return dataset.shuffle(num_examples, seed) if shuffle else dataset
 
+        def ground_truth():
+            truth = self.ground_truth()  # in the order of the elements
+            images = truth["images"][:num_examples]
+            ids = {image["id"] for image in images}
+            annotations = [a for a in truth["annotations"] if a["image_id"] in ids]
+            return {**truth, "images": images, "annotations": annotations}
+
         num_examples = min(num_examples, self.num_examples)
-        return dataclasses.replace(self, elements=elements, num_examples=num_examples)
+        return dataclasses.replace(
+            self,
+            elements=elements,
+            num_examples=num_examples,
+            ground_truth=ground_truth,
+            num_boxes=None,
+        )
 
     @contextlib.contextmanager
     def explained_errors(self) -> Iterator[None]:

@@ -191,6 +191,9 @@ def test_first(load):
     examples = load().first(2)
     assert examples.num_examples == 2
     assert [int(b["id"][0]) for b in examples.evaluation_batches()] == [7, 9]
+    truth = examples.ground_truth()
+    assert [image["id"] for image in truth["images"]] == [7, 9]
+    assert {a["image_id"] for a in truth["annotations"]} == {7, 9}
 
 
 def test_sides_in_the_wrong_order(load):
