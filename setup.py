@@ -54,12 +54,21 @@ setup(
         "matplotlib>=3.7",
         "numpy>=1.26",
         "pycocotools>=2.0.7",
+        "scipy>=1.11",
         "tensorflow~=2.20.0",
         "tensorflow-datasets>=4.9.3",
         "tf-keras~=2.20.0",
         "tf-models-official~=2.20.0",
     ],
     extras_require={
-        "test": ["hypothesis>=6.80", "pytest>=7.4", "pytest-xdist>=3.3", "ruff>=0.9"],
+        "onnx": ["tf2onnx>=1.17"],
+        "test": [
+            "hypothesis>=6.80",
+            "onnxruntime>=1.20",
+            "pytest>=7.4",
+            "pytest-xdist>=3.3",
+            "ruff>=0.9",
+            "tf2onnx>=1.17",
+        ],
     },
 )

@@ -212,7 +212,7 @@ def _tensorflow_conv2d(
         extent = (filters_shape[axis] - 1) * dilations[axis] + 1
         size, stride = shape[1 + axis], strides[axis]
         if padding == "SAME":
-            output_size = -(-size // stride)
+            output_size = (size + stride - 1) // stride
             total = tf.maximum((output_size - 1) * stride + extent - size, 0)
             before, after = total // 2, total - total // 2
         else:

@@ -4,7 +4,8 @@
 
 Writes `<number>_image.png`, `<number>_map.png` and `<number>_overlay.png` of every
 image, and `colour_bar.png`: all maps have the same colours, from the 0.1 to the 99.9
-percentile of all their values.
+percentile of all their values. `grid.png` shows images sorted by their ponder cost, as
+figure 9 of the paper.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def main() -> None:
             prefix = os.path.join(output_dir, f"{k:05d}")
             visualization.save_pictures(prefix, (image + 1) / 2, values, low, high)
         count = len(images)
+        grid = visualization.sorted_grid(np.clip((images[:] + 1) / 2, 0, 1), maps[:])
+    grid.savefig(os.path.join(output_dir, "grid.png"), dpi=120)
     bar = os.path.join(output_dir, "colour_bar.png")
     visualization.colour_bar(low, high).savefig(bar, dpi=120)
     print(f"Drew {count} maps, ponder cost {low:.2f} to {high:.2f}, in {output_dir}")

@@ -70,7 +70,7 @@ def evaluate_checkpoint(
 def newest_checkpoint(path: str) -> str | None:
     """Returns the newest checkpoint of a directory; the path itself if it is none."""
     if os.path.isdir(path):
-        return tf.train.latest_checkpoint(path)
+        return sact_tf.newest_checkpoint(path)
     return path if tf.io.gfile.exists(f"{path}.index") else None
 
 
@@ -104,7 +104,11 @@ def evaluate_newest(
     examples = load_examples()
     evaluated = None
     while True:
-        checkpoint = newest_checkpoint(path)
+        try:
+            checkpoint = newest_checkpoint(path)
+        except FileNotFoundError as error:  # being copied, perhaps
+            print(error, flush=True)
+            checkpoint = None
         if checkpoint is None:
             print(f"Waiting for a checkpoint in {path}", flush=True)
         elif checkpoint != evaluated:

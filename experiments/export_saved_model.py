@@ -19,22 +19,8 @@ from sact_tf.blocks import EXECUTIONS
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_enum("network", "imagenet", list(programs.FAMILIES), "Family of networks.")
-flags.DEFINE_string(
-    "model", "101", "Residual units per block, as in the training programs."
-)
+programs.define_network_flags()
 programs.define_model_type()
-flags.DEFINE_integer("num_classes", 1001, "Of the network.", lower_bound=1)
-flags.DEFINE_integer(
-    "base_channels",
-    None,
-    "Channels of the first block; by default 64 (imagenet) or 16 (cifar).",
-    lower_bound=1,
-)
-flags.DEFINE_integer("tile_size", 1, "As the network was trained.", lower_bound=1)
-flags.DEFINE_string(
-    "checkpoint_dir", "", "Directory, its newest checkpoint is taken, or a checkpoint."
-)
 flags.DEFINE_string("output_dir", "", "Directory of the SavedModel; must be empty.")
 flags.DEFINE_enum("execution", "masked", EXECUTIONS, "How the network runs.")
 flags.DEFINE_enum(
@@ -57,12 +43,7 @@ def main() -> None:
     output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
     if os.listdir(output_dir):
         raise ValueError(f"--output_dir={output_dir}: must be empty")
-    options = dict(execution=FLAGS.execution, tile_size=FLAGS.tile_size)
-    if FLAGS.base_channels:
-        options["base_channels"] = FLAGS.base_channels
-    model = programs.FAMILIES[FLAGS.network](
-        FLAGS.model, FLAGS.model_type, FLAGS.num_classes, **options
-    )
+    model = programs.make_network(FLAGS.model_type, FLAGS.execution)
     sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))
     model.export_saved_model(
         output_dir, implementation=FLAGS.implementation, image_size=FLAGS.image_size

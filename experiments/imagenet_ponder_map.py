@@ -4,8 +4,9 @@
         --images_pattern='photos/*.jpg' --image_size=600 --output_dir=maps
 
 Writes `<name>_image.png`, `<name>_map.png`, `<name>_overlay.png`,
-`<name>_colour_bar.png` and `<name>_blocks.png` (the map of every block, as figure 8 of
-the paper) of every JPEG or PNG file. A file that cannot be read is named and passed
+`<name>_colour_bar.png`, `<name>_figure.png` (these beside each other) and
+`<name>_blocks.png` (the map of every block, as figure 8 of the paper) of every JPEG or
+PNG file. A file that cannot be read is named and passed
 over; the exit status then is not zero.
 """
 
@@ -59,6 +60,8 @@ def draw(model, path: str, output_dir: str) -> str:
     start = os.path.join(output_dir, os.path.splitext(os.path.basename(path))[0])
     visualization.save_pictures(start, shown, values, low, high)
     visualization.colour_bar(low, high).savefig(f"{start}_colour_bar.png", dpi=120)
+    figure = visualization.side_by_side(shown, values)
+    figure.savefig(f"{start}_figure.png", dpi=120)
     maps = {
         block: end_points[f"{block}/ponder_cost"][0].numpy()
         for block in end_points["block_scopes"]

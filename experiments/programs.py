@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-import tensorflow as tf
+import tf_keras as keras
 from absl import app, flags
 
 import sact_tf
@@ -53,6 +53,43 @@ def define_model_type(default: str = "vanilla") -> None:
     )
 
 
+def define_network_flags(checkpoint_dir: bool = True) -> None:
+    """Defines --network, --model, --num_classes, --base_channels and --tile_size.
+
+    Args:
+        checkpoint_dir: Also --checkpoint_dir.
+    """
+    flags.DEFINE_enum("network", "imagenet", list(FAMILIES), "Family of networks.")
+    flags.DEFINE_string(
+        "model", "101", "Residual units per block, as in the training programs."
+    )
+    flags.DEFINE_integer("num_classes", 1001, "Of the network.", lower_bound=1)
+    flags.DEFINE_integer(
+        "base_channels",
+        None,
+        "Channels of the first block; by default 64 (imagenet) or 16 (cifar).",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer("tile_size", 1, "As the network was trained.", lower_bound=1)
+    if checkpoint_dir:
+        flags.DEFINE_string(
+            "checkpoint_dir",
+            "",
+            "Directory, its newest checkpoint is taken, or a checkpoint.",
+        )
+
+
+def make_network(model_type: str, execution: str) -> keras.Model:
+    """Builds the network of `define_network_flags`, with fresh weights."""
+    values = flags.FLAGS
+    options = dict(execution=execution, tile_size=values.tile_size)
+    if values.base_channels:
+        options["base_channels"] = values.base_channels
+    return FAMILIES[values.network](
+        values.model, model_type, values.num_classes, **options
+    )
+
+
 @contextlib.contextmanager
 def naming_dataset_dir() -> Iterator[None]:
     """Puts --dataset_dir before what goes wrong with a data set in a `with` block."""
@@ -72,7 +109,7 @@ def start_from_finetune_path(model, log_dir: str, first_units: bool = False) -> 
         first_units: As in `load_slim_checkpoint`.
     """
     path = flags.FLAGS.finetune_path
-    if not path or tf.train.latest_checkpoint(log_dir) is not None:
+    if not path or sact_tf.newest_checkpoint(log_dir) is not None:
         return
     loaded = sact_tf.load_slim_checkpoint(
         model, os.path.expanduser(path), fresh_halting=True, first_units=first_units

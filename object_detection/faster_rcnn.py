@@ -150,7 +150,7 @@ class FasterRCNN(keras.Model):
             options=dataclasses.asdict(options),
         )
         family = _FineResNet if options.block4_stride == 1 else ImagenetResNet
-        # Its classifier of images is not used, and must not count as the detector's.
+        # In a namespace, where Keras does not count its classifier as the detector's.
         network = family(model, model_type, 1, base_channels, tau, execution)
         *blocks, last_block = network.blocks
         last_block.tau = 0.0
@@ -165,11 +165,7 @@ class FasterRCNN(keras.Model):
         )
         self._parts = types.SimpleNamespace(
             options=options,
-            network_scopes={
-                f"{network.slim_scope}/{scope}": layer
-                for scope, layer in network.slim_scopes.items()
-                if scope != "logits"
-            },
+            network=network,
             sample_regions=roi_sampler.ROISampler(
                 num_sampled_rois=options.num_region_samples,
                 foreground_fraction=options.foreground_fraction,
@@ -214,18 +210,19 @@ class FasterRCNN(keras.Model):
         return [*self.feature_extractor.blocks, self.box_classifier.block]
 
     @property
-    def network_scopes(self) -> dict[str, keras.layers.Layer]:
-        """The network's layers by their scopes in checkpoints."""
-        return self._parts.network_scopes
+    def network(self) -> ImagenetResNet:
+        """The network whose blocks these are; its classifier of images is not used."""
+        return self._parts.network
 
     @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
         """All layers by their scopes in checkpoints."""
-        return {
-            **self.network_scopes,
-            "rpn": self.rpn,
-            "box_classifier": self.box_classifier,
+        network = {
+            f"{self.network.slim_scope}/{scope}": layer
+            for scope, layer in self.network.slim_scopes.items()
+            if scope != "logits"
         }
+        return {**network, "rpn": self.rpn, "box_classifier": self.box_classifier}
 
     @property
     def metrics(self):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import types
 
 import numpy as np
 import tensorflow as tf
@@ -76,12 +75,8 @@ def load_first_weights(model: FasterRCNN, checkpoint_path: str) -> list[str]:
     fresh_halting = not any("/halting_proba/" in name for name in names)
     if any(name.startswith("rpn/") for name in names):
         return sact_tf.load_slim_checkpoint(model, path, fresh_halting=fresh_halting)
-    network = types.SimpleNamespace(slim_scope="", slim_scopes=model.network_scopes)
     return sact_tf.load_slim_checkpoint(
-        network,
-        path,
-        fresh_halting=fresh_halting,
-        unused_scopes=["resnet_v2/logits"],
+        model.network, path, fresh_halting=fresh_halting, without_classifier=True
     )
 
 

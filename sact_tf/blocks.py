@@ -195,7 +195,7 @@ class PlainBlock(keras.layers.Layer):
         """Sums the units' counts, or reports none where a unit does not count."""
         if not all(hasattr(unit, "flops") for unit in self.units):
             return {}
-        return {"flops": tf.add_n(flops)}
+        return {"flops": tf.reduce_sum(tf.stack(flops), 0)}
 
 
 class _AdaptiveBlock(PlainBlock):

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -206,7 +206,7 @@ def load_slim_checkpoint(
     *,
     fresh_halting: bool = False,
     first_units: bool = False,
-    unused_scopes: Sequence[str] = (),
+    without_classifier: bool = False,
 ) -> list[str]:
     """Loads a TF-Slim checkpoint into a network of this package.
 
@@ -222,8 +222,8 @@ def load_slim_checkpoint(
         first_units: Lets the checkpoint have more units per block than the network,
             which takes the first ones: the paper's non-adaptive baseline. Halting
             variables the network has no place for are passed over too.
-        unused_scopes: Scopes such as "resnet_v2/logits" that the checkpoint may have
-            and the network need not.
+        without_classifier: Passes over the classifier, for networks with other classes
+            or another use; it stays as initialised.
 
     Returns:
         The sorted names of the variables loaded.
@@ -243,13 +243,15 @@ def load_slim_checkpoint(
     if fresh_halting:
         wanted = {n: v for n, v in wanted.items() if "/halting_proba/" not in n}
         allowed_extra |= {n for n in stored if "/halting_proba/" in n}
+    if without_classifier:
+        scope = f"{model.slim_scope}/logits/"
+        wanted = {n: v for n, v in wanted.items() if not n.startswith(scope)}
+        allowed_extra |= {n for n in stored if n.startswith(scope)}
     if first_units:
         units = {block.name: len(block.units) for block in model.blocks}
         allowed_extra |= {n for n in stored if _is_deeper(n, units)}
         if not any("/halting_proba/" in n for n in wanted):
             allowed_extra |= {n for n in stored if "/halting_proba/" in n}
-    for scope in unused_scopes:
-        allowed_extra |= {n for n in stored if n.startswith(f"{scope}/")}
     missing, wrong_shape = _compare(stored, wanted)
     unused = set(stored) - set(wanted) - allowed_extra
     if missing or unused or wrong_shape:

@@ -1,4 +1,4 @@
-"""SavedModels for serving."""
+"""SavedModels for serving, TensorFlow Lite and ONNX files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,33 @@ from sact_tf.data.imagenet import decode_image
 from sact_tf.end_points import ADAPTIVE_METRICS
 
 _TOP = 5
+_OPSET = 17
+_BLACK = tf.zeros([1, 1, 3], tf.uint8)
+
+
+def _serving_function(model: keras.Model):
+    """Returns the function from images to the outputs that all exports have."""
+
+    def serve(images):
+        logits, end_points = model.with_end_points(images, training=False)
+        probabilities = tf.nn.softmax(logits)
+        top = tf.math.top_k(probabilities, min(_TOP, logits.shape[-1]))
+        outputs = {
+            "logits": logits,
+            "probabilities": probabilities,
+            "top_classes": top.indices,
+            "top_probabilities": top.values,
+            "flops": end_points["flops"],
+        }
+        for block in end_points["block_scopes"]:
+            for key in ADAPTIVE_METRICS:
+                if f"{block}/{key}" in end_points:
+                    outputs[f"{block}_{key}"] = end_points[f"{block}/{key}"]
+        if visualization.has_maps(end_points):
+            outputs["ponder_cost_map"] = visualization.sact_map(end_points)
+        return outputs
+
+    return serve
 
 
 def export_saved_model(
@@ -53,24 +80,7 @@ def export_saved_model(
     path = os.fspath(path)
     model = model if execution is None else model.with_execution(execution)
 
-    def serve(images):
-        logits, end_points = model.with_end_points(images, training=False)
-        probabilities = tf.nn.softmax(logits)
-        top = tf.math.top_k(probabilities, min(_TOP, logits.shape[-1]))
-        outputs = {
-            "logits": logits,
-            "probabilities": probabilities,
-            "top_classes": top.indices,
-            "top_probabilities": top.values,
-            "flops": end_points["flops"],
-        }
-        for block in end_points["block_scopes"]:
-            for key in ADAPTIVE_METRICS:
-                if f"{block}/{key}" in end_points:
-                    outputs[f"{block}_{key}"] = end_points[f"{block}/{key}"]
-        if visualization.has_maps(end_points):
-            outputs["ponder_cost_map"] = visualization.sact_map(end_points)
-        return outputs
+    serve = _serving_function(model)
 
     def preprocess(numbered):
         k, encoded = numbered
@@ -95,3 +105,79 @@ def export_saved_model(
         }
         tf.saved_model.save(module, path, signatures=signatures)
     return path
+
+
+def _write(path: str, content: bytes) -> str:
+    path = os.fspath(path)
+    with open(path, "wb") as file:
+        file.write(content)
+    return path
+
+
+def export_tflite(
+    model: keras.Model,
+    path: str,
+    image_size: tuple[int, int] | None = None,
+    batch_size: int = 1,
+) -> str:
+    """Exports a network for TensorFlow Lite, at one batch and image size.
+
+    Its signature takes `images` and returns what `serving_default` of
+    `export_saved_model` does, by TensorFlow Lite's own operations alone. Runs masked:
+    TensorFlow Lite crashes on what perforated execution becomes where no position is
+    active. With `act_early_stopping`, units are skipped once all images have halted.
+
+    Args:
+        model: Residual network of this package.
+        path: File to write.
+        image_size: Height and width of the images; None: what the original evaluates.
+        batch_size: Images at a time.
+
+    Returns:
+        `path`.
+    """
+    model = model.with_execution("masked")
+    height, width = image_size or model.preprocess(_BLACK).shape[:2]
+    images = tf.TensorSpec([batch_size, height, width, 3], name="images")
+    serve = tf.function(_serving_function(model), [images], autograph=False)
+    function = serve.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], model)
+    return _write(path, converter.convert())
+
+
+def export_onnx(model: keras.Model, path: str, execution: str | None = None) -> str:
+    """Exports a network to ONNX (opset 17), at any batch and image size.
+
+    Takes `images` and returns what `serving_default` of `export_saved_model` does.
+    Networks of type `act_early_stopping` are exported as `act`, whose results are the
+    same: the converter knows no branches that return several tensors.
+
+    Args:
+        model: Residual network of this package.
+        path: File to write.
+        execution: As of a network; None: the model's own. Perforated execution is that
+            in TensorFlow operations.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ImportError: The package tf2onnx is not installed.
+    """
+    try:
+        import tf2onnx
+    except ImportError as error:
+        raise ImportError(
+            "ONNX export needs the package tf2onnx: pip install 'sact-tf[onnx]'"
+        ) from error
+    model = model if execution is None else model.with_execution(execution)
+    options = model.get_config()
+    if options["model_type"] == "act_early_stopping":
+        weights = model.get_weights()
+        model = type(model)(**{**options, "model_type": "act"})
+        model.set_weights(weights)
+    images = tf.TensorSpec([None, None, None, 3], name="images")
+    with custom_ops.default_implementation("tensorflow"):
+        serve = tf.function(_serving_function(model), autograph=False)
+        proto, _ = tf2onnx.convert.from_function(serve, [images], opset=_OPSET)
+    return _write(path, proto.SerializeToString())

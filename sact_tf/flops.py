@@ -21,7 +21,8 @@ def num_positions(x: tf.Tensor, strides: int = 1) -> tf.Tensor:
         int64 [batch], the same number for every image.
     """
     batch, height, width = tf.unstack(tf.shape(x, tf.int64)[:3])
-    height, width = (-(-side // strides) for side in (height, width))
+    # Not -(-side // strides): ONNX divides negative numbers otherwise.
+    height, width = ((side + strides - 1) // strides for side in (height, width))
     return tf.fill([batch], height * width)
 
 

@@ -146,9 +146,10 @@ class BatchNorm(keras.layers.Layer):
     evaluation uses exactly the statistics training normalised with. It runs on
     TensorFlow's fused kernel all the same.
 
-    Frozen (`trainable = False`), it uses the moving statistics in training too. Under a
-    strategy of `tf.distribute`, the batch is that of all replicas together, unless
-    `synchronize_batch_norm` says otherwise.
+    Frozen (`trainable = False`), it uses the moving statistics in training too. Called
+    a second time on the same inputs, with `update_averages=False`, it leaves the moving
+    averages as the first call made them. Under a strategy of `tf.distribute`, the batch
+    is that of all replicas together, unless `synchronize_batch_norm` says otherwise.
 
     Args:
         decay: Decay of the moving averages.
@@ -191,9 +192,11 @@ class BatchNorm(keras.layers.Layer):
         )
         super().build(input_shape)
 
-    def call(self, x, training=None):
-        training = bool(training) and self.trainable
-        outputs = self._normalize_batch(x) if training else self._normalize_moving(x)
+    def call(self, x, training=None, update_averages=True):
+        if training and self.trainable:
+            outputs = self._normalize_batch(x, update_averages)
+        else:
+            outputs = self._normalize_moving(x)
         return outputs if self.activation is None else self.activation(outputs)
 
     def folded(self, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
@@ -203,7 +206,7 @@ class BatchNorm(keras.layers.Layer):
         )
         return tuple(tf.cast(vector, dtype) for vector in affine)
 
-    def _normalize_batch(self, x):
+    def _normalize_batch(self, x, update_averages):
         gamma, beta = self.gamma.read_value(), self.beta.read_value()
         is_shared = self.synchronized and _num_replicas() > 1
         if x.dtype == tf.float64 or is_shared:  # neither is for the fused kernel
@@ -223,6 +226,8 @@ class BatchNorm(keras.layers.Layer):
             # at 2).
             count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
             variance *= tf.maximum(count - 1.0, 1.0) / count
+        if not update_averages:
+            return outputs
         for moving, batch in (
             (self.moving_mean, mean),
             (self.moving_variance, variance),

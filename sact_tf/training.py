@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -259,7 +260,9 @@ class _Summaries(keras.callbacks.Callback):
     def __init__(self, state: TrainingState, directory: str, probe, secs: float):
         super().__init__()
         self._state = state
-        self._writer = tf.summary.create_file_writer(directory)
+        self._directory = directory
+        self._writer = None
+        self._on_replicas = None
         self._images, self._labels = probe
         self._secs = secs
         self._written = float("-inf")
@@ -268,9 +271,8 @@ class _Summaries(keras.callbacks.Callback):
         if time.monotonic() - self._written < self._secs:
             return
         self._written = time.monotonic()
-        scalars, metrics, heatmaps = _in_this_process(
-            self.model.distribute_strategy, self._measure
-        )
+        self._writer = self._writer or tf.summary.create_file_writer(self._directory)
+        scalars, metrics, heatmaps = self._measure_here()
         with self._writer.as_default(self._state.step):
             scalars["Learning Rate"] = self.model.optimizer.learning_rate
             scalars.update({f"train/{name}": value for name, value in logs.items()})
@@ -284,6 +286,19 @@ class _Summaries(keras.callbacks.Callback):
             for name, heatmap in heatmaps.items():
                 tf.summary.image(f"heatmaps/{name}", heatmap)
         self._writer.flush()
+
+    def _measure_here(self):
+        """Measures on one replica, without waiting for other processes."""
+        strategy = self.model.distribute_strategy
+        if strategy.num_replicas_in_sync == 1:
+            return self._measure()
+        # Outside of replicas, reading moving averages would ask all workers for theirs.
+        if self._on_replicas is None:
+            self._on_replicas = tf.function(lambda: strategy.run(self._measure))
+        return tf.nest.map_structure(
+            lambda values: strategy.experimental_local_results(values)[0],
+            self._on_replicas(),
+        )
 
     def _measure(self):
         """Runs the network; returns losses, metrics per image, and heat maps."""
@@ -310,17 +325,6 @@ class _Summaries(keras.callbacks.Callback):
         }
 
 
-def _in_this_process(strategy: tf.distribute.Strategy, function):
-    """Calls a function on one replica here, without waiting for other processes."""
-    if strategy.num_replicas_in_sync == 1:
-        return function()
-    # Outside of replicas, reading moving averages would ask all workers for theirs.
-    results = strategy.run(function)
-    return tf.nest.map_structure(
-        lambda result: strategy.experimental_local_results(result)[0], results
-    )
-
-
 class _AtEpochs(keras.callbacks.Callback):
     """Lets another callback look after every epoch rather than after every step."""
 
@@ -340,6 +344,19 @@ class _AtEpochs(keras.callbacks.Callback):
 
 def _is_asynchronous(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.experimental.ParameterServerStrategy)
+
+
+@contextlib.contextmanager
+def _explained_loss_of_peers(strategy, state):
+    """Explains, in a `with` block, that another process of the cluster has died."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        # A lost worker of a parameter server is waited for, and never comes here.
+        raise TrainingError(
+            f"another process of this {type(strategy).__name__} is lost; start all of "
+            f"them again to go on from {state.latest or 'the beginning'}"
+        ) from error
 
 
 def _callbacks(strategy, checkpointing, summaries):
@@ -371,9 +388,12 @@ def _epochs(strategy, step, max_number_of_steps, steps_per_epoch):
 def _input(strategy, examples, batch_size, seed, data_service):
     """Returns what `fit` shall read: batches, or what makes them in every process."""
     if _is_asynchronous(strategy):
-        # Every worker shuffles all examples on its own, differently.
+        # Every worker shuffles all examples on its own, from its own clock.
         def batches(context):
-            return examples.training_batches(batch_size, data_service=data_service)
+            moment = tf.cast(tf.timestamp() * 1e6, tf.int64)
+            return examples.training_batches(
+                batch_size, moment, data_service=data_service
+            )
 
     elif isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
 
@@ -436,7 +456,8 @@ def train(
         Prefix of the last checkpoint.
 
     Raises:
-        TrainingError: The loss or the weights are not finite any more.
+        TrainingError: The loss or the weights are not finite any more, or another
+            process of the cluster is lost.
         CheckpointMismatchError: `log_dir` holds the checkpoint of another network.
         FileNotFoundError: `log_dir` holds checkpoints, and none is complete.
         DataError: An image or file cannot be read.
@@ -517,9 +538,11 @@ def fit(
         )
     with strategy.scope():
         state = TrainingState(model, log_dir)
+    # Replicas report the same metrics, which Keras would add up.
+    model.distribute_reduction_method = "first"
     if state.restore():
         print(f"Continuing from {state.latest} at step {state.step}", flush=True)
-    with examples.explained_errors():
+    with examples.explained_errors(), _explained_loss_of_peers(strategy, state):
         batches = _input(strategy, examples, batch_size, seed, data_service)
         callbacks = _callbacks(
             strategy,

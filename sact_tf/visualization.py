@@ -32,8 +32,9 @@ def sact_map(end_points: Mapping[str, object], key: str = "ponder_cost") -> tf.T
     """
     size = tf.shape(end_points["inputs"])[1:3]
     maps = [
-        tf.compat.v1.image.resize_nearest_neighbor(
-            tf.cast(end_points[f"{block}/{key}"], tf.float32)[..., tf.newaxis], size
+        tf.raw_ops.ResizeNearestNeighbor(
+            images=tf.cast(end_points[f"{block}/{key}"], tf.float32)[..., tf.newaxis],
+            size=size,
         )
         for block in end_points["block_scopes"]
     ]
@@ -191,4 +192,98 @@ def block_figure(
         bar.formatter.set_useOffset(False)  # values, not differences from one
     for axis in axes:
         axis.set_axis_off()
+    return figure
+
+
+def side_by_side(image: np.ndarray, values: np.ndarray) -> Figure:
+    """Draws an image, its ponder cost map, and one over the other, with a colour bar.
+
+    Args:
+        image: uint8, or float in [0, 1], [height, width, 3].
+        values: Map [height, width] or [height, width, 1].
+    """
+    height, width = np.shape(image)[:2]
+    values = np.reshape(values, [height, width])
+    if np.asarray(image).dtype != np.uint8:
+        image = np.clip(np.asarray(image) * 255 + 0.5, 0, 255).astype(np.uint8)
+    aspect = float(np.clip(height / width, 0.3, 3.0))
+    figure = Figure(figsize=(9.8, 3.0 * aspect + 0.4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    axes[0].imshow(image)
+    drawn = axes[1].imshow(values, "viridis", interpolation="nearest")
+    axes[2].imshow(overlay(image, colour_map(values)))
+    for axis, title in zip(axes, ("image", "ponder cost", "both")):
+        axis.set_title(title, fontsize=9)
+        axis.set_axis_off()
+    bar = figure.colorbar(drawn, ax=axes.tolist(), label="ponder cost")
+    bar.formatter.set_useOffset(False)  # values, not differences from one
+    return figure
+
+
+def sorted_grid(
+    images: np.ndarray, maps: np.ndarray, rows: int = 4, columns: int = 8
+) -> Figure:
+    """Draws images, from the least to the largest mean ponder cost (figure 9).
+
+    Args:
+        images: [n, height, width, 3], uint8, or float in [0, 1].
+        maps: [n, height, width] or [n, height, width, 1].
+        rows: Of images, each above its map.
+        columns: Of images. If there are more images than places, those drawn are
+            evenly spread over all.
+    """
+    maps = np.reshape(maps, np.shape(maps)[:3])
+    means = maps.mean((1, 2))
+    places = np.linspace(0, len(means) - 1, min(rows * columns, len(means)))
+    chosen = np.argsort(means, kind="stable")[np.round(places).astype(int)]
+    columns = min(columns, len(chosen))
+    rows = -(-len(chosen) // columns)
+    aspect = maps.shape[1] / maps.shape[2]
+    figure = Figure(
+        figsize=(1.2 * columns + 0.8, rows * (2.4 * aspect + 0.25)),
+        layout="constrained",
+    )
+    axes = np.reshape(figure.subplots(2 * rows, columns), [rows, 2, columns])
+    options = dict(cmap="viridis", vmin=float(maps.min()), vmax=float(maps.max()))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for place, k in enumerate(chosen):
+        above, below = axes[place // columns, :, place % columns]
+        above.imshow(images[k])
+        above.set_title(f"{means[k]:.2f}", fontsize=8)
+        drawn = below.imshow(maps[k], interpolation="nearest", **options)
+    figure.colorbar(drawn, ax=axes.ravel().tolist(), label="ponder cost")
+    return figure
+
+
+def tradeoff_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Draws accuracy over operations, one line per kind of network (figure 7).
+
+    Args:
+        curves: Label of a line to evaluations, as `sact_tf.evaluation.evaluate` returns
+            and `eval.json` holds them. Horizontal bars are one standard deviation over
+            images.
+
+    Raises:
+        KeyError: An evaluation lacks accuracy or FLOPs.
+    """
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for label, evaluations in curves.items():
+        points = sorted(
+            (
+                results["Total Flops/mean"],
+                results["eval/Accuracy"],
+                results["Total Flops/std"],
+            )
+            for results in evaluations
+        )
+        flops, accuracy, deviation = np.transpose(points)
+        axis.errorbar(
+            flops, 100 * accuracy, xerr=deviation, marker="o", capsize=3, label=label
+        )
+    axis.set_xlabel("FLOPs per image")
+    axis.set_ylabel("accuracy, %")
+    axis.grid(alpha=0.3)
+    axis.legend()
     return figure

@@ -24,6 +24,25 @@ def take_shard(dataset: tf.data.Dataset, shard: Shard | None) -> tf.data.Dataset
     return dataset if shard is None else dataset.shard(*shard)
 
 
+def number_with_seeds(
+    dataset: tf.data.Dataset, seed: int | tf.Tensor | None
+) -> tf.data.Dataset:
+    """Pairs elements with seeds for stateless random operations, int64 [2].
+
+    The k-th element gets the same whatever runs in parallel and however batches are
+    dealt out to devices.
+
+    Args:
+        dataset: Any.
+        seed: The seeds' first part; None draws one.
+    """
+    first = np.random.randint(2**31) if seed is None else seed
+    seeds = tf.data.Dataset.counter().map(
+        lambda k: tf.stack([tf.cast(first, tf.int64), k])
+    )
+    return tf.data.Dataset.zip(seeds, dataset)
+
+
 def fetch_ahead(dataset: tf.data.Dataset, data_service: str | None) -> tf.data.Dataset:
     """Has batches prepared while others are used.
 
@@ -100,26 +119,32 @@ class Examples:
         """
         images, labels = tf.constant(self.images), tf.constant(self.labels)
 
-        def make_batch(indices):
+        def draw(seed, index):
+            return index, tf.random.stateless_uniform([3], seed)
+
+        def make_batch(indices, draws):
             batch = tf.gather(images, indices)
-            return _standardize(_augment(batch, seed), tf.gather(labels, indices))
+            return _standardize(_augment(batch, draws), tf.gather(labels, indices))
 
         dataset = take_shard(tf.data.Dataset.range(self.num_examples), shard)
         dataset = dataset.shuffle(self.num_examples, seed=seed).repeat()
+        dataset = number_with_seeds(dataset, seed).map(draw)
         dataset = dataset.batch(batch_size, drop_remainder=True)
         dataset = dataset.map(make_batch, num_parallel_calls=2, deterministic=True)
         return fetch_ahead(dataset, data_service)
 
 
-def _augment(images, seed):
-    """Random crops of the padded images and random flips, all of a batch at once."""
-    batch, height, width = images.shape[0], *images.shape[1:3]
+def _augment(images, draws):
+    """Crops the padded images and flips some, by draws [batch, 3] from [0, 1)."""
+    height, width = images.shape[1:3]
     padding = [_CROP_PADDING, _CROP_PADDING]
-    images = tf.pad(images, [[0, 0], padding, padding, [0, 0]])
-    shift = tf.random.uniform([2, batch, 1], 0, 2 * _CROP_PADDING + 1, tf.int32, seed)
-    images = tf.gather(images, shift[0] + tf.range(height), axis=1, batch_dims=1)
-    images = tf.gather(images, shift[1] + tf.range(width), axis=2, batch_dims=1)
-    return tf.image.random_flip_left_right(images, seed)
+    padded = tf.pad(images, [[0, 0], padding, padding, [0, 0]])
+    shifts = tf.cast(draws[:, :2] * (2 * _CROP_PADDING + 1), tf.int32)
+    rows = shifts[:, :1] + tf.range(height)
+    columns = shifts[:, 1:] + tf.range(width)
+    columns = tf.where(draws[:, 2:] < 0.5, columns[:, ::-1], columns)
+    images = tf.gather(padded, rows, axis=1, batch_dims=1)
+    return tf.gather(images, columns, axis=2, batch_dims=1)
 
 
 def _standardize(images, labels):

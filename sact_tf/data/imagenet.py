@@ -16,7 +16,13 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from sact_tf.data import inception, shapes
-from sact_tf.data.examples import DataError, Shard, fetch_ahead, take_shard
+from sact_tf.data.examples import (
+    DataError,
+    Shard,
+    fetch_ahead,
+    number_with_seeds,
+    take_shard,
+)
 
 DEFAULT_DIRECTORY = "~/tensorflow/data/imagenet"
 SPLIT_SIZES = {"train": 1281167, "validation": 50000}
@@ -77,12 +83,14 @@ class ImageExamples:
         Arguments are those of `Examples.training_batches`.
         """
 
-        def preprocess(*element):
+        def preprocess(seed, element):
+            element = element if isinstance(element, tuple) else (element,)
             image, label, boxes = self.decode(*element)
             size = self.image_size
-            return inception.for_training(image, size, size, boxes, seed), label
+            return inception.for_training(image, size, size, seed, boxes), label
 
         dataset = self.elements(True, seed, shard).repeat()
+        dataset = number_with_seeds(dataset, seed)
         dataset = dataset.map(
             preprocess, tf.data.AUTOTUNE, deterministic=seed is not None
         )

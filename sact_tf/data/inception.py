@@ -35,8 +35,8 @@ def for_training(
     image: tf.Tensor,
     height: int,
     width: int,
+    seed: tf.Tensor,
     boxes: tf.Tensor | None = None,
-    seed: int | None = None,
 ) -> tf.Tensor:
     """Crops a random part that shows an object, resizes, flips and distorts colours.
 
@@ -44,9 +44,9 @@ def for_training(
         image: uint8 [any height, any width, 3].
         height: Of the result.
         width: Of the result.
+        seed: Int [2], of what is drawn.
         boxes: float32 [n, 4] of objects (ymin, xmin, ymax, xmax, in [0, 1]), of one of
             which the crop holds at least a tenth; None or none: the whole image.
-        seed: Of what is drawn.
 
     Returns:
         float32 [height, width, 3] in [-1, 1].
@@ -58,10 +58,11 @@ def for_training(
         lambda: tf.clip_by_value(boxes, 0.0, 1.0)[tf.newaxis],
         lambda: tf.constant(_WHOLE_IMAGE),
     )
-    begin, size, _ = tf.image.sample_distorted_bounding_box(
+    box_seed, method_seed, flip_seed, colour_seed = _split(seed, 4)
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(image),
         boxes,
-        seed=seed or 0,
+        seed=box_seed,
         min_object_covered=_MIN_OBJECT_COVERED,
         aspect_ratio_range=_ASPECT_RATIO_RANGE,
         area_range=_AREA_RANGE,
@@ -74,10 +75,10 @@ def for_training(
             lambda method=method: _resize(image, height, width, method)
             for method in _RESIZE_METHODS
         ],
-        seed,
+        method_seed,
     )
-    image = tf.image.random_flip_left_right(image, seed)
-    image = tf.clip_by_value(_distort_colours(image, seed), 0.0, 1.0)
+    image = tf.image.stateless_random_flip_left_right(image, flip_seed)
+    image = tf.clip_by_value(_distort_colours(image, colour_seed), 0.0, 1.0)
     return _to_symmetric(image)
 
 
@@ -91,18 +92,24 @@ def _resize(image, height, width, method):
     return tf.ensure_shape(image, [height, width, 3])
 
 
+def _split(seed, count):
+    """Returns independent seeds of stateless operations."""
+    return tf.unstack(tf.random.split(seed, count))
+
+
 def _one_of(functions, seed):
-    choice = tf.random.uniform([], 0, len(functions), tf.int32, seed)
+    choice = tf.random.stateless_uniform([], seed, 0, len(functions), tf.int32)
     return tf.switch_case(choice, functions)
 
 
 def _distort_colours(image, seed):
     """Distorts brightness, saturation, hue and contrast, in one of four orders."""
+    order_seed, *seeds = _split(seed, 5)
     brightness, saturation, hue, contrast = (
-        lambda image: tf.image.random_brightness(image, 32.0 / 255.0, seed),
-        lambda image: tf.image.random_saturation(image, 0.5, 1.5, seed),
-        lambda image: tf.image.random_hue(image, 0.2, seed),
-        lambda image: tf.image.random_contrast(image, 0.5, 1.5, seed),
+        lambda image: tf.image.stateless_random_brightness(image, 32 / 255, seeds[0]),
+        lambda image: tf.image.stateless_random_saturation(image, 0.5, 1.5, seeds[1]),
+        lambda image: tf.image.stateless_random_hue(image, 0.2, seeds[2]),
+        lambda image: tf.image.stateless_random_contrast(image, 0.5, 1.5, seeds[3]),
     )
     orders = (
         (brightness, saturation, hue, contrast),
@@ -117,7 +124,7 @@ def _distort_colours(image, seed):
             distorted = step(distorted)
         return distorted
 
-    return _one_of([lambda order=order: distort(order) for order in orders], seed)
+    return _one_of([lambda order=order: distort(order) for order in orders], order_seed)
 
 
 def longer_edge(image: tf.Tensor, size: int) -> tf.Tensor:

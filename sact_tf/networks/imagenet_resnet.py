@@ -88,6 +88,7 @@ def imagenet_resnet(
     execution: str = "masked",
     tile_size: int = 1,
     name: str | None = None,
+    weight_decay: float | None = None,
 ) -> ImagenetResNet:
     """Builds an ImageNet residual network: 7x7 stem, four blocks of bottleneck units.
 
@@ -105,6 +106,8 @@ def imagenet_resnet(
         tile_size: With "sact", side of the square tiles of positions that share their
             halting scores.
         name: Keras name of the model.
+        weight_decay: L2 coefficient c of the loss c * sum(w^2) / 2 of every
+            convolution, halting heads included; None: the original's 1e-4.
 
     Returns:
         A `tf_keras.Model` from images [batch, height, width, 3] in [-1, 1] to logits
@@ -114,5 +117,13 @@ def imagenet_resnet(
         ValueError: Naming the argument, on any other value.
     """
     return ImagenetResNet(
-        model, model_type, num_classes, base_channels, tau, execution, tile_size, name
+        model,
+        model_type,
+        num_classes,
+        base_channels,
+        tau,
+        execution,
+        tile_size,
+        name,
+        weight_decay,
     )

@@ -117,6 +117,8 @@ class ResidualNetwork(keras.Model):
         execution: One of `EXECUTIONS`.
         tile_size: Side of the tiles that halt together, as in `SACTBlock`.
         name: Keras name of the model.
+        weight_decay: L2 coefficient c of the loss c * sum(w^2) / 2 of every
+            convolution, halting heads included; None: the original's.
 
     Attributes:
         blocks: The block layers, `PlainBlock`, `ACTBlock` or `SACTBlock`.
@@ -143,10 +145,17 @@ class ResidualNetwork(keras.Model):
         execution: str,
         tile_size: int = 1,
         name: str | None = None,
+        weight_decay: float | None = None,
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
         check_options(model_type, tau, execution, tile_size, num_classes, base_channels)
+        if weight_decay is None:
+            weight_decay = self._weight_decay
+        if not 0 <= weight_decay < float("inf"):
+            raise ValueError(
+                f"weight_decay must be a finite number >= 0; got {weight_decay}"
+            )
         units_per_block = self._parse_units(model)
         self._config = dict(
             model="_".join(map(str, units_per_block)),
@@ -156,8 +165,9 @@ class ResidualNetwork(keras.Model):
             tau=tau,
             execution=execution,
             tile_size=tile_size,
+            weight_decay=weight_decay,
         )
-        decay = dict(weight_decay=self._weight_decay)
+        decay = dict(weight_decay=weight_decay)
         self.stem = self._make_stem(base_channels, **decay)
         self.blocks = [
             make_block(
@@ -291,7 +301,28 @@ class ResidualNetwork(keras.Model):
     # Nothing below is for AutoGraph to convert, and its conversion takes longer than
     # all the rest of tracing.
     @tf.autograph.experimental.do_not_convert
-    def call(self, images, training=None, return_end_points=False):
+    def run_blocks(
+        self,
+        images: tf.Tensor,
+        training: bool | None = None,
+        return_end_points: bool = False,
+    ) -> tuple[tf.Tensor, dict[str, object]]:
+        """Runs stem and blocks, without what comes after them.
+
+        For layers and models that put something else there. To be called from the
+        `call` of one that has the blocks among its layers, for their losses to be its.
+
+        Args:
+            images: Float [batch, height, width, 3], preprocessed.
+            training: Whether batch statistics are used, and moving averages updated.
+            return_end_points: Whether the blocks are asked for more than their output.
+
+        Returns:
+            The last block's output, before any normalization, and the end points: the
+            output of every block by its name, `inputs`, `block_scopes` and
+            `block_num_units`; where asked for, also `flops` and `<block>/...` as in
+            `with_end_points`, of stem and blocks.
+        """
         images = tf.cast(images, self.compute_dtype)
         x, total_flops = self._run_stem(images)
         end_points = {
@@ -301,19 +332,26 @@ class ResidualNetwork(keras.Model):
         }
         for block in self.blocks:
             if not return_end_points:
-                x = block(x, training=training)
+                x = end_points[block.name] = block(x, training=training)
                 continue
             x, block_end_points = block(x, training=training, return_end_points=True)
             end_points[block.name] = x
             for key, value in block_end_points.items():
                 end_points[f"{block.name}/{key}"] = value
             total_flops += block_end_points["flops"]
+        if return_end_points:
+            end_points["flops"] = total_flops
+        return x, end_points
+
+    @tf.autograph.experimental.do_not_convert
+    def call(self, images, training=None, return_end_points=False):
+        x, end_points = self.run_blocks(images, training, return_end_points)
         logits = self.classifier(self._run_tail(x, training))[:, 0, 0]
         logits = tf.cast(logits, tf.float32) if x.dtype != tf.float64 else logits
         if not return_end_points:
             return logits
         ones = tf.ones([tf.shape(x)[0]], tf.int64)
-        end_points["flops"] = total_flops + flops.conv2d_flops(self.classifier, ones)
+        end_points["flops"] += flops.conv2d_flops(self.classifier, ones)
         return logits, end_points
 
     def with_end_points(

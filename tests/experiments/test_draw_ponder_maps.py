@@ -25,7 +25,7 @@ def test_same_colours_for_all(run, tmp_path):
     run(input_file=str(tmp_path / "maps.hdf5"))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     kinds = [f"{k:05d}_{kind}.png" for k in (0, 1) for kind in ("image", "map")]
-    assert names >= {*kinds, "00000_overlay.png", "colour_bar.png"}
+    assert names >= {*kinds, "00000_overlay.png", "colour_bar.png", "grid.png"}
     first, last = (
         matplotlib.image.imread(tmp_path / "out" / f"{k:05d}_map.png") for k in (0, 1)
     )

@@ -47,10 +47,10 @@ def test_photographs_of_any_kind(run, tmp_path, capsys):
     save(tmp_path / "alpha.png", 70, 40, "RGBA")
     save(tmp_path / "cmyk.jpg", 33, 33, "CMYK")
     save(tmp_path / "dot.png", 1, 1)
-    save(tmp_path / "line.png", 700, 3)
+    save(tmp_path / "line.png", 10000, 20)
     run(images_pattern=str(tmp_path / "*.[jp]*g"))
     out = tmp_path / "out"
-    assert len(list(out.iterdir())) == 5 * 5
+    assert len(list(out.iterdir())) == 5 * 6
     for kind in ("image", "map", "overlay"):
         picture = matplotlib.image.imread(out / f"grey_{kind}.png")
         assert picture.shape[:2] == (50, 70)

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 import sact_tf
+from sact_tf.checkpoints import write_tensors
 
 
 def cifar(model="2", model_type="sact", **options):
@@ -111,3 +112,32 @@ def test_a_truncated_checkpoint(saved):
         file.truncate(1000)
     with pytest.raises((FileNotFoundError, ValueError), match="model.ckpt-7"):
         sact_tf.load_slim_checkpoint(cifar(), path)
+
+
+def test_the_newest_complete_checkpoint_is_taken(tmp_path):
+    model = sact_tf.cifar_resnet("1", base_channels=2)
+    values = {n: v.numpy() for n, v in sact_tf.slim_variables(model).items()}
+    for step in (1, 2, 3):
+        write_tensors(str(tmp_path / f"model.ckpt-{step}"), values, step, keep=5)
+    assert sact_tf.newest_checkpoint(tmp_path).endswith("model.ckpt-3")
+    (tmp_path / "model.ckpt-3.data-00000-of-00001").unlink()
+    data = tmp_path / "model.ckpt-2.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:-40])
+    with pytest.warns(UserWarning, match="passing over model.ckpt-3, model.ckpt-2"):
+        assert sact_tf.newest_checkpoint(tmp_path).endswith("model.ckpt-1")
+    assert sact_tf.checkpoint_step(tmp_path) == 1
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "mod')  # cut off, too
+    assert sact_tf.newest_checkpoint(tmp_path).endswith("model.ckpt-1")
+    (tmp_path / "model.ckpt-1.index").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint.*ckpt-1"):
+        sact_tf.newest_checkpoint(tmp_path)
+
+
+def test_only_so_many_checkpoints_are_kept(tmp_path):
+    for step in range(8):
+        write_tensors(str(tmp_path / f"model.ckpt-{step}"), {"x": step}, step, keep=5)
+    steps = {int(path.stem.rpartition("-")[2]) for path in tmp_path.glob("*.index")}
+    assert steps == {3, 4, 5, 6, 7}
+    state = tf.train.get_checkpoint_state(tmp_path)
+    assert len(state.all_model_checkpoint_paths) == 5
+    assert state.model_checkpoint_path == str(tmp_path / "model.ckpt-7")

@@ -1,5 +1,7 @@
 """Data sources on good and on broken input."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -131,6 +133,22 @@ def test_training_batches_repeat_by_seed(tiny_examples):
         return np.concatenate([labels for _, labels in batches]).tolist()
 
     assert labels(1) == labels(1) != labels(2)
+
+
+def test_batches_dealt_out_to_devices_are_those_of_one(tiny_examples):
+    whole = tiny_examples.training_batches(8, seed=1).take(3)
+    parts = tiny_examples.training_batches(4, seed=1).take(6).batch(2)
+    for (images, labels), (image_parts, label_parts) in zip(whole, parts):
+        np.testing.assert_array_equal(labels, tf.reshape(label_parts, [8]))
+        np.testing.assert_array_equal(images, tf.reshape(image_parts, images.shape))
+
+
+def test_shards_part_the_examples(tiny_examples):
+    numbered = dataclasses.replace(tiny_examples, labels=np.arange(20))
+    for part in range(2):
+        batches = numbered.training_batches(5, 0, shard=(2, part)).take(2)
+        labels = np.concatenate([labels for _, labels in batches])
+        np.testing.assert_array_equal(np.sort(labels), np.arange(part, 20, 2))
 
 
 @pytest.mark.parametrize("size", [16, 32, 65])

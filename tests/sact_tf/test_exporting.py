@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import custom_ops
 import sact_tf
-from sact_tf import visualization
+from sact_tf import exporting, visualization
 
 SERVE = """
 import sys
@@ -31,6 +31,51 @@ assert "sact_tf" not in sys.modules and "tf_keras" not in sys.modules
 assert ("custom_ops" in sys.modules) == (sys.argv[4] == "native")
 np.savez(sys.argv[3], **outputs)
 """
+
+
+def check_outputs(outputs, model, images):
+    """Checks that outputs of an exported network are those of the network."""
+    logits, end_points = model.with_end_points(images, training=False)
+    probabilities = tf.nn.softmax(logits)
+    expected = {
+        "logits": logits,
+        "probabilities": probabilities,
+        "top_probabilities": np.sort(probabilities)[:, :-6:-1],
+        "top_classes": np.argsort(probabilities)[:, :-6:-1],
+        "flops": end_points["flops"],
+    }
+    for block in model.block_scopes:
+        for key in ("ponder_cost", "num_units"):
+            if f"{block}/{key}" in end_points:
+                expected[f"{block}_{key}"] = end_points[f"{block}/{key}"]
+    if visualization.has_maps(end_points):
+        expected["ponder_cost_map"] = visualization.sact_map(end_points)
+    assert set(outputs) == set(expected)
+    for key, value in expected.items():
+        np.testing.assert_allclose(outputs[key], value, atol=1e-4)
+
+
+def halting_network(model_type, execution):
+    """Network whose units halt here and there, and its images of 40x24."""
+    model = sact_tf.cifar_resnet(
+        "2", model_type, 7, base_channels=4, execution=execution
+    )
+    rng = np.random.default_rng(0)
+    for block in model.blocks:
+        for head in getattr(block, "heads", ()):
+            for conv in head.submodules:
+                if hasattr(conv, "kernel"):
+                    conv.kernel.assign(rng.normal(0, 9, conv.kernel.shape))
+                    if conv.use_bias:
+                        conv.bias.assign([3.0])
+    images = rng.normal(size=[2, 40, 24, 3]).astype(np.float32)
+    _, end_points = model.with_end_points(images, training=False)
+    if model_type == "sact":
+        units = np.concatenate(
+            [np.ravel(end_points[f"{block}/num_units"]) for block in model.block_scopes]
+        )
+        assert set(units) == {1, 2}
+    return model, images
 
 
 @pytest.mark.parametrize(
@@ -62,28 +107,15 @@ def test_serves_in_another_process(tmp_path, model_type, execution, implementati
     subprocess.run(
         [sys.executable, "-c", SERVE, *paths, implementation], check=True, cwd=root
     )
-    outputs = np.load(paths[2])
+    loaded = np.load(paths[2])
     inputs["bytes"] = tf.image.per_image_standardization(pixels)
     for name, images in inputs.items():
-        logits, end_points = model.with_end_points(images, training=False)
-        probabilities = tf.nn.softmax(logits)
-        expected = {
-            "logits": logits,
-            "probabilities": probabilities,
-            "top_probabilities": np.sort(probabilities)[:, :-6:-1],
-            "top_classes": np.argsort(probabilities)[:, :-6:-1],
-            "flops": end_points["flops"],
+        outputs = {
+            key.removeprefix(f"{name}/"): loaded[key]
+            for key in loaded.files
+            if key.startswith(f"{name}/")
         }
-        for block in model.block_scopes:
-            for key in ("ponder_cost", "num_units"):
-                expected[f"{block}_{key}"] = end_points[f"{block}/{key}"]
-        if model_type == "sact":
-            expected["ponder_cost_map"] = visualization.sact_map(end_points)
-        assert {key for key in outputs.files if key.startswith(f"{name}/")} == {
-            f"{name}/{key}" for key in expected
-        }
-        for key, value in expected.items():
-            np.testing.assert_allclose(outputs[f"{name}/{key}"], value, atol=1e-4)
+        check_outputs(outputs, model, images)
 
 
 def test_imagenet_bytes(tmp_path):
@@ -107,3 +139,26 @@ def test_an_execution_the_network_cannot_have(tmp_path):
     model = sact_tf.cifar_resnet("1", "act", base_channels=2)
     with pytest.raises(ValueError, match="execution must be one of"):
         model.export_saved_model(tmp_path, execution="tiled")
+
+
+@pytest.mark.parametrize("model_type", ["act_early_stopping", "sact"])
+def test_tensorflow_lite(tmp_path, model_type):
+    model, images = halting_network(model_type, "masked")
+    path = exporting.export_tflite(model, tmp_path / "model.tflite", (40, 24), 2)
+    runner = tf.lite.Interpreter(path).get_signature_runner()
+    check_outputs(runner(images=images), model, images)
+
+
+@pytest.mark.parametrize(
+    "model_type, execution",
+    [("act_early_stopping", "masked"), ("sact", "masked"), ("sact", "perforated")],
+)
+def test_onnx(tmp_path, model_type, execution):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, images = halting_network(model_type, execution)
+    path = exporting.export_onnx(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    for part in (images, images[:1, :31, :23]):
+        outputs = dict(zip(names, session.run(None, {"images": part})))
+        check_outputs(outputs, model, part)

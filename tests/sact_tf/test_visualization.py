@@ -44,3 +44,48 @@ def test_figure_can_be_saved(count, tmp_path):
     figure = visualization.ponder_figure(images, maps, ["x"] * count)
     figure.savefig(tmp_path / "figure.png")
     assert tf.io.decode_png((tmp_path / "figure.png").read_bytes()).shape[-1] == 4
+
+
+def test_grid_is_sorted_by_mean_ponder_cost():
+    rng = np.random.default_rng(0)
+    maps = rng.uniform(1, 5, [40, 4, 6, 1]) * rng.uniform(1, 3, [40, 1, 1, 1])
+    images = np.broadcast_to(np.arange(40)[:, None, None, None] / 40, [40, 4, 6, 3])
+    figure = visualization.sorted_grid(images, maps, rows=2, columns=5)
+    drawn = [axis for axis in figure.axes if axis.get_title()]
+    titles = [float(axis.get_title()) for axis in drawn]
+    assert len(titles) == 10 and titles == sorted(titles)
+    means = maps.mean((1, 2, 3))
+    assert titles[0] == pytest.approx(means.min(), abs=0.01)
+    assert titles[-1] == pytest.approx(means.max(), abs=0.01)
+    for axis, title in zip(drawn, titles):  # each image with its own number
+        k = round(40 * float(axis.images[0].get_array()[0, 0, 0]))
+        assert means[k] == pytest.approx(title, abs=0.01)
+
+
+def test_side_by_side_shows_image_and_map():
+    values = np.arange(24.0).reshape(4, 6)
+    figure = visualization.side_by_side(np.zeros([4, 6, 3], np.float32), values)
+    assert [axis.get_title() for axis in figure.axes[:3]] == [
+        "image",
+        "ponder cost",
+        "both",
+    ]
+    np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), values)
+
+
+def test_tradeoff_lines_go_from_few_to_many_operations():
+    def evaluation(accuracy, flops):
+        return {
+            "eval/Accuracy": accuracy,
+            "Total Flops/mean": flops,
+            "Total Flops/std": 1.0,
+        }
+
+    figure = visualization.tradeoff_figure(
+        {"a": [evaluation(0.6, 30.0), evaluation(0.5, 20.0)], "b": [evaluation(0.7, 9)]}
+    )
+    axis = figure.axes[0]
+    lines = [line for line in axis.lines if len(line.get_xdata()) == 2]
+    np.testing.assert_array_equal(lines[0].get_xdata(), [20.0, 30.0])
+    np.testing.assert_allclose(lines[0].get_ydata(), [50.0, 60.0])
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]

@@ -1,0 +1,145 @@
+"""Training by real processes on this machine, some of which are killed."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+import sact_tf
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+_PATIENCE = 600  # seconds
+
+
+def free_addresses(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("localhost", 0))
+        return [f"localhost:{each.getsockname()[1]}" for each in sockets]
+
+
+class Cluster:
+    """Tasks that run the CIFAR program on loopback ports, each with a log file."""
+
+    def __init__(self, cluster, directory, *arguments):
+        self.cluster = cluster
+        self.directory = directory
+        self.log_dir = directory / "log"
+        self.arguments = [f"--train_log_dir={self.log_dir}", *arguments]
+        self.tasks = {}
+
+    def start(self, job, index, *arguments):
+        task = {"type": job, "index": index}
+        config = json.dumps({"cluster": self.cluster, "task": task})
+        with open(self.directory / f"{job}{index}.txt", "a") as log:
+            self.tasks[job, index] = subprocess.Popen(
+                [sys.executable, "-m", "experiments.cifar_main"]
+                + [*self.arguments, *arguments],
+                cwd=ROOT,
+                env={**os.environ, "TF_CONFIG": config, "TF_CPP_MIN_LOG_LEVEL": "3"},
+                stdout=log,
+                stderr=log,
+            )
+
+    def output(self, job, index):
+        return (self.directory / f"{job}{index}.txt").read_text()
+
+    def step(self):
+        with contextlib.suppress(FileNotFoundError):
+            return sact_tf.checkpoint_step(self.log_dir)
+        return 0
+
+    def wait(self, condition, watched):
+        """Waits until something holds, as long as a task runs."""
+        deadline = time.monotonic() + _PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline
+            assert self.tasks[watched].poll() is None, self.output(*watched)
+            time.sleep(0.2)
+
+    def kill(self, job, index):
+        self.tasks[job, index].send_signal(signal.SIGKILL)
+        self.tasks[job, index].wait()
+
+    def stop(self):
+        for task in self.tasks.values():
+            task.kill()
+            task.wait()
+
+
+@pytest.fixture
+def make_cluster(write_cifar, tmp_path):
+    """Returns a function that makes clusters, whose tasks end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(cluster, *arguments):
+            made = Cluster(
+                cluster,
+                tmp_path,
+                f"--dataset_dir={write_cifar()}",
+                "--model=1_2_1",
+                "--model_type=sact",
+                "--tau=0.01",
+                "--batch_size=8",
+                "--save_interval_secs=0",
+                "--save_summaries_secs=1000",
+                *arguments,
+            )
+            stack.callback(made.stop)
+            return made
+
+        yield make
+
+
+def test_parameter_server_survives_lost_workers_and_coordinators(make_cluster):
+    chief, *workers, server = free_addresses(4)
+    cluster = make_cluster(
+        {"chief": [chief], "worker": workers, "ps": [server]},
+        "--distribution_strategy=parameter_server",
+    )
+    for job, index in (("ps", 0), ("worker", 0), ("worker", 1)):
+        cluster.start(job, index, "--max_number_of_steps=100000")
+    cluster.start("chief", 0, "--max_number_of_steps=100000")
+    cluster.wait(lambda: cluster.step() > 0, ("chief", 0))
+
+    cluster.kill("worker", 1)
+    step = cluster.step()
+    cluster.wait(lambda: cluster.step() > step, ("chief", 0))  # by the other worker
+    cluster.start("worker", 1)
+    recovered = re.compile("task:1 has been recovered")
+    cluster.wait(lambda: recovered.search(cluster.output("chief", 0)), ("chief", 0))
+
+    cluster.kill("chief", 0)
+    step = cluster.step()
+    cluster.start("chief", 0, f"--max_number_of_steps={step + 60}")
+    assert cluster.tasks["chief", 0].wait(_PATIENCE) == 0, cluster.output("chief", 0)
+    assert f"at step {step}\n" in cluster.output("chief", 0)
+    assert cluster.step() >= step + 60
+
+
+@pytest.mark.long
+def test_mirrored_workers_go_on_when_all_are_started_again(make_cluster):
+    cluster = make_cluster(
+        {"worker": free_addresses(2)}, "--distribution_strategy=multi_worker_mirrored"
+    )
+    for index in range(2):
+        cluster.start("worker", index, "--max_number_of_steps=100000")
+    cluster.wait(lambda: cluster.step() > 0, ("worker", 0))
+    cluster.kill("worker", 1)
+    assert cluster.tasks["worker", 0].wait(_PATIENCE) != 0
+    assert "another process of this" in cluster.output("worker", 0)
+    step = cluster.step()
+    for index in range(2):
+        cluster.start("worker", index, f"--max_number_of_steps={step + 3}")
+    for index in range(2):
+        assert cluster.tasks["worker", index].wait(_PATIENCE) == 0
+    assert f"at step {step}\n" in cluster.output("worker", 0)
+    assert cluster.step() == step + 3

@@ -1,0 +1,48 @@
+"""The program that writes TensorFlow Lite and ONNX files."""
+
+import pytest
+import tensorflow as tf
+from absl.testing import flagsaver
+
+import sact_tf
+
+
+@pytest.fixture
+def run(program, tmp_path):
+    model = sact_tf.cifar_resnet("1", "sact", 3, base_channels=2)
+    checkpoint = sact_tf.save_slim_checkpoint(model, str(tmp_path / "model.ckpt"))
+
+    def run(output_file, **values):
+        options = dict(
+            network="cifar",
+            model="1",
+            model_type="sact",
+            num_classes=3,
+            base_channels=2,
+            checkpoint_dir=checkpoint,
+            output_file=str(output_file),
+        )
+        with flagsaver.flagsaver(**{**options, **values}):
+            program.main()
+
+    return run
+
+
+def test_writes_both_kinds(run, tmp_path, capsys):
+    run(tmp_path / "out" / "net.tflite", image_size=40, batch_size=3)
+    interpreter = tf.lite.Interpreter(str(tmp_path / "out" / "net.tflite"))
+    (images,) = interpreter.get_input_details()
+    assert list(images["shape"]) == [3, 40, 40, 3]
+    pytest.importorskip("tf2onnx")
+    run(tmp_path / "net.onnx")
+    assert (tmp_path / "net.onnx").stat().st_size > 1000
+    assert "net.onnx, 0." in capsys.readouterr().out
+
+
+def test_errors_name_the_flag(run, tmp_path):
+    with pytest.raises(ValueError, match="--output_file=.*must end in .tflite or"):
+        run(tmp_path / "net.pb")
+    with pytest.raises(ValueError, match="--execution=perforated: must be masked"):
+        run(tmp_path / "net.tflite", execution="perforated")
+    with pytest.raises(FileNotFoundError, match="no readable .* /nowhere"):
+        run(tmp_path / "net.onnx", checkpoint_dir="/nowhere")
