@@ -5,7 +5,8 @@
         --base_channels=16 --image_size=300x400 --batch_size=2
 
 Inference: the ordinary detector, the SACT detector in perforated execution with halting
-imposed as in `experiments.benchmark`, and the feature extractors of both alone.
+imposed as in `experiments.benchmark`, and the feature extractors of both alone. Block 4
+runs all of its units.
 Training: a step, and forward and backward passes of its network alone: blocks 1 to 3 on
 the images, block 4 on as many regions as a step classifies. All sides run in one
 process, by turns, and are told apart by their medians.
@@ -77,6 +78,8 @@ def make_detector(model_type: str, execution: str = "masked") -> FasterRCNN:
         )
         blocks = model.feature_extractor.blocks
         benchmark_tools.impose_halting(blocks, means, FLAGS.pattern)
+        last = model.box_classifier.block  # where no tau makes it halt early
+        benchmark_tools.impose_halting([last], [len(last.units)], "full")
     return model
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import tensorflow as tf
 import tf_keras as keras
 from absl import app, flags
 
