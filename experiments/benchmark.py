@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import time
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +21,13 @@ from absl import flags
 
 import custom_ops
 from experiments import programs
+from experiments.benchmark_tools import (
+    impose_halting,
+    parse_numbers,
+    parse_sides,
+    ranks,
+    time_by_turns,
+)
 
 FLAGS = flags.FLAGS
 
@@ -63,100 +68,6 @@ flags.DEFINE_list("active", ["0.1", "0.25", "0.5", "0.75", "1"], "Active fractio
 flags.DEFINE_bool("json", False, "Print JSON lines, not a table.")
 
 
-def parse_sides(flag: str, text: str) -> tuple[int, int]:
-    """Reads "38x63"."""
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
-        raise ValueError(
-            f"--{flag}: expected two sizes >= 1 such as 38x63; got {text!r}"
-        )
-    return int(parts[0]), int(parts[1])
-
-
-def parse_numbers(flag: str, texts: list[str], low: float, high: float) -> list[float]:
-    """Reads numbers of an interval."""
-    try:
-        numbers = [float(text) for text in texts]
-    except ValueError:
-        numbers = []
-    if not numbers or not all(low <= number <= high for number in numbers):
-        raise ValueError(
-            f"--{flag}: expected numbers in [{low:g}, {high:g}], joined by commas; got "
-            f"{','.join(texts)!r}"
-        )
-    return numbers
-
-
-def ranks(height: int, width: int, pattern: str) -> np.ndarray:
-    """Orders positions: [height, width], ranks in [0, 1), small ones run longer."""
-    if pattern == "random":
-        field = np.random.default_rng(0).random([height, width])
-    else:  # an ellipse off the centre
-        y, x = np.mgrid[:height, :width]
-        field = ((y / height - 0.55) / 0.8) ** 2 + (x / width - 0.4) ** 2
-    order = np.argsort(field, axis=None, kind="stable")
-    result = np.empty(height * width)
-    result[order] = np.arange(height * width) / (height * width)
-    return result.reshape(height, width)
-
-
-def imposed_units(
-    height: int, width: int, num_units: int, mean: float, pattern: str
-) -> np.ndarray:
-    """Returns how many of a block's units every position runs, int [height, width].
-
-    Unit k of n runs at a share (1 - (k - 1) / n) ** g of the positions, with g such
-    that positions run `mean` units on average.
-    """
-    if pattern in ("full", "empty"):
-        return np.full([height, width], num_units if pattern == "full" else 1)
-    low, high = -12.0, 12.0  # logarithm of g
-    for _ in range(60):
-        middle = (low + high) / 2
-        shares = (1 - np.arange(num_units) / num_units) ** np.exp(middle)
-        low, high = (middle, high) if shares.sum() > mean else (low, middle)
-    shares[0] = 1.0
-    return (ranks(height, width, pattern)[..., None] < shares).sum(-1)
-
-
-def in_tiles(units: Callable, tile_size: int) -> Callable:
-    """Makes a function of an image size to units per position the same within tiles."""
-
-    def tiled(height, width):
-        tiles = units(-(-height // tile_size), -(-width // tile_size))
-        spread = tiles.repeat(tile_size, 0).repeat(tile_size, 1)
-        return spread[:height, :width]
-
-    return tiled
-
-
-class ImposedHead(keras.layers.Layer):
-    """Runs a halting head, and then halts where it is told to.
-
-    Args:
-        head: The head of unit `k` (from 1).
-        units: Function from an image size to how many units each position runs.
-    """
-
-    def __init__(self, head, k, units):
-        super().__init__(name=head.name)
-        self.head, self.k, self.units = head, k, units
-        self.flops = head.flops
-
-    def _impose(self, scores, x):
-        # Scores so small that they change nothing, but not so that the head is dropped.
-        halts = tf.constant(self.units(*x.shape[1:3]) <= self.k, tf.float32)
-        if scores.shape.rank == 1:
-            halts = halts[0, 0]
-        return tf.maximum(halts, 1e-6 * scores)
-
-    def call(self, x, active=None, training=None):
-        return self._impose(self.head(x, active=active, training=training), x)
-
-    def run_active(self, x, active, sums):
-        return self._impose(self.head.run_active(x, active, sums), x)
-
-
 def make_side(side: str):
     """Builds one side; returns a function that runs it, and one that counts FLOPs."""
     means = parse_numbers("units_per_block", FLAGS.units_per_block, 1, 1000)
@@ -178,22 +89,8 @@ def make_side(side: str):
             f"--units_per_block: at most {len(model.blocks)} numbers, one per block; "
             f"got {','.join(FLAGS.units_per_block)}"
         )
-    for block, mean in zip(model.blocks, means):
-        if not mean <= len(block.units):
-            raise ValueError(
-                f"--units_per_block: {block.name} has {len(block.units)} units; "
-                f"got {mean:g}"
-            )
-
-        num_units = len(block.units)
-
-        def units(h, w, num_units=num_units, mean=mean):
-            return imposed_units(h, w, num_units, mean, FLAGS.pattern)
-
-        if side == "tiled":
-            units = in_tiles(units, FLAGS.tile_size)
-        for k, head in enumerate(getattr(block, "heads", []), 1):
-            block.heads[k - 1] = ImposedHead(head, k, units)
+    tile_size = FLAGS.tile_size if side == "tiled" else 1
+    impose_halting(model.blocks, means, FLAGS.pattern, tile_size)
     images = tf.random.stateless_uniform([FLAGS.batch_size, height, width, 3], [1, 2])
     blocks = model.block_scopes[: len(means)]
     implementation = "tensorflow" if side == "twin" else "auto"
@@ -211,18 +108,6 @@ def make_side(side: str):
         return sum(end_points[f"{block}/flops"] for block in blocks)
 
     return lambda: network(images).numpy(), lambda: float(np.mean(count(images)))
-
-
-def time_by_turns(calls: dict, repetitions: int) -> dict[str, float]:
-    """Returns median seconds of each call; the first two rounds warm up."""
-    times = {name: [] for name in calls}
-    for repetition in range(repetitions + 2):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if repetition >= 2:
-                times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in times.items()}
 
 
 def _resident(key: str) -> float:

@@ -74,16 +74,7 @@ def draw(model, path: str, output_dir: str) -> str:
 def main() -> None:
     """Draws all files."""
     programs.require("checkpoint_dir", "images_pattern", "output_dir")
-    pattern = os.path.expanduser(FLAGS.images_pattern)
-    paths = sorted(tf.io.gfile.glob(pattern))
-    if not paths:
-        raise FileNotFoundError(f"--images_pattern={pattern}: matches no file")
-    names = [os.path.splitext(os.path.basename(path))[0] for path in paths]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"--images_pattern={pattern}: matches several files of the same name, "
-            f"such as {max(names, key=names.count)}"
-        )
+    paths = programs.named_files("images_pattern")
     output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
     model = sact_tf.imagenet_resnet(
         FLAGS.model,
@@ -103,8 +94,8 @@ def main() -> None:
             print(f"{path}: cannot be drawn ({reason})", file=sys.stderr, flush=True)
     if failed:
         raise ValueError(
-            f"--images_pattern={pattern}: {failed} of {len(paths)} files cannot be "
-            "drawn"
+            f"--images_pattern={FLAGS.images_pattern}: {failed} of {len(paths)} files "
+            "cannot be drawn"
         )
 
 

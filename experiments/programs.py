@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import tensorflow as tf
 import tf_keras as keras
 from absl import app, flags
 
@@ -140,6 +141,27 @@ def require(*names: str) -> None:
     for name in names:
         if not flags.FLAGS[name].value:
             raise ValueError(f"--{name}: must be given ({flags.FLAGS[name].help})")
+
+
+def named_files(flag: str) -> list[str]:
+    """Returns the files that a flag's pattern matches, sorted.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ValueError: Two have the same name but for the extension; what is written of
+            them would take that name.
+    """
+    pattern = os.path.expanduser(flags.FLAGS[flag].value)
+    paths = sorted(tf.io.gfile.glob(pattern))
+    if not paths:
+        raise FileNotFoundError(f"--{flag}={pattern}: matches no file")
+    names = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"--{flag}={pattern}: matches several files of the same name, such as "
+            f"{max(names, key=names.count)}"
+        )
+    return paths
 
 
 def make_directory(flag: str, path: str) -> str:

@@ -1,1 +1,1 @@
-"""Room of the Faster R-CNN with SACT features; empty as yet."""
+"""Faster R-CNN with spatially adaptive features, on data in the format of COCO."""

@@ -11,6 +11,11 @@ channels], for which it may use those of x (or None, where they are not known). 
 with `execution="perforated"` use it where there is one; those with `execution="tiled"`
 prefer `run_tiled(x, active, sums, tile_size)` where only some tiles are active.
 
+Images of several sizes share a batch by padding: `block(x, valid=mask)` tells which
+positions [batch, height, width] of x lie inside of their image. The others cost nothing
+and are not counted, and an image gets what it would get alone. This needs masked
+execution, and units that take `valid` in `call` and `flops`, as `BottleneckUnit` does.
+
 Every block returns its output, or with `return_end_points=True` the output and a
 dictionary:
 
@@ -45,15 +50,41 @@ gathers positions, `tiled` whole tiles, for blocks whose positions halt tile by 
 """
 
 
-def _run_unit(unit, x, training, active=None):
+def _run_unit(unit, x, training, active=None, valid=None):
     """Runs a unit with the arguments its `call` has, and freezes inactive positions."""
     accepted = inspect.signature(unit.call).parameters
     options = {"training": training} if "training" in accepted else {}
+    if valid is not None:
+        if "valid" not in accepted:
+            raise ValueError(
+                f"valid: unit {unit.name} does not take it, and so cannot tell padding "
+                "from the image"
+            )
+        options["valid"] = valid
     if active is None:
         return unit(x, **options)
     if "active" in accepted:
         return unit(x, active=active, **options)
     return tf.where(active[..., tf.newaxis], unit(x, **options), x)
+
+
+def _unit_flops(unit, x, **masks):
+    """Counts a unit's operations under those masks that are not None."""
+    return unit.flops(x, **{k: m for k, m in masks.items() if m is not None})
+
+
+def valid_after(layer: keras.layers.Layer, valid: tf.Tensor | None) -> tf.Tensor | None:
+    """Returns the mask of a layer's output inside of images, given its input's.
+
+    Args:
+        layer: A unit, with or without `strides`, or a list of them in `units`.
+        valid: Bool [batch, height, width], or None.
+    """
+    for unit in getattr(layer, "units", [layer]):
+        strides = getattr(unit, "strides", 1)
+        if valid is not None and strides > 1:
+            valid = valid[:, ::strides, ::strides]
+    return valid
 
 
 class PlainBlock(keras.layers.Layer):
@@ -105,21 +136,47 @@ class PlainBlock(keras.layers.Layer):
             input_shape = unit.compute_output_shape(input_shape)
         return input_shape
 
-    def call(self, x, training=None, return_end_points=False):
+    def call(self, x, training=None, return_end_points=False, valid=None):
         flops = []
         for unit in self.units:
             if return_end_points and hasattr(unit, "flops"):
-                flops.append(unit.flops(x))
-            if self._skips(training):
+                flops.append(_unit_flops(unit, x, valid=valid))
+            if self._skips(training, valid):
                 x, _ = self._run_active(unit, x, None, None)
             else:
-                x = _run_unit(unit, x, training)
+                x = _run_unit(unit, x, training, valid=valid)
+            valid = valid_after(unit, valid)
         if not return_end_points:
             return x
         return x, self._flops_end_point(flops)
 
-    def _skips(self, training):
-        return self.execution != "masked" and not training
+    def dense_flops(self, x: tf.Tensor, valid: tf.Tensor | None = None) -> tf.Tensor:
+        """Counts what all units take at all positions, without halting scores.
+
+        Args:
+            x: [batch, height, width, channels]; only its shape counts, and only without
+                `valid`.
+            valid: As in a call.
+
+        Returns:
+            int64 [batch], the operations of a `PlainBlock` of these units.
+        """
+        total = 0
+        for unit in self.units:
+            total += _unit_flops(unit, x, valid=valid)
+            strides = getattr(unit, "strides", 1)
+            if strides > 1:
+                x = x[:, ::strides, ::strides]
+            valid = valid_after(unit, valid)
+        return total
+
+    def _skips(self, training, valid=None):
+        skips = self.execution != "masked" and not training
+        if skips and valid is not None:
+            raise ValueError(
+                f"valid: needs execution='masked'; {self.name} has {self.execution!r}"
+            )
+        return skips
 
     def _run_active(self, unit, x, active, sums):
         """Runs a unit in inference where active (None: everywhere).
@@ -232,8 +289,9 @@ class _AdaptiveBlock(PlainBlock):
         scores: list[tf.Tensor],
         flops: list[tf.Tensor],
         return_end_points: bool,
+        valid: tf.Tensor | None = None,
     ):
-        self.add_loss(self.tau * tf.reduce_mean(state.ponder_cost))
+        self.add_loss(self.tau * self._mean_ponder_cost(state.ponder_cost, valid))
         if not return_end_points:
             return output
         end_points = {
@@ -246,14 +304,25 @@ class _AdaptiveBlock(PlainBlock):
             end_points[f"unit_{k}/halting_proba"] = score[..., tf.newaxis]
         return output, end_points
 
-    def _step_flops(self, k, x, unit_input, active=None):
+    def _score(self, k, x, training, valid, **options):
+        """Runs the head of unit k (from 0)."""
+        if valid is not None:
+            options["valid"] = valid
+        return self.heads[k](x, training=training, **options)
+
+    def _mean_ponder_cost(self, ponder_cost, valid):
+        """Averages over images and, within each, its positions."""
+        return tf.reduce_mean(ponder_cost)
+
+    def _step_flops(self, k, x, unit_input, active=None, valid=None):
         """Operations of unit k (from 0) and its head, as [] or [int64 [batch]]."""
         unit = self.units[k]
         if not hasattr(unit, "flops"):
             return []
-        flops = unit.flops(unit_input, **({} if active is None else {"active": active}))
+        flops = _unit_flops(unit, unit_input, active=active, valid=valid)
         if k < len(self.heads):
-            flops += self.heads[k].flops(x, active=active)
+            valid = valid_after(unit, valid)
+            flops += _unit_flops(self.heads[k], x, active=active, valid=valid)
         return [flops]
 
 
@@ -296,8 +365,8 @@ class ACTBlock(_AdaptiveBlock):
         )
         self.early_stopping = early_stopping
 
-    def call(self, x, training=None, return_end_points=False):
-        if self._skips(training):
+    def call(self, x, training=None, return_end_points=False, valid=None):
+        if self._skips(training, valid):
             return self._call_perforated(x, return_end_points)
         state = initial_halting_state(tf.shape(x)[:1])
         output = None
@@ -305,8 +374,8 @@ class ACTBlock(_AdaptiveBlock):
         for k in range(len(self.units)):
             active = state.active
 
-            def step(k=k, x=x, state=state, output=output):
-                return self._step(k, x, state, output, training)
+            def step(k=k, x=x, state=state, output=output, valid=valid):
+                return self._step(k, x, state, output, training, valid)
 
             def skip(x=x, state=state, output=output):
                 zeros = tf.zeros(tf.shape(x)[:1])
@@ -323,23 +392,25 @@ class ACTBlock(_AdaptiveBlock):
             if k < len(self.heads):
                 scores.append(score)
             if return_end_points:
-                flops += self._active_flops(k, x, unit_input, active)
+                flops += self._active_flops(k, x, unit_input, active, valid)
+            valid = valid_after(self.units[k], valid)
         return self._finish(output, state, weights, scores, flops, return_end_points)
 
-    def _step(self, k, x, state, output, training):
-        x = _run_unit(self.units[k], x, training)
+    def _step(self, k, x, state, output, training, valid):
+        x = _run_unit(self.units[k], x, training, valid=valid)
         is_last = k == len(self.heads)
         score = tf.ones(tf.shape(x)[:1])
         if not is_last:
-            score = self.heads[k](x, training=training)
+            valid = valid_after(self.units[k], valid)
+            score = self._score(k, x, training, valid)
         weight, state = halting_step(state, score, is_last, self.epsilon)
         term = tf.cast(weight, x.dtype)[:, tf.newaxis, tf.newaxis, tf.newaxis] * x
         return x, term if output is None else output + term, state, weight, score
 
-    def _active_flops(self, k, x, unit_input, active):
+    def _active_flops(self, k, x, unit_input, active, valid=None):
         return [
             count * tf.cast(active, tf.int64)
-            for count in self._step_flops(k, x, unit_input)
+            for count in self._step_flops(k, x, unit_input, valid=valid)
         ]
 
     def _shape(self, x):
@@ -400,30 +471,39 @@ class SACTBlock(_AdaptiveBlock):
         for head in self.heads:
             head.tile_size = self.tile_size
 
-    def call(self, x, training=None, return_end_points=False):
-        if self._skips(training):
+    def call(self, x, training=None, return_end_points=False, valid=None):
+        if self._skips(training, valid):
             return self._call_perforated(x, return_end_points)
         active = None  # every position computes the first unit
         output = None
         weights, scores, flops = [], [], []
         for k, unit in enumerate(self.units):
             unit_input = x
-            x = _run_unit(unit, x, training, active)
+            x = _run_unit(unit, x, training, active, valid)
             if return_end_points:
-                flops += self._step_flops(k, x, unit_input, active)
+                flops += self._step_flops(k, x, unit_input, active, valid)
+            valid = valid_after(unit, valid)
             is_last = k == len(self.heads)
             score = None
             if not is_last:
-                score = self.heads[k](x, active=active, training=training)
+                score = self._score(k, x, training, valid, active=active)
                 scores.append(score)
             if active is None:
-                state = initial_halting_state(tf.shape(x)[:3])
+                state = initial_halting_state(tf.shape(x)[:3], valid)
             weight, state = halting_step(state, score, is_last, self.epsilon)
             weights.append(weight)
             term = tf.cast(weight, x.dtype)[..., tf.newaxis] * x
             output = term if output is None else output + term
             active = state.active
-        return self._finish(output, state, weights, scores, flops, return_end_points)
+        return self._finish(
+            output, state, weights, scores, flops, return_end_points, valid
+        )
+
+    def _mean_ponder_cost(self, ponder_cost, valid):
+        if valid is None:
+            return tf.reduce_mean(ponder_cost)
+        counts = tf.reduce_sum(tf.cast(valid, tf.float32), [1, 2])
+        return tf.reduce_mean(tf.reduce_sum(ponder_cost, [1, 2]) / counts)
 
     def _active_flops(self, k, x, unit_input, active):
         return self._step_flops(k, x, unit_input, active if k else None)

@@ -74,7 +74,7 @@ def _collect(layer, scope, variables):
             variables[f"{scope}/biases"] = layer.bias
     else:
         for name, child in layer.slim_scopes.items():
-            _collect(child, f"{scope}/{name}", variables)
+            _collect(child, f"{scope}/{name}" if scope else name, variables)
 
 
 def newest_checkpoint(directory: str) -> str | None:

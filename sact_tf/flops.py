@@ -26,8 +26,15 @@ def num_positions(x: tf.Tensor, strides: int = 1) -> tf.Tensor:
     return tf.fill([batch], height * width)
 
 
-def num_active(active: tf.Tensor) -> tf.Tensor:
-    """Counts the True positions of a mask [batch, height, width]; int64 [batch]."""
+def num_active(active: tf.Tensor, valid: tf.Tensor | None = None) -> tf.Tensor:
+    """Counts the True positions of a mask [batch, height, width]; int64 [batch].
+
+    Args:
+        active: Bool [batch, height, width].
+        valid: Mask of the same shape of the positions that count at all; None: all.
+    """
+    if valid is not None:
+        active = active & valid
     return tf.reduce_sum(tf.cast(active, tf.int64), [1, 2])
 
 

@@ -42,18 +42,25 @@ class HaltingState(NamedTuple):
         return tf.cast(self.num_units, tf.float32) + self.remainder
 
 
-def initial_halting_state(shape: Sequence[int] | tf.Tensor) -> HaltingState:
+def initial_halting_state(
+    shape: Sequence[int] | tf.Tensor, valid: tf.Tensor | None = None
+) -> HaltingState:
     """Returns the state before the first unit: everything active, nothing spent.
 
     Args:
         shape: The shape S, a list of ints or an int tensor.
+        valid: Bool of shape S; where it is False, nothing ever runs and the ponder cost
+            stays zero. None: it is True everywhere.
     """
-    return HaltingState(
+    state = HaltingState(
         cumulative=tf.zeros(shape),
         remainder=tf.ones(shape),
         num_units=tf.zeros(shape, tf.int32),
         active=tf.ones(shape, tf.bool),
     )
+    if valid is None:
+        return state
+    return state._replace(remainder=tf.cast(valid, tf.float32), active=valid)
 
 
 def halting_step(

@@ -9,7 +9,13 @@ import tf_keras as keras
 
 import custom_ops
 from sact_tf import flops
-from sact_tf.layers import BatchNorm, conv2d, global_average, slope_of
+from sact_tf.layers import (
+    BatchNorm,
+    conv2d,
+    global_average,
+    slope_of,
+    zero_outside,
+)
 
 HALTING_BIAS = -3.0
 """Initial bias of every head: scores start small, so most units run."""
@@ -108,9 +114,18 @@ class ImageHaltingScore(keras.layers.Layer):
         self.global_conv.build(pooled)
         super().build(input_shape)
 
-    def call(self, x, active=None, training=None):
-        """Maps [batch, height, width, channels] to float32 scores [batch]."""
-        return self._score(self.global_bn(global_average(x), training=training))
+    def call(self, x, active=None, training=None, valid=None):
+        """Maps [batch, height, width, channels] to float32 scores [batch].
+
+        Args:
+            x: Output of a unit.
+            active: Not used.
+            training: As in every layer.
+            valid: Bool [batch, height, width], positions inside of the image; None:
+                all.
+        """
+        pooled = global_average(x, valid)
+        return self._score(self.global_bn(pooled, training=training))
 
     def run_active(self, x: tf.Tensor, active: tf.Tensor, sums: tf.Tensor) -> tf.Tensor:
         """Returns the scores in inference of active images [batch], zero elsewhere.
@@ -127,7 +142,12 @@ class ImageHaltingScore(keras.layers.Layer):
         logits = _pointwise(self.global_conv, pooled)
         return tf.sigmoid(tf.cast(logits[:, 0, 0, 0], tf.float32))
 
-    def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:
+    def flops(
+        self,
+        x: tf.Tensor,
+        active: tf.Tensor | None = None,
+        valid: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Operations per image on inputs shaped like x; int64 [batch]."""
         return flops.conv2d_flops(self.global_conv, tf.ones([tf.shape(x)[0]], tf.int64))
 
@@ -181,13 +201,15 @@ class SpatialHaltingScore(keras.layers.Layer):
         self.global_conv.build(pooled)
         super().build(input_shape)
 
-    def call(self, x, active=None, training=None):
+    def call(self, x, active=None, training=None, valid=None):
         """Maps [batch, height, width, channels] to float32 [batch, height, width].
 
-        The pooled features average over all positions, frozen ones too.
+        The pooled features average over all positions, frozen ones too, that lie
+        inside of the image: those where `valid` [batch, height, width] is True or None.
         """
-        local = _to_one_channel(self.local_conv, self.local_bn(x, training=training))
-        pooled = self.global_bn(global_average(x), training=training)
+        normalized = zero_outside(self.local_bn(x, training=training), valid)
+        local = _to_one_channel(self.local_conv, normalized)
+        pooled = self.global_bn(global_average(x, valid), training=training)
         return self._score(local, pooled)
 
     def run_active(self, x: tf.Tensor, active: tf.Tensor, sums: tf.Tensor) -> tf.Tensor:
@@ -219,12 +241,19 @@ class SpatialHaltingScore(keras.layers.Layer):
         scores = tf.sigmoid(tf.cast(logits[..., 0], tf.float32))
         return scores if self.tile_size == 1 else share_in_tiles(scores, self.tile_size)
 
-    def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:
+    def flops(
+        self,
+        x: tf.Tensor,
+        active: tf.Tensor | None = None,
+        valid: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Operations per image at the active positions of x; int64 [batch].
 
         The global convolution is counted even where everything has halted, as in the
         original.
         """
+        if active is None:
+            active = valid
         positions = (
             flops.num_positions(x) if active is None else flops.num_active(active)
         )

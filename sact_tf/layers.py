@@ -62,15 +62,32 @@ def conv2d(
     )
 
 
-def global_average(x: tf.Tensor) -> tf.Tensor:
+def zero_outside(x: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
+    """Sets x [batch, height, width, channels] to zero where `valid` is False.
+
+    Args:
+        x: Features of padded images.
+        valid: Bool [batch, height, width], True inside of the images; None: everywhere.
+    """
+    return x if valid is None else x * tf.cast(valid, x.dtype)[..., tf.newaxis]
+
+
+def global_average(x: tf.Tensor, valid: tf.Tensor | None = None) -> tf.Tensor:
     """Averages [batch, height, width, channels] to [batch, 1, 1, channels].
 
     Divides after the sum, which spares the gradient a pass over all positions. Half
     precisions are summed in float32.
+
+    Args:
+        x: Features.
+        valid: Bool [batch, height, width], positions to average over; None: all.
     """
     dtype = tf.float64 if x.dtype == tf.float64 else tf.float32
-    count = tf.cast(tf.reduce_prod(tf.shape(x)[1:3]), dtype)
-    total = tf.reduce_sum(tf.cast(x, dtype), [1, 2], keepdims=True)
+    total = tf.reduce_sum(tf.cast(zero_outside(x, valid), dtype), [1, 2], keepdims=True)
+    if valid is None:
+        count = tf.cast(tf.reduce_prod(tf.shape(x)[1:3]), dtype)
+    else:
+        count = tf.reduce_sum(tf.cast(valid, dtype), [1, 2])[:, None, None, None]
     return tf.cast(total / count, x.dtype)
 
 

@@ -3,6 +3,10 @@
 A unit maps x to shortcut + mask * residual. It takes an optional bool mask `active`
 [batch, height, width] of its output: where it is False the position is frozen and keeps
 its value (section 3.2). Only units that keep shape may be given one.
+
+Bottleneck units also take a bool mask `valid` [batch, height, width] of their input,
+False in the padding of images of several sizes in one batch: there, convolutions read
+zeros, as beyond the border of an image alone, and nothing is counted.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import tf_keras as keras
 
 import custom_ops
 from sact_tf import flops
-from sact_tf.layers import BatchNorm, conv2d, slope_of
+from sact_tf.layers import BatchNorm, conv2d, slope_of, zero_outside
 
 
 def _add_residual(shortcut, residual, active):
@@ -118,7 +122,7 @@ class BottleneckUnit(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return _downsampled(input_shape, self.strides, self.channels)
 
-    def call(self, x, active=None, training=None):
+    def call(self, x, active=None, training=None, valid=None):
         preact = self.preact(x, training=training)
         if self.shortcut is not None:
             shortcut = self.shortcut(preact)
@@ -127,6 +131,7 @@ class BottleneckUnit(keras.layers.Layer):
         else:
             shortcut = x
         residual = self.conv1_bn(self.conv1(preact), training=training)
+        residual = zero_outside(residual, valid)
         if self.strides > 1:  # independent of the parity of the image size
             residual = tf.pad(residual, [[0, 0], [1, 1], [1, 1], [0, 0]])
         residual = self.conv2_bn(self.conv2(residual), training=training)
@@ -190,18 +195,26 @@ class BottleneckUnit(keras.layers.Layer):
         x, residual_sums = custom_ops.add_on_tiles(x, active, tile_size, 1, residual)
         return x, sums + residual_sums
 
-    def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor:
+    def flops(
+        self,
+        x: tf.Tensor,
+        active: tf.Tensor | None = None,
+        valid: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Operations per image on inputs shaped like x; int64 [batch].
 
         Under a mask the first convolution is counted on the mask dilated by 3x3, the
         others on the mask itself.
         """
-        if active is None:
+        if active is not None:
+            first = flops.num_active(flops.dilate(active), valid)
+            others = flops.num_active(active)
+        elif valid is not None:
+            first = flops.num_active(valid)
+            others = flops.num_active(valid[:, :: self.strides, :: self.strides])
+        else:
             first = flops.num_positions(x)
             others = flops.num_positions(x, self.strides)
-        else:
-            first = flops.num_active(flops.dilate(active))
-            others = flops.num_active(active)
         total = flops.conv2d_flops(self.conv1, first)
         for conv in (self.conv2, self.conv3, self.shortcut):
             if conv is not None:

@@ -7,7 +7,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -464,6 +464,67 @@ def train(
         ValueError: There are fewer examples than `batch_size`, or it cannot be divided
             by the number of replicas.
     """
+    if learning_rate is None:
+        learning_rate = cifar_learning_rate(max_number_of_steps)
+    with model.distribute_strategy.scope():
+        model.compile(
+            Momentum(learning_rate, momentum=momentum),
+            CrossEntropy(label_smoothing),
+            metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
+            jit_compile=jit_compile,
+        )
+
+    def summaries(state):
+        probe = next(iter(examples.evaluation_batches(32)))
+        return _Summaries(state, log_dir, probe, save_summaries_secs)
+
+    return fit(
+        model,
+        examples,
+        log_dir,
+        max_number_of_steps,
+        batch_size,
+        summaries,
+        save_interval_secs,
+        seed,
+        data_service,
+        verbose,
+    )
+
+
+def fit(
+    model: keras.Model,
+    examples,
+    log_dir: str,
+    max_number_of_steps: int | None,
+    batch_size: int,
+    make_summaries: Callable[[TrainingState], keras.callbacks.Callback],
+    save_interval_secs: float = 60,
+    seed: int | None = None,
+    data_service: str | None = None,
+    verbose: int | str = "auto",
+) -> str:
+    """Fits a model in a way that can be stopped and resumed at any moment.
+
+    Args:
+        model: Compiled with a `Momentum` optimizer; `slim_variables` must know it.
+        examples: What gives `num_examples`, `training_batches` and `explained_errors`
+            as `Examples` does.
+        log_dir: Where checkpoints are written, and read when a run goes on.
+        max_number_of_steps: As in `train`, and so are all others.
+        batch_size: Images per step, of all replicas together.
+        make_summaries: Makes the callback that writes summaries after steps.
+        save_interval_secs: Seconds between checkpoints.
+        seed: Of shuffling and augmentation.
+        data_service: Address of a tf.data service.
+        verbose: As in `keras.Model.fit`.
+
+    Returns:
+        Prefix of the last checkpoint.
+
+    Raises:
+        ValueError, TrainingError, DataError, FileNotFoundError: As `train`.
+    """
     strategy = model.distribute_strategy
     if examples.num_examples < batch_size:
         raise ValueError(
@@ -475,27 +536,18 @@ def train(
             f"batch_size {batch_size} must be a multiple of the "
             f"{strategy.num_replicas_in_sync} replicas that share it"
         )
-    if learning_rate is None:
-        learning_rate = cifar_learning_rate(max_number_of_steps)
     with strategy.scope():
-        model.compile(
-            Momentum(learning_rate, momentum=momentum),
-            CrossEntropy(label_smoothing),
-            metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
-            jit_compile=jit_compile,
-        )
         state = TrainingState(model, log_dir)
     # Replicas report the same metrics, which Keras would add up.
     model.distribute_reduction_method = "first"
     if state.restore():
         print(f"Continuing from {state.latest} at step {state.step}", flush=True)
     with examples.explained_errors(), _explained_loss_of_peers(strategy, state):
-        probe = next(iter(examples.evaluation_batches(32)))
         batches = _input(strategy, examples, batch_size, seed, data_service)
         callbacks = _callbacks(
             strategy,
             _Checkpoints(state, max_number_of_steps, save_interval_secs),
-            _Summaries(state, log_dir, probe, save_summaries_secs),
+            make_summaries(state),
         )
         while not _is_done(state, max_number_of_steps):
             epochs = _epochs(

@@ -8,7 +8,7 @@ little of the image, it shows what spatially adaptive computation is for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -104,30 +104,68 @@ def load(
 
 def _render(size, rng):
     """Draws one image; returns it, its label and the object's box."""
-    rows, columns = np.mgrid[:size, :size].astype(np.float32)
-    image = _background(size, rng, rows, columns)
+    image = background(size, rng)
     label = int(rng.integers(len(_CLASSES)))
     radius = size * rng.uniform(0.11, 0.16)
-    row, column = rng.uniform(radius + 1, size - radius - 1, 2)
+    centre = rng.uniform(radius + 1, size - radius - 1, 2)
+    image, box = draw_object(image, label, radius, centre, rng)
+    return to_pixels(image, rng), label, box
+
+
+def draw_object(
+    image: np.ndarray,
+    label: int,
+    radius: float,
+    centre: Sequence[float],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, list[int]]:
+    """Draws an object, turned and coloured at random.
+
+    Args:
+        image: Float [height, width, 3] in [0, 1].
+        label: Index of its class in `CLASS_NAMES`.
+        radius: In pixels.
+        centre: Row and column of its centre.
+        rng: Of angle and colour.
+
+    Returns:
+        The image with the object, and its box: top, left, bottom, right in pixels,
+        bottom and right exclusive.
+    """
+    height, width = image.shape[:2]
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
-    y, x = (rows - row) / radius, (columns - column) / radius
+    y, x = (rows - centre[0]) / radius, (columns - centre[1]) / radius
     turned = (
         np.cos(angle) * x - np.sin(angle) * y,
         np.sin(angle) * x + np.cos(angle) * y,
     )
-    distance = next(f for k, f in enumerate(_CLASSES.values()) if k == label)(*turned)
+    distance = _CLASSES[CLASS_NAMES[label]](*turned)
     coverage = np.clip(0.5 - distance * radius, 0, 1)[..., np.newaxis]
     colour = rng.uniform(0.0, 0.25, 3)
     colour[rng.permutation(3)[: rng.integers(1, 3)]] = rng.uniform(0.85, 1.0)
-    image = image * (1 - coverage) + colour * coverage
-    image = image + rng.normal(0, 0.02, image.shape)
     inside = np.argwhere(coverage[..., 0] > 0.5)
     box = [*inside.min(0), *(inside.max(0) + 1)]
-    return np.clip(image * 255, 0, 255).astype(np.uint8), label, box
+    return image * (1 - coverage) + colour * coverage, box
 
 
-def _background(size, rng, rows, columns):
-    """Dull blotches of two scales, crossed by dull strokes."""
+def to_pixels(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Adds noise to a float image in [0, 1]; returns it as uint8."""
+    image = image + rng.normal(0, 0.02, image.shape)
+    return np.clip(image * 255, 0, 255).astype(np.uint8)
+
+
+def background(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws dull blotches of two scales, crossed by dull strokes.
+
+    Args:
+        size: Side of the image.
+        rng: Of all that is drawn.
+
+    Returns:
+        Float [size, size, 3] in [0, 1].
+    """
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
     image = np.full([size, size, 3], 0.5) + rng.normal(0, 0.05, 3)
     for cell, contrast in ((size // 4, 0.06), (size // 8, 0.04)):
         blotches = rng.normal(0, contrast, [-(-size // cell)] * 2 + [3])

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+from experiments.benchmark_tools import imposed_units, in_tiles
+
 
 @pytest.fixture
 def run(program, capsys):
@@ -21,8 +23,8 @@ def run(program, capsys):
 
 
 @pytest.mark.parametrize("pattern", ["blob", "random"])
-def test_imposed_units_have_the_mean(program, pattern):
-    units = program.imposed_units(38, 63, 23, 11.0, pattern)
+def test_imposed_units_have_the_mean(pattern):
+    units = imposed_units(38, 63, 23, 11.0, pattern)
     assert abs(units.mean() - 11.0) < 0.02
     assert units.min() >= 1 and units.max() <= 23
 
@@ -38,8 +40,8 @@ def test_network(run):
     assert 1.0 < full[2]["relative_flops"] < 1.05  # halting scores come on top
 
 
-def test_imposed_units_in_tiles(program):
-    units = program.in_tiles(lambda h, w: np.arange(h * w).reshape(h, w), 2)(3, 4)
+def test_imposed_units_in_tiles():
+    units = in_tiles(lambda h, w: np.arange(h * w).reshape(h, w), 2)(3, 4)
     np.testing.assert_array_equal(units, [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3]])
 
 

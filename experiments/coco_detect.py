@@ -1,0 +1,160 @@
+"""Detects objects in photographs of any size, and draws them and the computation.
+
+    python -m experiments.coco_detect --images_pattern='photos/*.jpg' \\
+        --categories=instances_val.json --model_type=sact --checkpoint_dir=/tmp/d \\
+        --output_dir=/tmp/drawn
+
+Writes `<name>_detections.png` of every JPEG or PNG file, for SACT networks also
+`<name>_map.png`, `<name>_overlay.png` and `<name>_blocks.png` (the ponder cost of
+blocks 1 to 3), and `detections.json`: all detections in COCO's format of results, in
+pixels of the original images, with `file_name` beside `image_id`. A file that cannot be
+read is named and passed over; the exit status then is not zero.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+from matplotlib.image import imsave
+
+import sact_tf
+from experiments import detection, evaluating, programs
+from object_detection import evaluation
+from object_detection.data import coco
+from object_detection.data.examples import resize
+from object_detection.visualization import draw_detections
+from sact_tf import visualization
+from sact_tf.data.imagenet import decode_image
+from sact_tf.evaluation import write_json
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("images_pattern", "", "Files to look at, with * and ?.")
+flags.DEFINE_string("output_dir", "", "Directory to write to.")
+flags.DEFINE_string(
+    "checkpoint_dir",
+    "",
+    "Directory, its newest checkpoint is taken, or a checkpoint.",
+)
+flags.DEFINE_string(
+    "categories",
+    "",
+    "COCO annotation file whose categories the detector was trained on, for their "
+    "names and ids, and for the ids of its images.",
+)
+flags.DEFINE_integer(
+    "num_classes", None, "Of the detector, without --categories.", lower_bound=1
+)
+flags.DEFINE_float(
+    "min_score", 0.5, "Detections of lower probability are not drawn.", 0.0, 1.0
+)
+detection.define_size_flags()
+detection.define_model_flags()
+detection.define_detection_flags()
+
+
+def categories_and_ids() -> tuple[list, dict[str, int]]:
+    """Returns the categories, and ids of images by the names of their files."""
+    if not FLAGS.categories:
+        if FLAGS.num_classes is None:
+            raise ValueError("--categories or --num_classes: one must be given")
+        numbers = range(1, FLAGS.num_classes + 1)
+        return [{"id": k, "name": f"class {k}"} for k in numbers], {}
+    content = coco.read_annotations(FLAGS.categories)
+    ids = {os.path.basename(i["file_name"]): i["id"] for i in content["images"]}
+    return coco.sorted_categories(content), ids
+
+
+def detect(model, path: str) -> tuple[np.ndarray, evaluation.Detections, dict]:
+    """Runs the detector on one file.
+
+    Returns:
+        The image, uint8 [height, width, 3]; detections in its pixels; the end points.
+
+    Raises:
+        tf.errors.InvalidArgumentError: It is no image.
+    """
+    image = decode_image(tf.io.read_file(path), tf.constant(path))
+    resized = resize(
+        {"image": image, "boxes": tf.zeros([0, 4])}, FLAGS.short_side, FLAGS.long_side
+    )
+    inputs = tf.cast(resized["image"], tf.float32)[tf.newaxis] / 127.5 - 1.0
+    detections = model(inputs)
+    scales = resized["scale"].numpy()[np.newaxis]
+    original = evaluation.to_original(detections, scales)[0]
+    return image.numpy(), original, detections["end_points"]
+
+
+def write_pictures(start: str, image, found, end_points, names) -> None:
+    """Writes what was found in an image, and where computation was spent."""
+    drawn = draw_detections(image, *found, names, FLAGS.min_score)
+    imsave(f"{start}_detections.png", drawn)
+    if not visualization.has_maps(end_points):
+        return
+    values = visualization.sact_map(end_points)[0].numpy()
+    colours = visualization.colour_map(values)
+    imsave(f"{start}_map.png", colours)
+    size = (image.shape[1], image.shape[0])
+    enlarged = np.asarray(tf.image.resize(colours, size[::-1], "nearest"))
+    overlay = visualization.overlay(image, enlarged)
+    imsave(
+        f"{start}_overlay.png", draw_detections(overlay, *found, names, FLAGS.min_score)
+    )
+    maps = {
+        block: end_points[f"{block}/ponder_cost"][0].numpy()
+        for block in end_points["block_scopes"]
+    }
+    visualization.block_figure(image, maps).savefig(f"{start}_blocks.png", dpi=120)
+
+
+def main() -> None:
+    """Looks at all files."""
+    programs.require("checkpoint_dir", "images_pattern", "output_dir")
+    detection.data_options()
+    paths = programs.named_files("images_pattern")
+    output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
+    categories, ids = categories_and_ids()
+    names = detection.category_names(categories)
+    checkpoint = evaluating.newest_checkpoint(os.path.expanduser(FLAGS.checkpoint_dir))
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f"--checkpoint_dir={FLAGS.checkpoint_dir}: holds no checkpoint"
+        )
+    model = detection.make_model(len(categories))
+    sact_tf.load_slim_checkpoint(model, checkpoint)
+    run = model.compiled()
+    results, failed = [], 0
+    for k, path in enumerate(paths, 1):
+        name = os.path.basename(path)
+        try:
+            image, found, end_points = detect(run, path)
+        except (tf.errors.OpError, OSError) as error:
+            failed += 1
+            reason = getattr(error, "message", str(error)).splitlines()[-1]
+            print(f"{path}: cannot be read ({reason})", file=sys.stderr, flush=True)
+            continue
+        start = os.path.join(output_dir, os.path.splitext(name)[0])
+        write_pictures(start, image, found, end_points, names)
+        for row in evaluation.to_coco(ids.get(name, k), found, categories):
+            results.append({**row, "file_name": name})
+        relative = float(end_points["flops"][0] / end_points["dense_flops"][0])
+        count = int(np.sum(found[1] >= FLAGS.min_score))
+        print(
+            f"{path}: {count} objects, {int(end_points['flops'][0]):.4g} FLOPs of the "
+            f"feature extractor, {100 * relative:.1f} % of the ordinary network's",
+            flush=True,
+        )
+    write_json(os.path.join(output_dir, "detections.json"), results)
+    if failed:
+        raise ValueError(
+            f"--images_pattern={FLAGS.images_pattern}: {failed} of {len(paths)} files "
+            "cannot be read"
+        )
+
+
+if __name__ == "__main__":
+    programs.run(main)

@@ -1,0 +1,1 @@
+"""Images with boxes: COCO JSON, TensorFlow Datasets, and generated scenes."""

@@ -1,0 +1,99 @@
+"""`shapes` for detection: generated scenes of several objects, nothing to download."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from object_detection.data import coco
+from object_detection.data.examples import DetectionExamples, elements_in_memory
+from sact_tf.data import shapes
+
+SPLIT_SIZES = {"train": 1000, "validation": 200}
+IMAGE_SIZE = 128
+"""Side of the scenes before they are resized."""
+CATEGORIES = [{"id": k, "name": name} for k, name in enumerate(shapes.CLASS_NAMES, 1)]
+_MAX_OBJECTS = 4
+_RADIUS = (0.09, 0.2)  # by the side of the image
+_TRIES = 20
+
+
+def load(
+    split: str,
+    num_examples: int | None = None,
+    image_size: int = IMAGE_SIZE,
+    **options,
+) -> DetectionExamples:
+    """Makes scenes; the same arguments always give the same.
+
+    A scene has one to four objects of the ten classes, apart from each other, on the
+    cluttered background of `sact_tf.data.shapes`. An object's radius is 9 to 20 % of
+    the image's side.
+
+    Args:
+        split: "train" or "validation".
+        num_examples: How many; by default 1000 and 200. Fewer are the first of more.
+        image_size: Side of the square scenes, before they are resized.
+        **options: Of `DetectionExamples`: `short_side` and so on.
+
+    Raises:
+        ValueError: On another split, or scenes too small.
+    """
+    if split not in SPLIT_SIZES:
+        raise ValueError(
+            f"split must be one of {', '.join(SPLIT_SIZES)}; got {split!r}"
+        )
+    if image_size < 2 * shapes.MIN_SIZE:
+        raise ValueError(
+            f"image_size must be at least {2 * shapes.MIN_SIZE}; got {image_size}"
+        )
+    if num_examples is None:
+        num_examples = SPLIT_SIZES[split]
+    split_id = list(SPLIT_SIZES).index(split)
+    pixels, images, annotations = [], [], []
+    for k in range(1, num_examples + 1):
+        rng = np.random.default_rng([1, split_id, image_size, k])
+        scene, objects = _render(image_size, rng)
+        pixels.append(scene)
+        size = dict(width=image_size, height=image_size)
+        images.append(dict(id=k, file_name=f"{split}_{k:05d}.png", **size))
+        for label, (top, left, bottom, right) in objects:
+            box = [int(v) for v in (left, top, right - left, bottom - top)]
+            annotations.append(dict(image_id=k, category_id=label + 1, bbox=box))
+    ground_truth = coco.annotation_dictionary(images, annotations, CATEGORIES)
+    boxes, classes, notes = coco.training_boxes(ground_truth)
+
+    ids = [image["id"] for image in images]
+
+    def decode(image_id, image, boxes, classes):
+        return dict(id=image_id, image=image, boxes=boxes, classes=classes)
+
+    return DetectionExamples(
+        elements_in_memory(ids, np.stack(pixels), boxes, classes),
+        decode,
+        num_examples,
+        CATEGORIES,
+        _MAX_OBJECTS,
+        lambda: ground_truth,
+        "shapes",
+        sum(map(len, boxes)),
+        notes,
+        **options,
+    )
+
+
+def _render(size, rng):
+    """Draws a scene; returns it, and labels and boxes of its objects."""
+    image = shapes.background(size, rng)
+    taken, objects = [], []
+    for _ in range(rng.integers(1, _MAX_OBJECTS + 1)):
+        label = int(rng.integers(len(shapes.CLASS_NAMES)))
+        for _ in range(_TRIES):
+            radius = size * rng.uniform(*_RADIUS)
+            centre = rng.uniform(radius + 1, size - radius - 1, 2)
+            distances = [np.hypot(*(centre - c)) - r - radius for c, r in taken]
+            if not distances or min(distances) > 0:
+                taken.append((centre, radius))
+                image, box = shapes.draw_object(image, label, radius, centre, rng)
+                objects.append((label, box))
+                break
+    return shapes.to_pixels(image, rng), objects

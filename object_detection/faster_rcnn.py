@@ -1,0 +1,422 @@
+"""Faster R-CNN around any ImageNet network of `sact_tf` (section 4.2, appendix A.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+
+import tensorflow as tf
+import tf_keras as keras
+from official.vision.modeling.layers import detection_generator, roi_sampler
+
+from object_detection import anchors, losses
+from object_detection.box_classifier import BOX_WEIGHTS, BoxClassifier, crop_regions
+from object_detection.feature_extractor import FeatureExtractor
+from object_detection.proposals import RegionProposalNetwork, propose
+from sact_tf.networks.imagenet_resnet import ImagenetResNet
+from sact_tf.residual_units import BottleneckUnit
+
+_WEIGHT_DECAY = 1e-4  # the network's own
+_LOSSES = ("rpn_score", "rpn_box", "box_class", "box_refinement")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a detector is beside its network; defaults are the paper's.
+
+    Attributes:
+        anchor_sizes: Sides of square anchors, in pixels.
+        aspect_ratios: Of anchors, width divided by height.
+        rpn_channels: Of the proposal network's 3x3 convolution; None: 8 times the
+            network's base channels, 512 in ordinary networks.
+        num_proposals: Regions that are classified in each image.
+        proposal_nms_iou: Of two proposals that overlap more, one goes.
+        num_anchor_samples: Anchors per image that training looks at.
+        num_region_samples: Proposals per image that training looks at.
+        foreground_fraction: The largest share of objects among these.
+        crop_size: Samples of the features along each side of a region.
+        pool_size: Side that they are pooled to for block 4.
+        block4_stride: Stride of block 4, 1 or 2.
+        score_threshold: Detections of lower probability are dropped.
+        nms_iou: Of two detections of a class that overlap more, one goes.
+        max_detections: The largest number of detections in an image.
+        train_batch_norm: Whether batch normalization uses and averages the moments of
+            training batches. The paper keeps the stored ones.
+    """
+
+    anchor_sizes: tuple[float, ...] = anchors.SIZES
+    aspect_ratios: tuple[float, ...] = anchors.ASPECT_RATIOS
+    rpn_channels: int | None = None
+    num_proposals: int = 300
+    proposal_nms_iou: float = 0.6
+    num_anchor_samples: int = 256
+    num_region_samples: int = 256
+    foreground_fraction: float = 0.25
+    crop_size: int = 28
+    pool_size: int = 7
+    block4_stride: int = 1
+    score_threshold: float = 0.01
+    nms_iou: float = 0.6
+    max_detections: int = 100
+    train_batch_norm: bool = False
+
+    def __post_init__(self):
+        """Raises ValueError on a bad option, naming it."""
+        for name in ("anchor_sizes", "aspect_ratios"):
+            values = getattr(self, name)
+            if not values or not all(0 < v < float("inf") for v in values):
+                raise ValueError(f"{name} must be numbers > 0; got {values}")
+        if self.block4_stride not in (1, 2):
+            raise ValueError(f"block4_stride must be 1 or 2; got {self.block4_stride}")
+        if self.pool_size < 1 or self.crop_size % self.pool_size:
+            raise ValueError(
+                f"crop_size must be a multiple of pool_size {self.pool_size}; got "
+                f"{self.crop_size}"
+            )
+
+
+class _FineResNet(ImagenetResNet):
+    """An ImageNet network whose block 4 keeps its input's resolution."""
+
+    def _make_unit(self, b, k, base_channels, weight_decay, name):
+        if b < 3:
+            return super()._make_unit(b, k, base_channels, weight_decay, name)
+        channels = base_channels * 2**b
+        return BottleneckUnit(
+            4 * channels,
+            channels,
+            strides=1,
+            batch_norm=self._batch_norm,
+            weight_decay=weight_decay,
+            name=name,
+        )
+
+
+class FasterRCNN(keras.Model):
+    """Detector on the features of blocks 1 to 3, with block 4 as box classifier.
+
+    Its weights in those blocks are the network's, under the network's names, so that
+    checkpoints of classification networks load (`object_detection.training`).
+
+    An adaptive network stays adaptive in block 4, so that it computes what its
+    checkpoint was trained to. `tau` weighs the ponder cost of blocks 1 to 3 only.
+
+    Args:
+        num_classes: Classes of objects; background is class 0 beside them.
+        model: Units per block, as in `sact_tf.imagenet_resnet`.
+        model_type: "vanilla", "act", "act_early_stopping" or "sact".
+        base_channels: Scales the channels of all blocks.
+        tau: Weight of the feature extractor's ponder cost in the losses.
+        execution: "masked" or "perforated", which is for inference.
+        options: The rest.
+
+    Attributes:
+        feature_extractor: `FeatureExtractor`.
+        rpn: `RegionProposalNetwork`.
+        box_classifier: `BoxClassifier`.
+        slim_scope: Root of the variables' names in checkpoints.
+
+    Raises:
+        ValueError: On a bad argument, naming it.
+    """
+
+    slim_scope = ""
+
+    def __init__(
+        self,
+        num_classes: int,
+        model: str = "101",
+        model_type: str = "vanilla",
+        base_channels: int = 64,
+        tau: float = 0.005,
+        execution: str = "masked",
+        options: Options | Mapping | None = None,
+        name: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1; got {num_classes}")
+        options = Options(**options) if isinstance(options, Mapping) else options
+        options = options or Options()
+        self._config = dict(
+            num_classes=num_classes,
+            model=model,
+            model_type=model_type,
+            base_channels=base_channels,
+            tau=tau,
+            execution=execution,
+            options=dataclasses.asdict(options),
+        )
+        family = _FineResNet if options.block4_stride == 1 else ImagenetResNet
+        # In a namespace, where Keras does not count its classifier as the detector's.
+        network = family(model, model_type, 1, base_channels, tau, execution)
+        *blocks, last_block = network.blocks
+        last_block.tau = 0.0
+        self.feature_extractor = FeatureExtractor(network.stem, blocks, execution)
+        self.rpn = RegionProposalNetwork(
+            options.rpn_channels or 8 * base_channels,
+            len(options.anchor_sizes) * len(options.aspect_ratios),
+            _WEIGHT_DECAY,
+        )
+        self.box_classifier = BoxClassifier(
+            last_block, network.final_bn, num_classes, _WEIGHT_DECAY
+        )
+        self._parts = types.SimpleNamespace(
+            options=options,
+            network=network,
+            sample_regions=roi_sampler.ROISampler(
+                num_sampled_rois=options.num_region_samples,
+                foreground_fraction=options.foreground_fraction,
+            ),
+            select=detection_generator.DetectionGenerator(
+                pre_nms_score_threshold=options.score_threshold,
+                nms_iou_threshold=options.nms_iou,
+                max_num_detections=options.max_detections,
+                nms_version="batched",
+            ),
+            metrics={
+                key: keras.metrics.Mean(name=key)
+                for key in ("loss", *_LOSSES, "relative_flops")
+            },
+        )
+        channels = 16 * base_channels
+        self.feature_extractor.built = True
+        with tf.name_scope("rpn"):
+            self.rpn.build(tf.TensorShape([None, None, None, channels]))
+        with tf.name_scope("box_classifier"):
+            self.box_classifier.build(
+                tf.TensorShape([None, options.pool_size, options.pool_size, channels])
+            )
+        self.built = True
+
+    def get_config(self):
+        return {**self._config, "name": self.name}
+
+    @property
+    def options(self) -> Options:
+        """What the detector is beside its network."""
+        return self._parts.options
+
+    @property
+    def execution(self) -> str:
+        """How blocks run in inference."""
+        return self._config["execution"]
+
+    @property
+    def blocks(self) -> list[keras.layers.Layer]:
+        """The network's four blocks."""
+        return [*self.feature_extractor.blocks, self.box_classifier.block]
+
+    @property
+    def network(self) -> ImagenetResNet:
+        """The network whose blocks these are; its classifier of images is not used."""
+        return self._parts.network
+
+    @property
+    def slim_scopes(self) -> dict[str, keras.layers.Layer]:
+        """All layers by their scopes in checkpoints."""
+        network = {
+            f"{self.network.slim_scope}/{scope}": layer
+            for scope, layer in self.network.slim_scopes.items()
+            if scope != "logits"
+        }
+        return {**network, "rpn": self.rpn, "box_classifier": self.box_classifier}
+
+    @property
+    def metrics(self):
+        return list(self._parts.metrics.values())
+
+    def with_execution(self, execution: str) -> FasterRCNN:
+        """Returns this detector, or a copy of it that runs another way."""
+        if execution == self.execution:
+            return self
+        copy = type(self)(**{**self._config, "execution": execution}, name=self.name)
+        copy.set_weights(self.get_weights())
+        return copy
+
+    def extract(self, images: tf.Tensor, sizes: tf.Tensor, training: bool = False):
+        """Runs blocks 1 to 3; see `FeatureExtractor`."""
+        return self.feature_extractor(images, sizes, training=training)
+
+    def propose(
+        self, features: tf.Tensor, valid: tf.Tensor, sizes: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Makes proposals from features.
+
+        Args:
+            features: [batch, height, width, channels].
+            valid: Bool [batch, height, width], where they lie inside of the images.
+            sizes: int32 [batch, 2], of the images.
+
+        Returns:
+            `logits` [batch, n] and `encoded` [batch, n, 4] of all anchors, `anchors`
+            [n, 4], `allowed` (bool [batch, n]: anchors inside of the image), and
+            `boxes` [batch, proposals, 4] in pixels, -1 where there is none.
+        """
+        options = self.options
+        logits, encoded = self.rpn(features)
+        height, width = tf.unstack(tf.shape(features)[1:3])
+        grid = anchors.anchor_grid(
+            height,
+            width,
+            self.feature_extractor.stride,
+            options.anchor_sizes,
+            options.aspect_ratios,
+        )
+        per_position = len(options.anchor_sizes) * len(options.aspect_ratios)
+        allowed = tf.repeat(
+            tf.reshape(valid, [tf.shape(valid)[0], -1]), per_position, axis=1
+        )
+        boxes, _ = propose(
+            logits,
+            encoded,
+            grid,
+            allowed,
+            sizes,
+            options.num_proposals,
+            options.proposal_nms_iou,
+        )
+        return dict(
+            logits=logits, encoded=encoded, anchors=grid, allowed=allowed, boxes=boxes
+        )
+
+    def classify(
+        self,
+        features: tf.Tensor,
+        valid: tf.Tensor,
+        boxes: tf.Tensor,
+        training: bool = False,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Classifies regions.
+
+        Args:
+            features: [batch, height, width, channels].
+            valid: Bool [batch, height, width], where they lie inside of the images.
+            boxes: [batch, n, 4] in pixels.
+            training: As in the block.
+
+        Returns:
+            Logits [batch, n, classes + 1] and encoded boxes [batch, n, 4 * (classes +
+            1)].
+        """
+        options = self.options
+        feature_sizes = tf.stack(
+            [
+                tf.reduce_sum(tf.cast(tf.reduce_any(valid, axis), tf.int32), 1)
+                for axis in (2, 1)
+            ],
+            1,
+        )
+        regions = crop_regions(
+            features,
+            boxes,
+            feature_sizes,
+            self.feature_extractor.stride,
+            options.crop_size,
+            options.pool_size,
+        )
+        results = self.box_classifier(regions, training=training)
+        count = boxes.shape[1]
+        return tuple(tf.reshape(r, [-1, count, r.shape[-1]]) for r in results)
+
+    @tf.autograph.experimental.do_not_convert
+    def call(self, images, sizes=None, training=False):
+        """Detects objects.
+
+        Args:
+            images: [batch, height, width, 3] in [-1, 1], each at the top left.
+            sizes: int32 [batch, 2], their sizes without padding; None: there is none.
+            training: Not used: `fit` does what training takes.
+
+        Returns:
+            Dictionary of `detection_boxes` (float32 [batch, max_detections, 4]: ymin,
+            xmin, ymax, xmax in pixels), `detection_scores` [batch, max_detections],
+            `detection_classes` (int32, from 1), `num_detections` (int32 [batch]), and
+            `end_points` of the feature extractor.
+        """
+        if sizes is None:
+            batch = tf.shape(images)[:1]
+            sizes = tf.broadcast_to(
+                tf.shape(images)[1:3], tf.concat([batch, [2]], axis=0)
+            )
+        features, end_points = self.extract(images, sizes)
+        boxes = self.propose(features, end_points["valid"], sizes)["boxes"]
+        logits, encoded = self.classify(features, end_points["valid"], boxes)
+        # Where there is no proposal, there is no object.
+        is_there = tf.reduce_max(boxes, -1) >= 0
+        nothing = tf.one_hot(0, logits.shape[-1], on_value=0.0, off_value=-1e9)
+        logits = tf.where(is_there[..., tf.newaxis], logits, nothing)
+        detections = self._parts.select(
+            encoded, logits, boxes, tf.cast(sizes, tf.float32), BOX_WEIGHTS
+        )
+        return {**detections, "end_points": end_points}
+
+    def compiled(self) -> Callable[..., dict[str, object]]:
+        """Returns a function that does what a call does, compiled by TensorFlow."""
+        names = ("block_scopes", "block_num_units")  # of Python values
+        constants = {}
+
+        @tf.function(reduce_retracing=True)
+        def run(images, sizes):
+            detections = self(images, sizes)
+            end_points = detections["end_points"]
+            constants.update({name: end_points.pop(name) for name in names})
+            return detections
+
+        def detect(images, sizes=None):
+            detections = run(images, sizes)
+            detections["end_points"].update(constants)
+            return detections
+
+        return detect
+
+    def detection_losses(
+        self, batch: Mapping[str, tf.Tensor], training: bool = False
+    ) -> tuple[dict[str, tf.Tensor], dict[str, object]]:
+        """Computes the losses of a batch with objects.
+
+        Args:
+            batch: `image` [batch, height, width, 3], `size` (int32 [batch, 2]), `boxes`
+                (float32 [batch, m, 4] in pixels) and `classes` (int32 [batch, m]), both
+                -1 in rows that are no object. The batch size and m must be known.
+            training: Whether batch normalization trains.
+
+        Returns:
+            Scalars by the names in `losses`, and the feature extractor's end points.
+        """
+        sizes, boxes = batch["size"], batch["boxes"]
+        features, end_points = self.extract(batch["image"], sizes, training)
+        valid = end_points["valid"]
+        proposals = self.propose(features, valid, sizes)
+        samples = anchors.sample_anchors(
+            proposals["anchors"],
+            proposals["allowed"],
+            boxes,
+            self.options.num_anchor_samples,
+        )
+        result = losses.proposal_losses(
+            proposals["logits"], proposals["encoded"], *samples
+        )
+        regions, matched, classes, _ = self._parts.sample_regions(
+            proposals["boxes"], boxes, batch["classes"]
+        )
+        regions = tf.stop_gradient(regions)
+        logits, encoded = self.classify(features, valid, regions, training)
+        result.update(losses.box_losses(logits, encoded, regions, classes, matched))
+        return result, end_points
+
+    def train_step(self, data):
+        training = self.options.train_batch_norm
+        with tf.GradientTape() as tape:
+            terms, end_points = self.detection_losses(data, training)
+            loss = tf.add_n([*terms.values(), *self.losses])
+            # Gradients of replicas are summed.
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = loss / replicas
+        self.optimizer.minimize(scaled, self.trainable_variables, tape=tape)
+        relative = tf.reduce_mean(end_points["flops"] / end_points["dense_flops"])
+        for key, value in {"loss": loss, **terms, "relative_flops": relative}.items():
+            self._parts.metrics[key].update_state(value)
+        return {key: metric.result() for key, metric in self._parts.metrics.items()}

@@ -1,0 +1,194 @@
+"""Training of detectors: schedule, first weights, summaries."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+import sact_tf
+from object_detection.data.examples import DetectionExamples
+from object_detection.evaluation import to_original
+from object_detection.faster_rcnn import FasterRCNN
+from object_detection.visualization import draw_detections
+from sact_tf import training, visualization
+from sact_tf.checkpoints import newest_checkpoint
+from sact_tf.end_points import metric_values
+
+_BOUNDARIES = (2 / 3, 5 / 6)  # 800k and 1M of 1.2M steps
+_DRAWN_IMAGES = 4
+_DRAWN_SCORE = 0.5
+
+
+def learning_rate(
+    max_number_of_steps: int, initial: float = 3e-4, warmup_steps: int = 0
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Returns the schedule: a tenth after 2/3 and after 5/6 of the steps.
+
+    With the 1.2 million steps of appendix A.2, that is after 800,000 and 1,000,000.
+
+    Args:
+        max_number_of_steps: Steps of the whole run.
+        initial: The rate at first.
+        warmup_steps: Steps in which the rate grows from zero to that.
+    """
+    from official.modeling.optimization import lr_schedule  # takes seconds to import
+
+    boundaries = [round(max_number_of_steps * share) for share in _BOUNDARIES]
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        boundaries, [initial, initial / 10, initial / 100]
+    )
+    if not warmup_steps:
+        return schedule
+    return lr_schedule.LinearWarmup(schedule, warmup_steps, 0.0)
+
+
+def load_first_weights(model: FasterRCNN, checkpoint_path: str) -> list[str]:
+    """Loads weights to start from: of a classification network, or of a detector.
+
+    Of a classification network of this project or TF-Slim, blocks 1 to 4 are all found;
+    what it classifies images with is passed over, and the detector's own layers stay as
+    initialised. Halting variables stay so too where the checkpoint has none.
+
+    Args:
+        model: The detector.
+        checkpoint_path: A checkpoint prefix, or a directory, whose latest checkpoint is
+            taken.
+
+    Returns:
+        The sorted names of the variables loaded.
+
+    Raises:
+        FileNotFoundError: There is no readable checkpoint.
+        CheckpointMismatchError: It is another network's.
+    """
+    path = os.path.expanduser(checkpoint_path)
+    if os.path.isdir(path):
+        path = newest_checkpoint(path) or path
+    try:
+        names = [name for name, _ in tf.train.list_variables(path)]
+    except (tf.errors.OpError, ValueError):
+        names = []  # which loading explains
+    fresh_halting = not any("/halting_proba/" in name for name in names)
+    if any(name.startswith("rpn/") for name in names):
+        return sact_tf.load_slim_checkpoint(model, path, fresh_halting=fresh_halting)
+    return sact_tf.load_slim_checkpoint(
+        model.network, path, fresh_halting=fresh_halting, without_classifier=True
+    )
+
+
+class _Summaries(keras.callbacks.Callback):
+    """Writes running means, and what the detector makes of a few images."""
+
+    def __init__(self, state, directory, examples: DetectionExamples, secs: float):
+        super().__init__()
+        self._state = state
+        self._writer = tf.summary.create_file_writer(directory)
+        self._batches = list(examples.first(_DRAWN_IMAGES).evaluation_batches(1))
+        self._names = [category["name"] for category in examples.categories]
+        self._secs = secs
+        self._written = float("-inf")
+
+    def on_train_batch_end(self, batch, logs=None):
+        if time.monotonic() - self._written < self._secs:
+            return
+        self._written = time.monotonic()
+        with self._writer.as_default(self._state.step):
+            tf.summary.scalar("Learning Rate", self.model.optimizer.learning_rate)
+            for name, value in logs.items():
+                tf.summary.scalar(f"train/{name}", value)
+            for k, example in enumerate(self._batches):
+                detections = self.model(example["image"], example["size"])
+                self._write_image(k, example, detections)
+        self._writer.flush()
+
+    def _write_image(self, k, example, detections):
+        end_points = detections["end_points"]
+        for name, values in metric_values(end_points).items():
+            tf.summary.scalar(
+                f"image_{k}/{name}", tf.reduce_mean(tf.cast(values, tf.float32))
+            )
+        if visualization.has_maps(end_points):
+            heatmap = visualization.heatmap(end_points)
+            tf.summary.image(f"heatmaps/{k}", heatmap)
+        image = (np.clip(example["image"][0], -1, 1) + 1) * 127.5
+        boxes, scores, classes = to_original(detections, np.ones([1, 2]))[0]
+        drawn = draw_detections(
+            image.astype(np.uint8), boxes, scores, classes, self._names, _DRAWN_SCORE
+        )
+        tf.summary.image(f"detections/{k}", drawn[np.newaxis])
+
+
+def train(
+    model: FasterRCNN,
+    examples: DetectionExamples,
+    log_dir: str,
+    max_number_of_steps: int,
+    batch_size: int = 1,
+    rate: keras.optimizers.schedules.LearningRateSchedule | None = None,
+    momentum: float = 0.9,
+    clip_norm: float | None = None,
+    save_interval_secs: float = 600,
+    save_summaries_secs: float = 600,
+    seed: int | None = None,
+    jit_compile: bool = False,
+    data_service: str | None = None,
+    verbose: int | str = "auto",
+) -> str:
+    """Trains a detector, or goes on from the newest checkpoint in `log_dir`.
+
+    A detector that was made in the scope of a strategy of `tf.distribute` is trained
+    with it.
+
+    Args:
+        model: With `execution="masked"`.
+        examples: Training images with boxes.
+        log_dir: Where checkpoints and TensorBoard summaries are written.
+        max_number_of_steps: Steps of the whole run, those before a resume included.
+        batch_size: Images per step, of all replicas together.
+        rate: Schedule; None is `learning_rate(max_number_of_steps)`.
+        momentum: Of the optimizer.
+        clip_norm: Largest norm of all gradients together; None: any.
+        save_interval_secs: Seconds between checkpoints.
+        save_summaries_secs: Seconds between summaries.
+        seed: Of shuffling and flips; None draws one.
+        jit_compile: Whether XLA compiles the training step.
+        data_service: Address of a tf.data service that prepares the batches.
+        verbose: As in `keras.Model.fit`.
+
+    Returns:
+        Prefix of the last checkpoint.
+
+    Raises:
+        TrainingError: The loss or the weights are not finite any more.
+        CheckpointMismatchError: `log_dir` holds the checkpoint of another detector.
+        DataError: An image cannot be read, or no image has a box to learn from.
+        ValueError: The detector cannot be trained, or there are fewer images than
+            `batch_size`.
+    """
+    if model.execution != "masked":
+        raise ValueError(f"execution must be 'masked' to train; got {model.execution}")
+    with model.distribute_strategy.scope():
+        model.compile(
+            training.Momentum(
+                rate or learning_rate(max_number_of_steps),
+                momentum=momentum,
+                global_clipnorm=clip_norm,
+            ),
+            jit_compile=jit_compile,
+        )
+    return training.fit(
+        model,
+        examples,
+        log_dir,
+        max_number_of_steps,
+        batch_size,
+        lambda state: _Summaries(state, log_dir, examples, save_summaries_secs),
+        save_interval_secs,
+        seed,
+        data_service,
+        verbose,
+    )

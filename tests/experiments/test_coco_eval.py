@@ -1,0 +1,93 @@
+"""The detection evaluation program: what it prints and writes, bad input."""
+
+import json
+
+import pytest
+from absl.testing import flagsaver
+
+import sact_tf
+from object_detection.data import scenes
+from object_detection.faster_rcnn import FasterRCNN, Options
+
+TINY = dict(
+    model="1_1_1_1",
+    model_type="sact",
+    base_channels=2,
+    anchor_sizes=["16"],
+    anchor_ratios=["1"],
+    num_proposals=8,
+    crop_size=7,
+)
+
+
+@pytest.fixture
+def run(program, tmp_path):
+    """Returns a function that runs the program on generated scenes."""
+
+    def run(**values):
+        defaults = dict(
+            dataset="shapes",
+            num_examples=3,
+            short_side=48,
+            score_threshold=0.0,
+            checkpoint_dir=str(tmp_path / "log"),
+            eval_dir=str(tmp_path / "eval"),
+        )
+        with flagsaver.flagsaver(**{**TINY, **defaults, **values}):
+            program.main()
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    options = Options(anchor_sizes=(16,), aspect_ratios=(1.0,), crop_size=7)
+    model = FasterRCNN(10, "1_1_1_1", "sact", base_channels=2, options=options)
+    return sact_tf.save_slim_checkpoint(
+        model, str(tmp_path / "log" / "model.ckpt-7"), 7
+    )
+
+
+@pytest.mark.parametrize("execution", ["masked", "perforated"])
+def test_evaluates(run, checkpoint, tmp_path, capsys, execution):
+    run(execution=execution)
+    output = capsys.readouterr().out
+    results = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert results["global_step"] == 7 and results["num_examples"] == 3
+    for name in ("AP", "AR_large", "AP50/star", "Relative Flops/mean"):
+        assert f"\n{name} " in output and name in results
+    assert results["Total Flops/mean"] > 0
+    rows = json.loads((tmp_path / "eval" / "detections.json").read_text())
+    assert rows and {"image_id", "category_id", "bbox", "score"} == set(rows[0])
+
+
+def test_detections_of_any_origin(run, tmp_path, capsys):
+    truth = scenes.load("validation", 3).ground_truth()
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    keys = ("image_id", "category_id", "bbox")
+    rows = [{k: a[k] for k in keys} | {"score": 1.0} for a in truth["annotations"]]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    options = dict(annotations=str(tmp_path / "truth.json"), detections=str(path))
+    run(**options)
+    assert json.loads((tmp_path / "eval" / "eval.json").read_text())["AP"] == 1.0
+    for content, message in (
+        ("[", "is no JSON file"),
+        ('[{"image_id": 99}]', r"detections\[0\] has no 'category_id'"),
+        (json.dumps([rows[0] | {"image_id": 99}]), "of another data set"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=f"--detections={path}: .*{message}"):
+            run(**options)
+    with pytest.raises(OSError, match="nowhere"):
+        run(**{**options, "detections": "/nowhere"})
+
+
+def test_no_checkpoint(run):
+    with pytest.raises(FileNotFoundError, match="--checkpoint_dir=.* holds no checkp"):
+        run()
+
+
+def test_checkpoint_of_another_detector(run, checkpoint):
+    with pytest.raises(sact_tf.CheckpointMismatchError, match="rpn/score/weights"):
+        run(anchor_sizes=["16", "32"])

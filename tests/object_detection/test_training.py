@@ -1,0 +1,69 @@
+"""Detectors learn; what they write while they do."""
+
+import pytest
+import tensorflow as tf
+
+from object_detection import evaluation, training
+from object_detection.data import scenes
+
+
+def overfit(make_detector, log_dir, num_images, size, steps, model_type, **options):
+    """Trains on a few scenes; returns the average precision on the same."""
+    examples = scenes.load(
+        "train", num_images, image_size=size, short_side=size, cache=True
+    )
+    model = make_detector(
+        model_type,
+        model="1_1_1_1",
+        num_classes=10,
+        aspect_ratios=(1.0,),
+        num_proposals=50,
+        num_region_samples=32,
+        num_anchor_samples=64,
+        foreground_fraction=0.5,
+        **options,
+    )
+    training.train(
+        model,
+        examples,
+        str(log_dir),
+        steps,
+        batch_size=min(num_images, 4),
+        rate=training.learning_rate(steps, 0.02, warmup_steps=5),
+        clip_norm=5.0,
+        seed=0,
+        verbose=0,
+    )
+    return evaluation.evaluate(model, examples)[0]["AP50"]
+
+
+def test_overfits_two_scenes(make_detector, tmp_path):
+    found = overfit(make_detector, tmp_path, 2, 64, 120, "sact")
+    assert found > 0.8
+    written = set()
+    for path in tmp_path.glob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            written |= {value.tag for value in event.summary.value}
+    assert {"detections/0", "heatmaps/1", "train/rpn_box", "Learning Rate"} <= written
+    assert "image_0/Total Flops" in written
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model_type", ["vanilla", "sact"])
+def test_overfits_eight_scenes(make_detector, tmp_path, model_type):
+    assert overfit(make_detector, tmp_path, 8, 96, 500, model_type) > 0.95
+
+
+def test_schedule_of_the_paper():
+    rate = training.learning_rate(1_200_000)
+    rates = [float(rate(k)) for k in (0, 800_000, 800_001, 1_000_001)]
+    assert rates == pytest.approx([3e-4, 3e-4, 3e-5, 3e-6])
+    rate = training.learning_rate(120, 0.1, warmup_steps=10)
+    rates = [float(rate(k)) for k in (0, 5, 10, 79, 81, 101)]
+    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.1, 0.01, 0.001])
+
+
+def test_only_masked_execution_trains(make_detector, tmp_path):
+    model = make_detector("sact", execution="perforated")
+    with pytest.raises(ValueError, match="execution must be 'masked' to train"):
+        training.train(model, scenes.load("train", 2), str(tmp_path), 1)
