@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 
 from absl import flags
@@ -230,8 +229,3 @@ def make_model(num_classes: int, **options) -> FasterRCNN:
 def category_names(categories: Sequence[Mapping]) -> list[str]:
     """Returns the names of class 1, class 2, and so on."""
     return [str(category["name"]) for category in categories]
-
-
-def expanded(path: str) -> str:
-    """Returns a path with ~ replaced."""
-    return os.path.expanduser(path)

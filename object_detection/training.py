@@ -83,11 +83,17 @@ def load_first_weights(model: FasterRCNN, checkpoint_path: str) -> list[str]:
 class _Summaries(keras.callbacks.Callback):
     """Writes running means, and what the detector makes of a few images."""
 
-    def __init__(self, state, directory, examples: DetectionExamples, secs: float):
+    def __init__(
+        self, state, directory, examples: DetectionExamples, strategy, secs: float
+    ):
         super().__init__()
         self._state = state
         self._writer = tf.summary.create_file_writer(directory)
-        self._batches = list(examples.first(_DRAWN_IMAGES).evaluation_batches(1))
+        self._batches = []
+        # With more machines, each would wait for the others' moving averages.
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            drawn = examples.first(_DRAWN_IMAGES)
+            self._batches = list(drawn.evaluation_batches(1))
         self._names = [category["name"] for category in examples.categories]
         self._secs = secs
         self._written = float("-inf")
@@ -186,7 +192,9 @@ def train(
         log_dir,
         max_number_of_steps,
         batch_size,
-        lambda state: _Summaries(state, log_dir, examples, save_summaries_secs),
+        lambda state: _Summaries(
+            state, log_dir, examples, model.distribute_strategy, save_summaries_secs
+        ),
         save_interval_secs,
         seed,
         data_service,

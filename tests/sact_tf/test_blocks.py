@@ -6,6 +6,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import ACTBlock, PlainBlock, SACTBlock
+from sact_tf.layers import BatchNorm
+from sact_tf.residual_units import BottleneckUnit
 
 
 class Unit(keras.layers.Layer):
@@ -262,3 +264,58 @@ def test_tiled_execution_needs_tiles():
         SACTBlock([Unit()], tile_size=0)
     with pytest.raises(ValueError, match="execution must be one of .* got 'tiled'"):
         ACTBlock([Unit()], execution="tiled")
+
+
+def padded(block_type):
+    """A block of bottleneck units, and two images of different sizes in one batch."""
+
+    def batch_norm(name):
+        return BatchNorm(0.9, 1e-5, tf.nn.relu, name=name)
+
+    units = [BottleneckUnit(8, 4, 2 if k == 0 else 1, batch_norm) for k in range(3)]
+    block = block_type(units, **({"tau": 1.0} if block_type is not PlainBlock else {}))
+    x = tf.random.stateless_normal([2, 9, 12, 6], [3, 4])
+    block(x)
+    if hasattr(block, "heads"):
+        randomise_heads(block, -1.0)
+    sizes = [(7, 12), (9, 5)]
+    valid = np.zeros([2, 9, 12], bool)
+    for k, (height, width) in enumerate(sizes):
+        valid[k, :height, :width] = True
+    return block, x, sizes, tf.constant(valid)
+
+
+@pytest.mark.parametrize("block_type", [PlainBlock, ACTBlock, SACTBlock])
+def test_images_of_several_sizes_in_one_batch(block_type):
+    block, x, sizes, valid = padded(block_type)
+    together, end_points = block(x, valid=valid, return_end_points=True)
+    losses = [float(loss) for loss in block.losses]
+    alone = []
+    for k, (height, width) in enumerate(sizes):
+        image = x[k : k + 1, :height, :width]
+        expected, own = block(image, return_end_points=True)
+        rows, columns = expected.shape[1:3]
+        np.testing.assert_allclose(together[k, :rows, :columns], expected[0], atol=1e-5)
+        assert int(end_points["flops"][k]) == int(own["flops"][0])
+        dense = block.dense_flops(x, valid)[k]
+        assert int(dense) == int(block.dense_flops(image)[0])
+        if block_type is PlainBlock:
+            assert int(dense) == int(own["flops"][0])
+        if block_type is SACTBlock:
+            costs = end_points["ponder_cost"][k].numpy()
+            np.testing.assert_allclose(
+                costs[:rows, :columns], own["ponder_cost"][0], atol=1e-5
+            )
+            assert not costs[rows:].any() and not costs[:, columns:].any()
+        alone.append([float(loss) for loss in block.losses])
+    np.testing.assert_allclose(losses, np.mean(alone, 0), rtol=1e-5)
+
+
+def test_where_padding_cannot_be_told_apart():
+    block, x = make(SACTBlock)
+    valid = tf.ones(x.shape[:3], tf.bool)
+    with pytest.raises(ValueError, match="valid: unit .* does not take it"):
+        block(x, valid=valid)
+    block, x = make(SACTBlock, execution="perforated")
+    with pytest.raises(ValueError, match="valid: needs execution='masked'"):
+        block(x, valid=valid)
