@@ -39,7 +39,7 @@ def test_inference(run):
 
 @pytest.mark.long  # four gradients are traced
 def test_training(run):
-    values = dict(model="1_1_1_1", base_channels=2, units_per_block=["1", "1", "1"])
+    values = dict(model="1_1_1_1", base_channels=8, units_per_block=["1", "1", "1"])
     rows = run(training=True, batch_size=2, **values)
     assert {row["what"] for row in rows} == {"step", "network"}
     assert [r["relative_time"] for r in rows if r["what"] == "network"] == [1, 1]

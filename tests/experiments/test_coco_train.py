@@ -21,7 +21,7 @@ TINY = dict(
     num_examples=4,
     short_side=48,
     model="1_1_1_1",
-    base_channels=2,
+    base_channels=8,
     anchor_sizes=["16"],
     anchor_ratios=["1"],
     num_proposals=8,
@@ -64,7 +64,7 @@ def test_defaults_of_the_paper(program):
 
 def test_stages_of_the_paper(run, tmp_path, capsys):
     """A classification network, a detector from it, and SACT from that."""
-    network = sact_tf.imagenet_resnet("1_1_1_1", "vanilla", 5, base_channels=2)
+    network = sact_tf.imagenet_resnet("1_1_1_1", "vanilla", 5, base_channels=8)
     sact_tf.save_slim_checkpoint(network, str(tmp_path / "resnet" / "model.ckpt-0"))
     vanilla, sact = str(tmp_path / "vanilla"), str(tmp_path / "sact")
     run(
