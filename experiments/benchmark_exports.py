@@ -111,7 +111,12 @@ def make_call(form: str, directory: str, image: np.ndarray) -> Callable[[], dict
             return runner(images=image)
 
     else:
-        import onnxruntime
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ValueError(
+                f"--forms: {form} needs the package onnxruntime; leave it out"
+            ) from error
 
         exporting.export_onnx(model, path)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -50,7 +50,10 @@ def main() -> None:
     model = programs.make_network(FLAGS.model_type, FLAGS.execution)
     sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))
     if suffix == ".onnx":
-        exporting.export_onnx(model, path)
+        try:
+            exporting.export_onnx(model, path)
+        except ImportError as error:
+            raise ValueError(f"--output_file={path}: {error}") from error
     else:
         size = (FLAGS.image_size, FLAGS.image_size) if FLAGS.image_size else None
         exporting.export_tflite(model, path, size, FLAGS.batch_size)

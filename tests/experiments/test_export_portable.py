@@ -1,5 +1,7 @@
 """The program that writes TensorFlow Lite and ONNX files."""
 
+import sys
+
 import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
@@ -39,10 +41,13 @@ def test_writes_both_kinds(run, tmp_path, capsys):
     assert "net.onnx, 0." in capsys.readouterr().out
 
 
-def test_errors_name_the_flag(run, tmp_path):
+def test_errors_name_the_flag(run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="--output_file=.*must end in .tflite or"):
         run(tmp_path / "net.pb")
     with pytest.raises(ValueError, match="--execution=perforated: must be masked"):
         run(tmp_path / "net.tflite", execution="perforated")
     with pytest.raises(FileNotFoundError, match="no readable .* /nowhere"):
         run(tmp_path / "net.onnx", checkpoint_dir="/nowhere")
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(ValueError, match="--output_file=.*needs the package tf2onnx"):
+        run(tmp_path / "net.onnx")
