@@ -10,14 +10,13 @@ longer than the first is the input-bound share of training.
 from __future__ import annotations
 
 import json
-import time
 
-import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from absl import flags
 
 from experiments import imagenet, programs
+from experiments.benchmark_tools import time_by_turns
 from sact_tf import training
 
 FLAGS = flags.FLAGS
@@ -48,28 +47,23 @@ def main() -> None:
         for _ in range(FLAGS.steps):
             loss = step(next(batches) if fetch else kept)["loss"]
         keras.backend.get_value(loss)
-        return FLAGS.steps
+
+    # Those that are ready, whatever they took to make, and more.
+    num_fetched = FLAGS.steps + _PREFETCHED
 
     def fetch():
-        count = FLAGS.steps + _PREFETCHED  # those wait, whatever they took to make
-        for _ in range(count):
+        for _ in range(num_fetched):
             next(batches)
-        return count
 
     kinds = {
         "step": lambda: train(fetch=False),
         "step_and_input": lambda: train(fetch=True),
         "input": fetch,
     }
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     with examples.explained_errors():
-        for repetition in range(FLAGS.repetitions + 1):
-            for kind, run in kinds.items():
-                start = time.perf_counter()
-                count = run()
-                if repetition:  # the first ones trace and warm up
-                    seconds[kind].append((time.perf_counter() - start) / count)
-    medians = {kind: float(np.median(values)) for kind, values in seconds.items()}
+        seconds = time_by_turns(kinds, FLAGS.repetitions)
+    counts = {"step": FLAGS.steps, "step_and_input": FLAGS.steps, "input": num_fetched}
+    medians = {kind: seconds[kind] / count for kind, count in counts.items()}
     share = 1 - medians["step"] / medians["step_and_input"]
     results = {"seconds_per_batch": medians, "input_bound_share": max(share, 0.0)}
     print(json.dumps(results, indent=2))
