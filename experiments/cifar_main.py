@@ -28,16 +28,8 @@ flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 
 # Training
 flags.DEFINE_integer("batch_size", 128, "Images per training step.", lower_bound=1)
-flags.DEFINE_string(
-    "train_log_dir",
-    "/tmp/resnet_act_cifar/",
-    "Directory for checkpoints and TensorBoard summaries of training.",
-)
-flags.DEFINE_float(
-    "save_summaries_secs", 30, "Seconds between training summaries.", lower_bound=0
-)
-flags.DEFINE_float(
-    "save_interval_secs", 60, "Seconds between checkpoints.", lower_bound=0
+programs.define_log_flags(
+    "/tmp/resnet_act_cifar/", save_summaries_secs=30, save_interval_secs=60
 )
 flags.DEFINE_integer(
     "max_number_of_steps", 100000, "Training steps of the whole run.", lower_bound=1
@@ -158,7 +150,10 @@ def train() -> None:
     with strategy.scope():
         model = make_model(cifar.NUM_CLASSES)
     examples = load_examples("train")
-    programs.start_from_finetune_path(model, log_dir)
+    programs.start_from_finetune_path(
+        log_dir,
+        lambda path: sact_tf.load_slim_checkpoint(model, path, fresh_halting=True),
+    )
     last = training.train(
         model,
         examples,

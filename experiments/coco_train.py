@@ -23,22 +23,11 @@ from absl import flags
 
 from experiments import detection, distribution, programs
 from object_detection import training
-from sact_tf.checkpoints import newest_checkpoint
 from sact_tf.data.examples import DataError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string(
-    "train_log_dir",
-    "/tmp/faster_rcnn/",
-    "Directory for checkpoints and TensorBoard summaries of training.",
-)
-flags.DEFINE_float(
-    "save_summaries_secs", 600, "Seconds between training summaries.", lower_bound=0
-)
-flags.DEFINE_float(
-    "save_interval_secs", 600, "Seconds between checkpoints.", lower_bound=0
-)
+programs.define_log_flags("/tmp/faster_rcnn/")
 flags.DEFINE_integer("batch_size", 1, "Images per training step.", lower_bound=1)
 flags.DEFINE_integer(
     "max_number_of_steps",
@@ -100,9 +89,9 @@ def main() -> None:
             train_batch_norm=FLAGS.train_batch_norm,
             num_region_samples=FLAGS.num_region_samples,
         )
-    if FLAGS.finetune_path and newest_checkpoint(log_dir) is None:
-        loaded = training.load_first_weights(model, FLAGS.finetune_path)
-        print(f"Starting from {len(loaded)} variables of {FLAGS.finetune_path}")
+    programs.start_from_finetune_path(
+        log_dir, lambda path: training.load_first_weights(model, path)
+    )
     last = training.train(
         model,
         examples,

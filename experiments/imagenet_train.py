@@ -20,23 +20,14 @@ from __future__ import annotations
 import tf_keras as keras
 from absl import flags
 
+import sact_tf
 from experiments import distribution, imagenet, programs
 from sact_tf import training
 
 FLAGS = flags.FLAGS
 LABEL_SMOOTHING = 0.1
 
-flags.DEFINE_string(
-    "train_log_dir",
-    "/tmp/resnet/",
-    "Directory for checkpoints and TensorBoard summaries of training.",
-)
-flags.DEFINE_float(
-    "save_summaries_secs", 600, "Seconds between training summaries.", lower_bound=0
-)
-flags.DEFINE_float(
-    "save_interval_secs", 600, "Seconds between checkpoints.", lower_bound=0
-)
+programs.define_log_flags("/tmp/resnet/")
 flags.DEFINE_integer("batch_size", 32, "Images per training step.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 0.05, "Learning rate at first.", lower_bound=0.0)
 flags.DEFINE_float("momentum", 0.9, "Of the optimizer.", 0.0, 1.0)
@@ -77,7 +68,12 @@ def main() -> None:
     examples = imagenet.load_examples(FLAGS.split_name)
     with strategy.scope():
         model = imagenet.make_model(examples.num_classes)
-    programs.start_from_finetune_path(model, log_dir, first_units=FLAGS.model == "auto")
+    programs.start_from_finetune_path(
+        log_dir,
+        lambda path: sact_tf.load_slim_checkpoint(
+            model, path, fresh_halting=True, first_units=FLAGS.model == "auto"
+        ),
+    )
     last = training.train(
         model,
         examples,

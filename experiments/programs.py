@@ -101,20 +101,44 @@ def naming_dataset_dir() -> Iterator[None]:
         raise DataError(f"--dataset_dir={directory}: {error}") from error
 
 
-def start_from_finetune_path(model, log_dir: str, first_units: bool = False) -> None:
+def define_log_flags(
+    train_log_dir: str,
+    save_summaries_secs: float = 600,
+    save_interval_secs: float = 600,
+) -> None:
+    """Defines the flags of these names, with these defaults."""
+    flags.DEFINE_string(
+        "train_log_dir",
+        train_log_dir,
+        "Directory for checkpoints and TensorBoard summaries of training.",
+    )
+    flags.DEFINE_float(
+        "save_summaries_secs",
+        save_summaries_secs,
+        "Seconds between training summaries.",
+        lower_bound=0,
+    )
+    flags.DEFINE_float(
+        "save_interval_secs",
+        save_interval_secs,
+        "Seconds between checkpoints.",
+        lower_bound=0,
+    )
+
+
+def start_from_finetune_path(
+    log_dir: str, load: Callable[[str], Sequence[str]]
+) -> None:
     """Loads --finetune_path, unless a run in the directory is to go on.
 
     Args:
-        model: Residual network.
         log_dir: Directory of the run's checkpoints.
-        first_units: As in `load_slim_checkpoint`.
+        load: Loads a checkpoint, and returns the names of its variables.
     """
     path = flags.FLAGS.finetune_path
     if not path or sact_tf.newest_checkpoint(log_dir) is not None:
         return
-    loaded = sact_tf.load_slim_checkpoint(
-        model, os.path.expanduser(path), fresh_halting=True, first_units=first_units
-    )
+    loaded = load(os.path.expanduser(path))
     print(f"Starting from {len(loaded)} variables of {path}")
 
 
