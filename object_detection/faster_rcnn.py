@@ -380,7 +380,7 @@ class FasterRCNN(keras.Model):
         Args:
             batch: `image` [batch, height, width, 3], `size` (int32 [batch, 2]), `boxes`
                 (float32 [batch, m, 4] in pixels) and `classes` (int32 [batch, m]), both
-                -1 in rows that are no object. The batch size and m must be known.
+                -1 in rows that are no object. m must be known.
             training: Whether batch normalization trains.
 
         Returns:
@@ -399,13 +399,22 @@ class FasterRCNN(keras.Model):
         result = losses.proposal_losses(
             proposals["logits"], proposals["encoded"], *samples
         )
-        regions, matched, classes, _ = self._parts.sample_regions(
+        regions, matched, classes = self._sample_regions(
             proposals["boxes"], boxes, batch["classes"]
         )
-        regions = tf.stop_gradient(regions)
         logits, encoded = self.classify(features, valid, regions, training)
         result.update(losses.box_losses(logits, encoded, regions, classes, matched))
         return result, end_points
+
+    def _sample_regions(self, proposals, boxes, classes):
+        """Draws regions image by image: the sampler takes no unknown batch size."""
+
+        def sample(image):
+            drawn = self._parts.sample_regions(*(x[tf.newaxis] for x in image))
+            return tuple(tf.stop_gradient(x[0]) for x in drawn[:3])
+
+        types = (tf.float32, tf.float32, tf.int32)
+        return tf.map_fn(sample, (proposals, boxes, classes), fn_output_signature=types)
 
     def train_step(self, data):
         training = self.options.train_batch_norm

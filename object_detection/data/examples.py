@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import tensorflow as tf
 from official.vision.ops import preprocess_ops
 
-from sact_tf.data.examples import DataError, Shard, fetch_ahead, take_shard
+from sact_tf.data.examples import (
+    DataError,
+    Shard,
+    fetch_ahead,
+    number_with_seeds,
+    take_shard,
+)
 
 SHORT_SIDE = 600
 """Short side of resized images (appendix A.2)."""
@@ -104,8 +110,8 @@ class DetectionExamples:
             dataset = dataset.shuffle(buffer, seed).repeat()
         else:
             dataset = self._resized(self.elements(True, seed, shard).repeat())
-        dataset = dataset.map(
-            lambda example: _flip(example, seed, self.flip_vertically),
+        dataset = number_with_seeds(dataset, seed).map(
+            lambda seed, example: _flip(example, seed, self.flip_vertically),
             tf.data.AUTOTUNE,
             deterministic=seed is not None,
         )
@@ -243,10 +249,9 @@ def resize(
 def _flip(example, seed, vertically):
     """Flips the image and its boxes, or does not, each with probability 1/2."""
     example = dict(example)
+    draws = tf.random.stateless_uniform([2], seed)
     for axis in [1, 0] if vertically else [1]:
-        # The same seed would always flip both ways or none.
-        axis_seed = None if seed is None else seed + axis
-        is_flipped = tf.random.uniform([], seed=axis_seed) < 0.5
+        is_flipped = draws[axis] < 0.5
         image, boxes = example["image"], example["boxes"]
         side = tf.cast(tf.shape(image)[axis], tf.float32)
         ymin, xmin, ymax, xmax = tf.unstack(boxes, axis=-1)

@@ -27,9 +27,10 @@ def free_addresses(count):
 
 
 class Cluster:
-    """Tasks that run the CIFAR program on loopback ports, each with a log file."""
+    """Tasks that run a program on loopback ports, each with a log file."""
 
-    def __init__(self, cluster, directory, *arguments):
+    def __init__(self, program, cluster, directory, *arguments):
+        self.program = program
         self.cluster = cluster
         self.directory = directory
         self.log_dir = directory / "log"
@@ -41,7 +42,7 @@ class Cluster:
         config = json.dumps({"cluster": self.cluster, "task": task})
         with open(self.directory / f"{job}{index}.txt", "a") as log:
             self.tasks[job, index] = subprocess.Popen(
-                [sys.executable, "-m", "experiments.cifar_main"]
+                [sys.executable, "-m", f"experiments.{self.program}"]
                 + [*self.arguments, *arguments],
                 cwd=ROOT,
                 env={**os.environ, "TF_CONFIG": config, "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -76,22 +77,46 @@ class Cluster:
 
 
 @pytest.fixture
-def make_cluster(write_cifar, tmp_path):
+def arguments(write_cifar):
+    """Flags of tiny networks, by program."""
+    return {
+        "cifar_main": [
+            f"--dataset_dir={write_cifar()}",
+            "--model=1_2_1",
+            "--batch_size=8",
+        ],
+        "coco_train": [
+            "--dataset=shapes",
+            "--num_examples=8",
+            "--short_side=48",
+            "--model=1_1_1_1",
+            "--base_channels=8",
+            "--anchor_sizes=16",
+            "--anchor_ratios=1",
+            "--num_proposals=8",
+            "--num_region_samples=8",
+            "--crop_size=7",
+            "--batch_size=4",
+        ],
+    }
+
+
+@pytest.fixture
+def make_cluster(arguments, tmp_path):
     """Returns a function that makes clusters, whose tasks end with the test."""
     with contextlib.ExitStack() as stack:
 
-        def make(cluster, *arguments):
+        def make(program, cluster, strategy):
             made = Cluster(
+                program,
                 cluster,
                 tmp_path,
-                f"--dataset_dir={write_cifar()}",
-                "--model=1_2_1",
+                *arguments[program],
+                f"--distribution_strategy={strategy}",
                 "--model_type=sact",
                 "--tau=0.01",
-                "--batch_size=8",
                 "--save_interval_secs=0",
                 "--save_summaries_secs=1000",
-                *arguments,
             )
             stack.callback(made.stop)
             return made
@@ -99,11 +124,15 @@ def make_cluster(write_cifar, tmp_path):
         yield make
 
 
-def test_parameter_server_survives_lost_workers_and_coordinators(make_cluster):
+@pytest.mark.parametrize(
+    "program", ["cifar_main", pytest.param("coco_train", marks=pytest.mark.long)]
+)
+def test_parameter_server_survives_lost_workers_and_coordinators(program, make_cluster):
     chief, *workers, server = free_addresses(4)
     cluster = make_cluster(
+        program,
         {"chief": [chief], "worker": workers, "ps": [server]},
-        "--distribution_strategy=parameter_server",
+        "parameter_server",
     )
     for job, index in (("ps", 0), ("worker", 0), ("worker", 1)):
         cluster.start(job, index, "--max_number_of_steps=100000")
@@ -126,9 +155,10 @@ def test_parameter_server_survives_lost_workers_and_coordinators(make_cluster):
 
 
 @pytest.mark.long
-def test_mirrored_workers_go_on_when_all_are_started_again(make_cluster):
+@pytest.mark.parametrize("program", ["cifar_main", "coco_train"])
+def test_mirrored_workers_go_on_when_all_are_started_again(program, make_cluster):
     cluster = make_cluster(
-        {"worker": free_addresses(2)}, "--distribution_strategy=multi_worker_mirrored"
+        program, {"worker": free_addresses(2)}, "multi_worker_mirrored"
     )
     for index in range(2):
         cluster.start("worker", index, "--max_number_of_steps=100000")

@@ -30,7 +30,7 @@ two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 for name, strategy in {"one": one, "two": two}.items():
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        model = FasterRCNN(10, "1_1_1_1", "sact", 2, 0.1, options=options)
+        model = FasterRCNN(10, "1_1_1_1", "sact", 8, 0.1, options=options)
     rate = training.learning_rate(1000, 0.01)
     training.train(
         model, examples, f"{sys.argv[1]}/{name}", 2, 4, rate=rate, seed=1, verbose=0
