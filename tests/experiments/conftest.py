@@ -1,7 +1,10 @@
 """Programs define flags of the same names; every test file gets its own program's."""
 
 import importlib
+import os
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,11 +12,20 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
+import sact_tf
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+_PATIENCE = 600  # seconds
+
+
+def _name(request):
+    return request.module.__name__.rpartition(".")[2].removeprefix("test_")
+
 
 @pytest.fixture(scope="module")
 def program(request):
     """The program that a test file is named after, its flags defined and parsed."""
-    name = request.module.__name__.rpartition(".")[2].removeprefix("test_")
+    name = _name(request)
     before = set(flags.FLAGS)
     module = importlib.import_module(f"experiments.{name}")
     if not flags.FLAGS.is_parsed():
@@ -22,6 +34,59 @@ def program(request):
     for flag in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, flag)
     del sys.modules[f"experiments.{name}"]
+
+
+@pytest.fixture
+def start(request):
+    """Returns a function that starts the file's program in a process of its own."""
+
+    def start(*arguments, **values):
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", f"experiments.{_name(request)}"),
+                *(f"--{flag}={value}" for flag, value in values.items()),
+                *arguments,
+            ],
+            cwd=_ROOT,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def kill_training(start, tmp_path):
+    """Returns a function that trains, kills and trains on, in `tmp_path / "log"`.
+
+    It takes the number of checkpoints to wait for, what to do to the directory before
+    training goes on, and flags; it returns what the second run says as errors.
+    """
+
+    def train(checkpoints=1, damage=lambda log_dir: None, **values):
+        log_dir = tmp_path / "log"
+        values.update(train_log_dir=log_dir, save_interval_secs=0)
+        process = start(max_number_of_steps=100000, **values)
+        deadline = time.monotonic() + _PATIENCE
+        while len(list(log_dir.glob("*.index"))) < checkpoints:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.kill()
+        process.communicate()
+        damage(log_dir)
+        step = sact_tf.checkpoint_step(log_dir)
+        assert step > 0
+        process = start(max_number_of_steps=step + 2, **values)
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert f"at step {step}\n" in output
+        assert sact_tf.checkpoint_step(log_dir) == step + 2
+        return errors
+
+    return train
 
 
 @pytest.fixture

@@ -3,10 +3,6 @@
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -29,18 +25,6 @@ def run(program):
             program.main()
 
     return run
-
-
-def start(*arguments):
-    """Starts the program in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.cifar_main", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def directories(tmp_path):
@@ -196,38 +180,16 @@ def test_checkpoint_of_another_architecture(run, write_cifar, tmp_path):
     "arguments, message",
     [
         (["--model_type=sct"], "model_type.*sact"),
-        (["--tau=-1"], "tau.*-1"),
         (["--dataset_dir=/nowhere"], "--dataset_dir=/nowhere"),
         (["stray"], "unknown argument 'stray'"),
     ],
 )
-def test_one_line_and_a_non_zero_exit(arguments, message, tmp_path):
-    process = start("--train_log_dir", tmp_path / "log", *arguments)
+def test_one_line_and_a_non_zero_exit(arguments, message, start, tmp_path):
+    process = start(*arguments, train_log_dir=tmp_path / "log")
     _, errors = process.communicate()
     assert process.returncode != 0
     assert re.search(message, errors) and "Traceback" not in errors
 
 
-def test_killed_at_any_moment_it_goes_on(write_cifar, tmp_path):
-    log_dir = tmp_path / "log"
-    arguments = [
-        f"--dataset_dir={write_cifar()}",
-        f"--train_log_dir={log_dir}",
-        "--model=1",
-        "--batch_size=8",
-        "--save_interval_secs=0",
-    ]
-    process = start(*arguments, "--max_number_of_steps=100000")
-    deadline = time.monotonic() + 600
-    while tf.train.latest_checkpoint(log_dir) is None and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    step = sact_tf.checkpoint_step(log_dir)
-    assert step > 0
-    process = start(*arguments, f"--max_number_of_steps={step + 2}")
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert f"at step {step}\n" in output
-    assert sact_tf.checkpoint_step(log_dir) == step + 2
+def test_killed_at_any_moment_it_goes_on(kill_training, write_cifar):
+    kill_training(dataset_dir=write_cifar(), model="1", batch_size=8)

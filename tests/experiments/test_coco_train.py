@@ -2,10 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -132,36 +128,7 @@ def test_nothing_to_learn_from(run, tmp_path):
         )
 
 
-def start(log_dir, steps):
-    values = {**TINY, "train_log_dir": log_dir, "max_number_of_steps": steps}
-    arguments = [
-        f"--{key}={','.join(value) if isinstance(value, list) else value}"
-        for key, value in values.items()
-    ]
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.coco_train", *arguments]
-        + ["--save_interval_secs=0", "--save_summaries_secs=1000"],
-        cwd=ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_killed_at_any_moment_it_goes_on(tmp_path):
-    log_dir = str(tmp_path / "log")
-    process = start(log_dir, 100000)
-    deadline = time.monotonic() + 600
-    while tf.train.latest_checkpoint(log_dir) is None and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    step = sact_tf.checkpoint_step(log_dir)
-    assert step > 0
-    process = start(log_dir, step + 2)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert f"at step {step}\n" in output
-    assert sact_tf.checkpoint_step(log_dir) == step + 2
+@pytest.mark.long  # what goes on is what goes on in imagenet_train
+def test_killed_at_any_moment_it_goes_on(kill_training):
+    texts = {k: ",".join(v) if isinstance(v, list) else v for k, v in TINY.items()}
+    kill_training(save_summaries_secs=1000, **texts)

@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -114,48 +111,24 @@ def test_a_cluster_must_be_described(cluster, run_imagenet, monkeypatch):
         run_imagenet(distribution_strategy="parameter_server")
 
 
-def test_killed_at_any_moment_it_goes_on(image_folder, tmp_path):
-    log_dir = tmp_path / "log"
+def test_killed_at_any_moment_it_goes_on(kill_training, image_folder):
+    cut_off = []
 
-    def start(max_number_of_steps):
-        return subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "experiments.imagenet_train",
-                "--dataset=folder",
-                f"--dataset_dir={image_folder}",
-                f"--train_log_dir={log_dir}",
-                f"--max_number_of_steps={max_number_of_steps}",
-                "--image_size=32",
-                "--model=1_1_2_1",
-                "--base_channels=2",
-                "--batch_size=4",
-                "--save_interval_secs=0",
-            ],
-            cwd=ROOT,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def cut_off_newest(log_dir):  # as by a full disk: the one before it is taken
+        newest = tf.train.latest_checkpoint(log_dir)
+        (data,) = log_dir.glob(f"{os.path.basename(newest)}.data-*")
+        data.write_bytes(data.read_bytes()[:-100])
+        assert sact_tf.checkpoint_step(log_dir) < int(newest.rpartition("-")[2])
+        cut_off.append(os.path.basename(newest))
 
-    process = start(100000)
-    deadline = time.monotonic() + 600
-    while len(list(log_dir.glob("*.index"))) < 2 and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
-    process.kill()
-    process.communicate()
-    # The newest checkpoint is cut off, as by a full disk: the one before it is taken.
-    newest = tf.train.latest_checkpoint(log_dir)
-    (data,) = log_dir.glob(f"{os.path.basename(newest)}.data-*")
-    data.write_bytes(data.read_bytes()[:-100])
-    step = sact_tf.checkpoint_step(log_dir)
-    assert 0 < step < int(newest.rpartition("-")[2])
-    process = start(step + 2)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert f"at step {step}\n" in output
-    assert f"passing over {os.path.basename(newest)}, which is incomplete" in errors
-    assert sact_tf.checkpoint_step(log_dir) == step + 2
+    errors = kill_training(
+        checkpoints=2,
+        damage=cut_off_newest,
+        dataset="folder",
+        dataset_dir=image_folder,
+        image_size=32,
+        model="1_1_2_1",
+        base_channels=2,
+        batch_size=4,
+    )
+    assert f"passing over {cut_off[0]}, which is incomplete" in errors
