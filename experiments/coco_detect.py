@@ -28,7 +28,8 @@ from object_detection.data import coco
 from object_detection.data.examples import resize
 from object_detection.visualization import draw_detections
 from sact_tf import visualization
-from sact_tf.data.imagenet import decode_image
+from sact_tf.data.examples import DataError
+from sact_tf.data.imagenet import read_image
 from sact_tf.evaluation import write_json
 
 FLAGS = flags.FLAGS
@@ -76,9 +77,9 @@ def detect(model, path: str) -> tuple[np.ndarray, evaluation.Detections, dict]:
         The image, uint8 [height, width, 3]; detections in its pixels; the end points.
 
     Raises:
-        tf.errors.InvalidArgumentError: It is no image.
+        DataError: It cannot be read.
     """
-    image = decode_image(tf.io.read_file(path), tf.constant(path))
+    image = read_image(path)
     resized = resize(
         {"image": image, "boxes": tf.zeros([0, 4])}, FLAGS.short_side, FLAGS.long_side
     )
@@ -132,10 +133,9 @@ def main() -> None:
         name = os.path.basename(path)
         try:
             image, found, end_points = detect(run, path)
-        except (tf.errors.OpError, OSError) as error:
+        except DataError as error:
             failed += 1
-            reason = getattr(error, "message", str(error)).splitlines()[-1]
-            print(f"{path}: cannot be read ({reason})", file=sys.stderr, flush=True)
+            print(error, file=sys.stderr, flush=True)
             continue
         start = os.path.join(output_dir, os.path.splitext(name)[0])
         write_pictures(start, image, found, end_points, names)

@@ -23,6 +23,7 @@ import sact_tf
 from experiments import programs
 from sact_tf import visualization
 from sact_tf.data import imagenet, inception
+from sact_tf.data.examples import DataError
 
 FLAGS = flags.FLAGS
 
@@ -49,9 +50,10 @@ def draw(model, path: str, output_dir: str) -> str:
     """Draws one file; returns a line about it.
 
     Raises:
-        tf.errors.InvalidArgumentError: It cannot be read or is too small.
+        DataError: It cannot be read.
+        tf.errors.InvalidArgumentError: It is too small.
     """
-    decoded = imagenet.decode_image(tf.io.read_file(path), tf.constant(path))
+    decoded = imagenet.read_image(path)
     image = inception.longer_edge(decoded, FLAGS.image_size)
     _, end_points = model.with_end_points(image[tf.newaxis] * 2.0 - 1.0, training=False)
     values = visualization.sact_map(end_points)[0].numpy()
@@ -88,9 +90,12 @@ def main() -> None:
     for path in paths:
         try:
             print(draw(model, path, output_dir), flush=True)
-        except (tf.errors.OpError, OSError) as error:
+        except DataError as error:
             failed += 1
-            reason = getattr(error, "message", str(error)).splitlines()[-1]
+            print(error, file=sys.stderr, flush=True)
+        except tf.errors.OpError as error:
+            failed += 1
+            reason = error.message.splitlines()[-1]
             print(f"{path}: cannot be drawn ({reason})", file=sys.stderr, flush=True)
     if failed:
         raise ValueError(

@@ -27,8 +27,9 @@ import sact_tf
 from experiments import programs
 from sact_tf import evaluation, saliency
 from sact_tf.data.examples import DataError
+from sact_tf.data.imagenet import read_image
 from sact_tf.saliency import pictures, ponder, tuning
-from sact_tf.saliency.data import HALVES, read_image
+from sact_tf.saliency.data import HALVES
 
 FLAGS = flags.FLAGS
 _READERS = {
@@ -178,7 +179,7 @@ def network_maps(data, cache: str) -> dict[str, np.ndarray]:
     made, start = {}, time.monotonic()
     for stimulus in data.stimuli:
         with programs.naming_dataset_dir():
-            image = read_image(stimulus.image_path)
+            image = read_image(stimulus.image_path).numpy()
             ponder.check_photograph(image, stimulus.size, stimulus.image_path)
         shape = ponder.input_size(size, stimulus.size)
         made[stimulus.name] = ponder.ponder_cost(model, image, shape)
@@ -268,7 +269,7 @@ def draw(data, predictors, path: str) -> None:
     rows = [
         (
             stimulus.name,
-            read_image(stimulus.image_path),
+            read_image(stimulus.image_path).numpy(),
             [stimulus.human_map(FLAGS.human_sigma)]
             + [predict(stimulus) for predict in predictors.values()],
         )

@@ -159,6 +159,22 @@ def decode_image(encoded: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
     )
 
 
+def read_image(path: str) -> tf.Tensor:
+    """Reads a JPEG or PNG file with `decode_image`, outside of graphs.
+
+    Raises:
+        DataError: Naming the file, if it is missing, cut off, or no such image.
+    """
+    try:
+        return decode_image(tf.io.read_file(path), tf.constant(path))
+    except tf.errors.NotFoundError as error:
+        raise DataError(f"{path}: does not exist") from error
+    except tf.errors.OpError as error:
+        is_cut_off = "is cut off" in error.message
+        problem = "is cut off" if is_cut_off else "cannot be read as JPEG or PNG image"
+        raise DataError(f"{path}: {problem}") from error
+
+
 def _contains(values, pattern):
     """Whether the bytes `pattern` stand somewhere in uint8 `values` [n]."""
     last = tf.maximum(tf.size(values) - len(pattern) + 1, 0)

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.io
-import tensorflow as tf
 
 from sact_tf.data.examples import DataError
-from sact_tf.data.imagenet import decode_image
+from sact_tf.data.imagenet import read_image
 from sact_tf.saliency import maps
 
 HALVES = ("tune", "validate")
@@ -63,7 +62,7 @@ class Stimulus:
         """
         if self.human_path is None:
             return maps.human_map(self.fixation_map(), sigma)
-        values = read_image(self.human_path).mean(-1)
+        values = read_image(self.human_path).numpy().mean(-1)
         if values.shape != self.size:
             raise DataError(
                 f"{self.human_path}: is {values.shape[1]}x{values.shape[0]}, but the "
@@ -94,20 +93,6 @@ class FixationData:
     def half(self, name: str) -> list[Stimulus]:
         """Returns the images of one of `HALVES`."""
         return [stimulus for stimulus in self.stimuli if stimulus.half == name]
-
-
-def read_image(path: str) -> np.ndarray:
-    """Reads a JPEG or PNG file as uint8 [height, width, 3].
-
-    Raises:
-        DataError: It is missing, cut off, or no such file.
-    """
-    try:
-        return decode_image(tf.io.read_file(path), tf.constant(path)).numpy()
-    except tf.errors.NotFoundError as error:
-        raise DataError(f"{path}: does not exist") from error
-    except tf.errors.OpError as error:
-        raise DataError(f"{path}: cannot be read as JPEG or PNG image") from error
 
 
 def load_cat2000(directory: str) -> FixationData:
@@ -160,7 +145,7 @@ def load_mit1003(directory: str) -> FixationData:
     located = _subdirectory(root, "ALLFIXATIONMAPS")
     made = []
     for k, file in enumerate(files):
-        pixels = read_image(str(located / f"{file.stem}_fixPts.jpg"))[..., 0]
+        pixels = read_image(str(located / f"{file.stem}_fixPts.jpg")).numpy()[..., 0]
         human = located / f"{file.stem}_fixMap.jpg"
         made.append(
             _from_pixels(file.stem, file, pixels >= _FIXATED, human, k, len(files))

@@ -13,9 +13,9 @@ import tf_keras as keras
 
 from sact_tf import visualization
 from sact_tf.data.examples import DataError
+from sact_tf.data.imagenet import read_image
 from sact_tf.networks.cifar_resnet import CifarResNet
 from sact_tf.saliency import maps
-from sact_tf.saliency.data import read_image
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _PREFIX = "map/"
@@ -156,7 +156,7 @@ def _read_picture(directory, name):
     for suffix in _SUFFIXES:
         file = directory / f"{name}{suffix}"
         if file.is_file():
-            return read_image(str(file)).mean(-1)
+            return read_image(str(file)).numpy().mean(-1)
     raise DataError(f"{directory}: has no map {name}.png (or {', '.join(_SUFFIXES)})")
 
 

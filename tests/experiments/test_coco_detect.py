@@ -60,6 +60,21 @@ def test_pictures_and_results(run, tmp_path, capsys, execution):
     assert capsys.readouterr().out.count("% of the ordinary network's") == 2
 
 
+def test_photographs_of_any_kind(run, tmp_path, capsys):
+    for name, size, mode in [
+        ("tiny.png", (10, 10), "RGB"),
+        ("line.png", (8000, 20), "RGB"),
+        ("grey.jpg", (70, 50), "L"),
+        ("alpha.png", (40, 70), "RGBA"),
+        ("cmyk.jpg", (33, 33), "CMYK"),
+    ]:
+        Image.new(mode, size).save(tmp_path / name)
+    run(images_pattern=str(tmp_path / "*.[jp]*g"))
+    assert capsys.readouterr().out.count("% of the ordinary network's") == 5
+    with Image.open(tmp_path / "drawn" / "line_overlay.png") as picture:
+        assert picture.size == (8000, 20)
+
+
 def test_names_and_ids_of_a_data_set(run, tmp_path):
     content = dict(
         images=[dict(id=70, file_name="x/0.jpg", width=36, height=40)],

@@ -65,7 +65,7 @@ def test_a_bad_file_does_not_stop_the_others(run, tmp_path, capsys):
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"--images_pattern=.*: 1 of 3 files cannot"):
         run(images_pattern=str(tmp_path / "*.jpg"))
-    assert "b.jpg: cannot be drawn" in capsys.readouterr().err
+    assert "b.jpg: is cut off" in capsys.readouterr().err
     assert (tmp_path / "out" / "c_map.png").exists()
 
 
