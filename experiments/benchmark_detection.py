@@ -22,7 +22,7 @@ from absl import flags
 
 from experiments import benchmark_tools, programs
 from object_detection.faster_rcnn import FasterRCNN, Options
-from sact_tf.training import Momentum
+from sact_tf.optimization import Momentum
 
 FLAGS = flags.FLAGS
 _STAND_IN_CLASSES = 80  # as COCO

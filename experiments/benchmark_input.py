@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import imagenet, programs
 from experiments.benchmark_tools import time_by_turns
-from sact_tf import training
+from sact_tf import optimization
 
 FLAGS = flags.FLAGS
 _PREFETCHED = 16  # more batches than tf.data keeps ready
@@ -38,7 +38,7 @@ def main() -> None:
             f"{examples.num_examples} examples"
         )
     model = imagenet.make_model(examples.num_classes)
-    model.compile(training.Momentum(0.001, 0.9), training.CrossEntropy())
+    model.compile(optimization.Momentum(0.001, 0.9), optimization.CrossEntropy())
     step = tf.function(model.train_step)
     batches = iter(examples.training_batches(FLAGS.batch_size, seed=0))
     kept = next(batches)

@@ -17,7 +17,7 @@ from absl import flags
 
 import sact_tf
 from experiments import programs
-from sact_tf import training
+from sact_tf import optimization
 
 FLAGS = flags.FLAGS
 
@@ -35,7 +35,7 @@ def make_step(model_type: str):
     labels = tf.random.uniform([FLAGS.batch_size], 0, 10, tf.int64)
     model = sact_tf.cifar_resnet(FLAGS.model, model_type, tau=0.01)
     model.compile(
-        training.Momentum(0.001, 0.9),
+        optimization.Momentum(0.001, 0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )

@@ -19,7 +19,7 @@ from absl import flags
 
 import sact_tf
 from experiments import distribution, evaluating, programs
-from sact_tf import training
+from sact_tf import optimization, training
 from sact_tf.data import cifar, shapes
 
 FLAGS = flags.FLAGS
@@ -140,7 +140,7 @@ def train() -> None:
         keras.utils.set_random_seed(FLAGS.seed)
     try:
         boundaries = [int(step) for step in FLAGS.learning_rate_boundaries]
-        rate = training.cifar_learning_rate(FLAGS.max_number_of_steps, boundaries)
+        rate = optimization.cifar_learning_rate(FLAGS.max_number_of_steps, boundaries)
     except ValueError as error:
         raise ValueError(
             f"--learning_rate_boundaries={','.join(FLAGS.learning_rate_boundaries)}: "

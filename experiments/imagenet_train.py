@@ -22,7 +22,7 @@ from absl import flags
 
 import sact_tf
 from experiments import distribution, imagenet, programs
-from sact_tf import training
+from sact_tf import optimization, training
 
 FLAGS = flags.FLAGS
 LABEL_SMOOTHING = 0.1
@@ -80,7 +80,7 @@ def main() -> None:
         log_dir,
         FLAGS.max_number_of_steps,
         batch_size=FLAGS.batch_size,
-        learning_rate=training.imagenet_learning_rate(
+        learning_rate=optimization.imagenet_learning_rate(
             examples.num_examples,
             FLAGS.batch_size,
             FLAGS.learning_rate,

@@ -14,7 +14,7 @@ from object_detection.data.examples import DetectionExamples
 from object_detection.evaluation import to_original
 from object_detection.faster_rcnn import FasterRCNN
 from object_detection.visualization import draw_detections
-from sact_tf import training, visualization
+from sact_tf import optimization, training, visualization
 from sact_tf.checkpoints import newest_checkpoint
 from sact_tf.end_points import metric_values
 
@@ -179,7 +179,7 @@ def train(
         raise ValueError(f"execution must be 'masked' to train; got {model.execution}")
     with model.distribute_strategy.scope():
         model.compile(
-            training.Momentum(
+            optimization.Momentum(
                 rate or learning_rate(max_number_of_steps),
                 momentum=momentum,
                 global_clipnorm=clip_norm,

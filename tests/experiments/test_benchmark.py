@@ -36,8 +36,9 @@ def test_network(run):
     assert [row["side"] for row in rows] == sides
     counts = [row["relative_flops"] for row in rows]
     assert counts[0] == 1 and counts[1] == counts[2] == counts[3] < 0.95
-    full = run(pattern="full", units_per_block=["2", "2", "2"], **values)
-    assert 1.0 < full[2]["relative_flops"] < 1.05  # halting scores come on top
+    values.update(pattern="full", sides=["dense", "native"])
+    _, full = run(units_per_block=["2", "2", "2"], **values)
+    assert 1.0 < full["relative_flops"] < 1.05  # halting scores come on top
 
 
 def test_imposed_units_in_tiles():

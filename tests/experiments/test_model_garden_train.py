@@ -197,7 +197,14 @@ def summaries(directory):
     return values
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task",
+    [
+        "classification",
+        "detection",
+        pytest.param("segmentation", marks=pytest.mark.long),
+    ],
+)
 def test_trains_and_evaluates(run, task):
     model_dir = run(task)
     assert tf.train.latest_checkpoint(model_dir).endswith("ckpt-8")
@@ -220,6 +227,7 @@ def test_trains_and_evaluates(run, task):
     assert 0 <= validation[accuracies[task]][8] <= 1
 
 
+@pytest.mark.long
 def test_goes_on_and_evaluates_alone(run):
     def eagerly(train_steps):  # which spares tracing the same three times
         return {

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import sact_tf
-from sact_tf import training
+from sact_tf import optimization, training
 from sact_tf.layers import BatchNorm, synchronize_batch_norm
 
 # Logical devices must be made before TensorFlow starts: it runs in its own process.
@@ -127,7 +127,7 @@ def test_compiled_training_is_the_same(tiny_examples, tmp_path):
             2,
             batch_size=4,
             seed=1,
-            learning_rate=training.imagenet_learning_rate(20, 4),
+            learning_rate=optimization.imagenet_learning_rate(20, 4),
             jit_compile=jit_compile,
             verbose=0,
         )

@@ -10,7 +10,7 @@ import tf_keras as keras
 
 import sact_tf
 from sact_tf import visualization
-from sact_tf.training import Momentum
+from sact_tf.optimization import Momentum
 
 # One case ships with the tests, so that a fresh clone checks parity too.
 BUNDLED = pathlib.Path(__file__).parent.parent / "golden"

@@ -1,4 +1,4 @@
-"""The optimizer, the schedule, resuming, and runs that go wrong."""
+"""Resuming, and runs that go wrong."""
 
 import dataclasses
 
@@ -67,40 +67,6 @@ def run(start, log_dir, examples, steps=6, **options):
 
 def fixed(examples, **options):
     return Fixed(examples.images, examples.labels, examples.num_classes, **options)
-
-
-def test_momentum_is_tensorflow_1s():
-    variable = tf.Variable([1.0])
-    rate = tf.Variable(0.1)
-    optimizer = training.Momentum(rate, 0.9)
-    expected, accumulator = 1.0, 0.0
-    for step, gradient in enumerate([0.5, -1.0, 2.0]):
-        optimizer.learning_rate = 0.1 if step < 2 else 0.01
-        optimizer.apply_gradients([(tf.constant([gradient]), variable)])
-        accumulator = 0.9 * accumulator + gradient
-        expected -= (0.1 if step < 2 else 0.01) * accumulator
-    np.testing.assert_allclose(variable, [expected], rtol=1e-6)
-
-
-def test_schedule():
-    schedule = training.cifar_learning_rate(100000)
-    for step, rate in (
-        (0, 0.1),
-        (60000, 0.1),
-        (60001, 0.01),
-        (75001, 1e-3),
-        (90001, 1e-4),
-    ):
-        np.testing.assert_allclose(schedule(step), rate, rtol=1e-6)
-    np.testing.assert_allclose(
-        training.cifar_learning_rate(5000)(3001), 0.01, rtol=1e-6
-    )
-    np.testing.assert_allclose(
-        training.cifar_learning_rate(100, [1, 2, 3])(3), 1e-3, rtol=1e-6
-    )
-    for boundaries in ([1, 2], [3, 2, 1]):
-        with pytest.raises(ValueError, match="3 increasing steps"):
-            training.cifar_learning_rate(100, boundaries)
 
 
 def test_killed_run_goes_on_as_if_unbroken(start, tmp_path, tiny_examples):
