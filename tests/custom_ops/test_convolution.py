@@ -154,6 +154,7 @@ def test_gradients_are_those_of_dense(implementation, strides, padding):
 def test_numerical_gradients(implementation, dilations):
     mask = random_mask(2, 4, 5)
 
+    @tf.function  # it is called some hundred times
     def run(x, filters, bias):
         return custom_ops.perforated_conv2d(
             x,

@@ -191,5 +191,6 @@ def test_one_line_and_a_non_zero_exit(arguments, message, start, tmp_path):
     assert re.search(message, errors) and "Traceback" not in errors
 
 
+@pytest.mark.long  # test_distribution kills this program too
 def test_killed_at_any_moment_it_goes_on(kill_training, write_cifar):
     kill_training(dataset_dir=write_cifar(), model="1", batch_size=8)

@@ -200,7 +200,7 @@ def summaries(directory):
 @pytest.mark.parametrize(
     "task",
     [
-        "classification",
+        pytest.param("classification", marks=pytest.mark.long),
         "detection",
         pytest.param("segmentation", marks=pytest.mark.long),
     ],

@@ -119,7 +119,7 @@ def test_compiled_training_is_the_same(tiny_examples, tmp_path):
     weights = []
     for jit_compile in (False, True):
         keras.utils.set_random_seed(0)
-        model = sact_tf.cifar_resnet("2", "sact", base_channels=4, tau=0.1)
+        model = sact_tf.cifar_resnet("1_2_1", "sact", base_channels=4, tau=0.1)
         training.train(
             model,
             tiny_examples,
