@@ -87,22 +87,6 @@ _TITLES = {
     "kl": "KL",
     "sim": "SIM",
 }
-_RECORDED_FLAGS = (
-    "dataset_format",
-    "dataset_dir",
-    "network",
-    "model",
-    "num_classes",
-    "base_channels",
-    "tile_size",
-    "checkpoint_dir",
-    "random_network",
-    "maps",
-    "image_size",
-    "human_sigma",
-    "jitter",
-    "seed",
-)
 
 
 def image_size() -> tuple[int, int] | int:
