@@ -128,7 +128,7 @@ def test_nothing_to_learn_from(run, tmp_path):
         )
 
 
-@pytest.mark.long  # what goes on is what goes on in imagenet_train
+@pytest.mark.long  # as test_distribution and test_training
 def test_killed_at_any_moment_it_goes_on(kill_training):
     texts = {k: ",".join(v) if isinstance(v, list) else v for k, v in TINY.items()}
     kill_training(save_summaries_secs=1000, **texts)

@@ -111,6 +111,7 @@ def test_a_cluster_must_be_described(cluster, run_imagenet, monkeypatch):
         run_imagenet(distribution_strategy="parameter_server")
 
 
+@pytest.mark.long  # as test_distribution, test_training and test_checkpoints
 def test_killed_at_any_moment_it_goes_on(kill_training, image_folder):
     cut_off = []
 

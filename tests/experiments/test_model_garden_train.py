@@ -200,8 +200,8 @@ def summaries(directory):
 @pytest.mark.parametrize(
     "task",
     [
-        pytest.param("classification", marks=pytest.mark.long),
-        "detection",
+        "classification",
+        pytest.param("detection", marks=pytest.mark.long),
         pytest.param("segmentation", marks=pytest.mark.long),
     ],
 )

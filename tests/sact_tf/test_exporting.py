@@ -15,21 +15,23 @@ SERVE = """
 import sys
 import numpy as np
 import tensorflow as tf
-if sys.argv[4] == "native":
+inputs, implementation, *paths = sys.argv[1:]
+if implementation == "native":
     import custom_ops
     custom_ops.load()
-signatures = tf.saved_model.load(sys.argv[1]).signatures
-inputs = np.load(sys.argv[2])
-outputs = {}
-for name in inputs.files:
-    key = "image_bytes" if name == "bytes" else "images"
-    signature = "serving_bytes" if name == "bytes" else "serving_default"
-    values = signatures[signature](**{key: tf.constant(inputs[name])})
-    for key, value in values.items():
-        outputs[f"{name}/{key}"] = value.numpy()
+inputs = np.load(inputs)
+for path in paths:
+    signatures = tf.saved_model.load(path).signatures
+    outputs = {}
+    for name in inputs.files:
+        key = "image_bytes" if name == "bytes" else "images"
+        signature = "serving_bytes" if name == "bytes" else "serving_default"
+        values = signatures[signature](**{key: tf.constant(inputs[name])})
+        for key, value in values.items():
+            outputs[f"{name}/{key}"] = value.numpy()
+    np.savez(f"{path}.npz", **outputs)
 assert "sact_tf" not in sys.modules and "tf_keras" not in sys.modules
-assert ("custom_ops" in sys.modules) == (sys.argv[4] == "native")
-np.savez(sys.argv[3], **outputs)
+assert ("custom_ops" in sys.modules) == (implementation == "native")
 """
 
 
@@ -79,21 +81,26 @@ def halting_network(model_type, execution):
 
 
 @pytest.mark.parametrize(
-    "model_type, execution, implementation",
+    "implementation, kinds",
     [
-        ("act_early_stopping", None, "tensorflow"),
-        ("sact", None, "tensorflow"),
-        ("sact", "perforated", "tensorflow"),
-        ("sact", "perforated", "native"),
+        (
+            "tensorflow",
+            [("act_early_stopping", None), ("sact", None), ("sact", "perforated")],
+        ),
+        ("native", [("sact", "perforated")]),
     ],
 )
-def test_serves_in_another_process(tmp_path, model_type, execution, implementation):
+def test_serves_in_another_process(tmp_path, implementation, kinds):
     if implementation == "native" and custom_ops.load() is None:
         pytest.skip("the native kernels can not be compiled here")
-    model = sact_tf.cifar_resnet("2", model_type, base_channels=4)
-    model.export_saved_model(
-        tmp_path / "model", execution=execution, implementation=implementation
-    )
+    models = {}
+    for model_type, execution in kinds:
+        model = sact_tf.cifar_resnet("2", model_type, base_channels=4)
+        path = str(tmp_path / f"{model_type}_{execution}")
+        model.export_saved_model(
+            path, execution=execution, implementation=implementation
+        )
+        models[path] = model
     pixels = np.random.default_rng(2).integers(0, 256, [2, 32, 32, 3]).astype(np.uint8)
     encoded = [tf.io.encode_png(image).numpy() for image in pixels]
     inputs = {
@@ -102,20 +109,19 @@ def test_serves_in_another_process(tmp_path, model_type, execution, implementati
         "bytes": np.array(encoded),
     }
     np.savez(tmp_path / "in.npz", **inputs)
-    paths = [str(tmp_path / name) for name in ("model", "in.npz", "out.npz")]
     root = str(tmp_path) if implementation == "tensorflow" else None
-    subprocess.run(
-        [sys.executable, "-c", SERVE, *paths, implementation], check=True, cwd=root
-    )
-    loaded = np.load(paths[2])
+    arguments = [str(tmp_path / "in.npz"), implementation, *models]
+    subprocess.run([sys.executable, "-c", SERVE, *arguments], check=True, cwd=root)
     inputs["bytes"] = tf.image.per_image_standardization(pixels)
-    for name, images in inputs.items():
-        outputs = {
-            key.removeprefix(f"{name}/"): loaded[key]
-            for key in loaded.files
-            if key.startswith(f"{name}/")
-        }
-        check_outputs(outputs, model, images)
+    for path, model in models.items():
+        loaded = np.load(f"{path}.npz")
+        for name, images in inputs.items():
+            outputs = {
+                key.removeprefix(f"{name}/"): loaded[key]
+                for key in loaded.files
+                if key.startswith(f"{name}/")
+            }
+            check_outputs(outputs, model, images)
 
 
 def test_imagenet_bytes(tmp_path):
