@@ -111,7 +111,7 @@ class DetectionExamples:
         else:
             dataset = self._resized(self.elements(True, seed, shard).repeat())
         dataset = number_with_seeds(dataset, seed).map(
-            lambda seed, example: _flip(example, seed, self.flip_vertically),
+            lambda own_seed, example: _flip(example, own_seed, self.flip_vertically),
             tf.data.AUTOTUNE,
             deterministic=seed is not None,
         )

@@ -1,7 +1,6 @@
 """The CIFAR program: runs, results, resuming after a kill, bad input."""
 
 import json
-import os
 import re
 
 import numpy as np
@@ -12,8 +11,6 @@ from absl.testing import flagsaver
 
 import sact_tf
 from experiments import programs
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
 
 @pytest.fixture
@@ -180,6 +177,7 @@ def test_checkpoint_of_another_architecture(run, write_cifar, tmp_path):
     "arguments, message",
     [
         (["--model_type=sct"], "model_type.*sact"),
+        (["--tau=-1"], "tau.*-1"),
         (["--dataset_dir=/nowhere"], "--dataset_dir=/nowhere"),
         (["stray"], "unknown argument 'stray'"),
     ],

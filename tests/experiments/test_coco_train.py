@@ -1,7 +1,6 @@
 """The detection training program: defaults, stages, a kill, bad input."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from absl.testing import flagsaver
 
 import sact_tf
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 TINY = dict(
     dataset="shapes",
     num_examples=4,

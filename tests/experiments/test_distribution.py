@@ -82,7 +82,7 @@ def arguments(write_cifar):
     return {
         "cifar_main": [
             f"--dataset_dir={write_cifar()}",
-            "--model=1",
+            "--model=1_2_1",
             "--batch_size=8",
         ],
         "coco_train": [
@@ -148,10 +148,10 @@ def test_parameter_server_survives_lost_workers_and_coordinators(program, make_c
 
     cluster.kill("chief", 0)
     step = cluster.step()
-    cluster.start("chief", 0, f"--max_number_of_steps={step + 20}")
+    cluster.start("chief", 0, f"--max_number_of_steps={step + 60}")
     assert cluster.tasks["chief", 0].wait(_PATIENCE) == 0, cluster.output("chief", 0)
     assert f"at step {step}\n" in cluster.output("chief", 0)
-    assert cluster.step() >= step + 20
+    assert cluster.step() >= step + 60
 
 
 @pytest.mark.long

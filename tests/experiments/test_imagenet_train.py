@@ -10,8 +10,6 @@ from absl import flags
 
 import sact_tf
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-
 
 def test_original_defaults(program):
     expected = dict(
