@@ -44,7 +44,7 @@ def overfit(make_detector, log_dir, num_images, size, steps, model_type, **optio
 def test_overfits_two_scenes(make_detector, tmp_path):
     # As many samples as there are anchors and proposals: none is drawn at random.
     options = dict(num_proposals=24, num_region_samples=28, foreground_fraction=1.0)
-    assert overfit(make_detector, tmp_path, 2, 64, 160, "sact", **options) > 0.8
+    assert overfit(make_detector, tmp_path, 2, 64, 240, "sact", **options) > 0.8
     written = set()
     for path in tmp_path.glob("events*"):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
