@@ -32,3 +32,11 @@ __all__ = [
     "perforated_conv2d",
     "projection_bottleneck",
 ]
+
+
+def find_positions(mask):  # until the operation is here
+    return mask
+
+
+def mask_of(active):
+    return active

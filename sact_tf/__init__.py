@@ -1,6 +1,6 @@
 """Spatially Adaptive Computation Time (Figurnov et al., CVPR 2017)."""
 
-from sact_tf.blocks import ACTBlock, PlainBlock, SACTBlock
+from sact_tf.blocks import ACTBlock, AdaptiveBlock, PlainBlock, SACTBlock
 from sact_tf.checkpoints import (
     CheckpointMismatchError,
     checkpoint_step,
@@ -12,16 +12,24 @@ from sact_tf.checkpoints import (
 )
 from sact_tf.networks.cifar_resnet import CifarResNet, cifar_resnet
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
+from sact_tf.networks.network import AdaptivityMetrics, Network
+from sact_tf.networks.options import NetworkOptions
+from sact_tf.units import Unit
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ACTBlock",
+    "AdaptiveBlock",
+    "AdaptivityMetrics",
     "CheckpointMismatchError",
     "CifarResNet",
     "ImagenetResNet",
+    "Network",
+    "NetworkOptions",
     "PlainBlock",
     "SACTBlock",
+    "Unit",
     "checkpoint_step",
     "cifar_resnet",
     "imagenet_resnet",

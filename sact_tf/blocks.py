@@ -1,134 +1,137 @@
 """Keras layers that run a list of residual units under a halting rule.
 
-A block wraps any list of layers that keep the shape of their input, but for the first.
-A unit is called as `unit(x, training=...)`, in a `SACTBlock` as `unit(x, active=...,
-training=...)` where its `call` has that argument. A unit may have a method `flops(x,
-active=None)` that returns its operations per image, int64 [batch]; a block counts
-operations where all its units do. A unit may have a method `run_active(x, active,
-sums)`, which runs it in inference at the active positions [batch, height, width] only
-(None: everywhere). It returns the output and the output's sums over positions [batch,
-channels], for which it may use those of x (or None, where they are not known). Blocks
-with `execution="perforated"` use it where there is one; those with `execution="tiled"`
-prefer `run_tiled(x, active, sums, tile_size)` where only some tiles are active.
+A block is made of parts that know little of each other: units (`sact_tf.units`), a
+halting rule, what it halts and the heads that score it (`sact_tf.halting`), and the way
+a step is computed (`sact_tf.executions`). A unit is any layer that keeps the shape of
+its input, but for the block's first; `Unit` says what it may do beside that. A layer
+that stands in the list several times shares its weights, and its head, over steps.
 
 Images of several sizes share a batch by padding: `block(x, valid=mask)` tells which
 positions [batch, height, width] of x lie inside of their image. The others cost nothing
 and are not counted, and an image gets what it would get alone. This needs masked
-execution, and units that take `valid` in `call` and `flops`, as `BottleneckUnit` does.
+execution, and units that take `valid`, as `BottleneckUnit` does.
 
 Every block returns its output, or with `return_end_points=True` the output and a
-dictionary:
+dictionary, where S is [batch] for images and [batch, height, width] for positions:
 
-| key | PlainBlock | ACTBlock | SACTBlock |
-|---|---|---|---|
-| `flops` | int64 [batch] | int64 [batch] | int64 [batch] |
-| `ponder_cost` | | float32 [batch] | float32 [batch, height, width] |
-| `num_units` | | int32 [batch] | int32 [batch, height, width] |
-| `halting_distribution` | | float32 [batch, n] | float32 [batch, height, width, n] |
-| `unit_k/halting_proba` | | float32 [batch, 1] | float32 [batch, height, width, 1] |
+| key | value |
+|---|---|
+| `flops` | int64 [batch], where all units count their operations |
+| `ponder_cost` | float32 S (adaptive blocks, as all below) |
+| `num_units` | int32 S |
+| `halting_distribution` | float32 [*S, n], weights of the n units' outputs |
+| `unit_k/halting_proba` | float32 [*S, 1], what the rule read of unit k's head |
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-import custom_ops
-from sact_tf.halting import EPSILON, HaltingState, halting_step, initial_halting_state
-from sact_tf.halting_scores import ImageHaltingScore, SpatialHaltingScore
-from sact_tf.layers import BatchNorm
+from sact_tf import halting
+from sact_tf.executions import EXECUTIONS, Masked, Perforated, Step, Tiled
+from sact_tf.halting import (
+    EPSILON,
+    CumulativeHalting,
+    HaltingDomain,
+    HaltingRule,
+)
+from sact_tf.halting.domain import get_domain
+from sact_tf.halting.heads import HaltingHead, head_flops
+from sact_tf.layers import BatchNorm, MadeLike, build_child, policy_of
+from sact_tf.units.unit import as_unit, unit_config, unit_from_config
 
-EXECUTIONS = ("masked", "perforated", "tiled")
-"""Ways to run a block; all use the same weights and give the same results.
-
-`masked` runs every unit densely and multiplies residuals by the active mask. The others
-compute active positions only, in inference (training always runs masked): `perforated`
-gathers positions, `tiled` whole tiles, for blocks whose positions halt tile by tile.
-"""
-
-
-def _run_unit(unit, x, training, active=None, valid=None):
-    """Runs a unit with the arguments its `call` has, and freezes inactive positions."""
-    accepted = inspect.signature(unit.call).parameters
-    options = {"training": training} if "training" in accepted else {}
-    if valid is not None:
-        if "valid" not in accepted:
-            raise ValueError(
-                f"valid: unit {unit.name} does not take it, and so cannot tell padding "
-                "from the image"
-            )
-        options["valid"] = valid
-    if active is None:
-        return unit(x, **options)
-    if "active" in accepted:
-        return unit(x, active=active, **options)
-    return tf.where(active[..., tf.newaxis], unit(x, **options), x)
+_IMPOSED_LOGIT = 30.0  # a score of 1 in float32, and of 0 for any rule
 
 
-def _unit_flops(unit, x, **masks):
-    """Counts a unit's operations under those masks that are not None."""
-    return unit.flops(x, **{k: m for k, m in masks.items() if m is not None})
+def _total(counts: Sequence[tf.Tensor | None]) -> dict[str, tf.Tensor]:
+    """Sums the units' counts, or reports none where a unit does not count."""
+    if any(count is None for count in counts):
+        return {}
+    return {"flops": tf.reduce_sum(tf.stack(counts), 0)}
 
 
-def valid_after(layer: keras.layers.Layer, valid: tf.Tensor | None) -> tf.Tensor | None:
-    """Returns the mask of a layer's output inside of images, given its input's.
-
-    Args:
-        layer: A unit, with or without `strides`, or a list of them in `units`.
-        valid: Bool [batch, height, width], or None.
-    """
-    for unit in getattr(layer, "units", [layer]):
-        strides = getattr(unit, "strides", 1)
-        if valid is not None and strides > 1:
-            valid = valid[:, ::strides, ::strides]
-    return valid
+def _first_scopes(form, layers):
+    """Returns layers by a scope of their number, those that recur by their first."""
+    first = {}
+    for k, layer in enumerate(layers, 1):
+        first.setdefault(id(layer), (form.format(k), layer))
+    return dict(first.values())
 
 
-class PlainBlock(keras.layers.Layer):
-    """Runs all its residual units, one after the other.
+def _masks(active, valid):
+    """Returns those masks that are not None, by their names."""
+    masks = {"active": active, "valid": valid}
+    return {name: mask for name, mask in masks.items() if mask is not None}
 
-    Args:
-        units: Non-empty list of residual units.
-        execution: "masked" or "perforated".
-        name: Keras name of the layer.
-    """
 
-    _executions = EXECUTIONS[:2]
+class _Block(keras.layers.Layer):
+    """What plain and adaptive blocks share: units, and how they are saved and built."""
 
     def __init__(
         self,
         units: Sequence[keras.layers.Layer],
-        execution: str = "masked",
-        name: str | None = None,
+        execution: str,
+        executions: Sequence[str],
+        name: str | None,
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
-        if execution not in self._executions:
+        if execution not in executions:
             raise ValueError(
-                f"execution must be one of {', '.join(self._executions)}; got "
-                f"{execution!r}"
+                f"execution must be one of {', '.join(executions)}; got {execution!r}"
             )
-        self.execution = execution
         if not units:
             raise ValueError(f"units must hold at least one layer, got {units!r}")
+        self.execution = execution
         self.units = list(units)
 
     @property
+    def is_adaptive(self) -> bool:
+        """Whether the block decides how many of its units to run."""
+        return False
+
+    def output_stride(self) -> int:
+        """Returns how many positions of the input there are for one of the output."""
+        return int(np.prod([unit.output_stride() for unit in self._steps()]))
+
+    # A method: Keras would save what an attribute holds once more.
+    def _steps(self):
+        return [as_unit(unit) for unit in self.units]
+
+    def _distinct_units(self):
+        return list({id(unit): unit for unit in self.units}.values())
+
+    @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
-        return {f"unit_{k}": unit for k, unit in enumerate(self.units, 1)}
+        """Layers by their scopes in TF-Slim checkpoints, each once."""
+        return _first_scopes("unit_{}", self.units)
+
+    def get_config(self):
+        distinct = self._distinct_units()
+        numbers = {id(unit): number for number, unit in enumerate(distinct)}
+        return {
+            **super().get_config(),
+            "units": [unit_config(unit) for unit in distinct],
+            "order": [numbers[id(unit)] for unit in self.units],
+            "execution": self.execution,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        units = [unit_from_config(unit) for unit in config.pop("units")]
+        config["units"] = [units[i] for i in config.pop("order")]
+        return cls(**config)
 
     def build(self, input_shape):
-        self._unit_output_shapes = []
         for unit in self.units:
-            if not unit.built:
-                with tf.name_scope(unit.name):
-                    unit.build(input_shape)
-                    unit.built = True
+            build_child(unit, input_shape)
             input_shape = tf.TensorShape(unit.compute_output_shape(input_shape))
-            self._unit_output_shapes.append(input_shape)
         super().build(input_shape)
 
     def compute_output_shape(self, input_shape):
@@ -136,19 +139,11 @@ class PlainBlock(keras.layers.Layer):
             input_shape = unit.compute_output_shape(input_shape)
         return input_shape
 
-    def call(self, x, training=None, return_end_points=False, valid=None):
-        flops = []
-        for unit in self.units:
-            if return_end_points and hasattr(unit, "flops"):
-                flops.append(_unit_flops(unit, x, valid=valid))
-            if self._skips(training, valid):
-                x, _ = self._run_active(unit, x, None, None)
-            else:
-                x = _run_unit(unit, x, training, valid=valid)
-            valid = valid_after(unit, valid)
-        if not return_end_points:
-            return x
-        return x, self._flops_end_point(flops)
+    def valid_after(self, valid: tf.Tensor | None) -> tf.Tensor | None:
+        """Returns `valid` of the output, given that of the input."""
+        for unit in self._steps():
+            valid = unit.valid_after(valid)
+        return valid
 
     def dense_flops(self, x: tf.Tensor, valid: tf.Tensor | None = None) -> tf.Tensor:
         """Counts what all units take at all positions, without halting scores.
@@ -162,86 +157,171 @@ class PlainBlock(keras.layers.Layer):
             int64 [batch], the operations of a `PlainBlock` of these units.
         """
         total = 0
-        for unit in self.units:
-            total += _unit_flops(unit, x, valid=valid)
-            strides = getattr(unit, "strides", 1)
-            if strides > 1:
-                x = x[:, ::strides, ::strides]
-            valid = valid_after(unit, valid)
+        for unit in self._steps():
+            total += unit.flops(x, **_masks(None, valid))
+            stride = unit.output_stride()
+            x = x[:, ::stride, ::stride]
+            valid = unit.valid_after(valid)
         return total
 
-    def _skips(self, training, valid=None):
-        skips = self.execution != "masked" and not training
-        if skips and valid is not None:
+    def _run(self, domain, training, valid):
+        """Returns how steps are computed in this call."""
+        if self.execution == "masked" or training:
+            return Masked(domain, training)
+        if valid is not None:
             raise ValueError(
                 f"valid: needs execution='masked'; {self.name} has {self.execution!r}"
             )
-        return skips
-
-    def _run_active(self, unit, x, active, sums):
-        """Runs a unit in inference where active (None: everywhere).
-
-        Returns its output and the output's sums over positions.
-        """
-        is_tiled = self.execution == "tiled" and active is not None
-        if is_tiled and hasattr(unit, "run_tiled"):
-            return unit.run_tiled(x, active, sums, self.tile_size)
-        if hasattr(unit, "run_active"):
-            return unit.run_active(x, active, sums)
-        x = _run_unit(unit, x, False, active)
-        return x, tf.reduce_sum(x, [1, 2])
-
-    def _flops_end_point(self, flops):
-        """Sums the units' counts, or reports none where a unit does not count."""
-        if not all(hasattr(unit, "flops") for unit in self.units):
-            return {}
-        return {"flops": tf.reduce_sum(tf.stack(flops), 0)}
+        if self.execution == "tiled":
+            return Tiled(domain, self.tile_size)
+        return Perforated(domain)
 
 
-class _AdaptiveBlock(PlainBlock):
-    """What ACT and SACT blocks share: heads, tau, and what they report."""
+@keras.utils.register_keras_serializable("sact_tf")
+class PlainBlock(_Block):
+    """Runs all its residual units, one after the other.
 
-    _head_class: type[keras.layers.Layer] = ImageHaltingScore
+    Args:
+        units: Non-empty list of residual units.
+        execution: "masked" or "perforated".
+        name: Keras name of the layer.
+    """
 
     def __init__(
         self,
         units: Sequence[keras.layers.Layer],
-        tau: float = 1.0,
-        epsilon: float = EPSILON,
-        batch_norm=None,
-        weight_decay: float = 0.0,
         execution: str = "masked",
         name: str | None = None,
         **kwargs,
     ):
-        super().__init__(units, execution, name=name, **kwargs)
+        super().__init__(units, execution, EXECUTIONS[:2], name, **kwargs)
+
+    def call(self, x, training=None, return_end_points=False, valid=None):
+        run = self._run(halting.DOMAINS["image"], training, valid)
+        inputs, flops = x, []
+        for k, unit in enumerate(self._steps()):
+            if return_end_points:
+                flops.append(unit.flops(x, **_masks(None, valid)))
+            x = run.run(unit, x, Step(k, inputs, None, valid))
+            valid = unit.valid_after(valid)
+        return (x, _total(flops)) if return_end_points else x
+
+
+@keras.utils.register_keras_serializable("sact_tf")
+class AdaptiveBlock(_Block):
+    """Runs its residual units under a halting rule.
+
+    Adds `tau` times the mean ponder cost to the losses.
+
+    Args:
+        units: Non-empty list of residual units.
+        rule: The halting rule.
+        domain: What halts: "image" or "position".
+        tau: Weight of the ponder cost, at least 0.
+        head: Class or function `head(batch_norm, weight_decay, name)` that makes the
+            layer that scores a unit's output (see `sact_tf.halting.heads`); called for
+            every unit but the last, and once for units that share their weights. None:
+            the domain's own.
+        execution: One of `EXECUTIONS`; "tiled" with a `tile_size` above 1.
+        batch_norm: Makes the batch normalizations of the heads, given a name.
+        weight_decay: L2 coefficient of the heads.
+        tile_size: With domain "position", side k of the square tiles whose positions
+            share their mean halting score, and so halt together (SACT, section 2.3).
+        early_stopping: Whether units are skipped at run time once everything in the
+            batch has halted. The results are the same; time is saved.
+        name: Keras name of the layer.
+
+    Raises:
+        ValueError: On any other value, naming the argument; or (when built) on units
+            after the first that do not keep their input's shape.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[keras.layers.Layer],
+        rule: HaltingRule,
+        domain: str | HaltingDomain = "position",
+        tau: float = 0.01,
+        head: Callable[..., keras.layers.Layer] | Mapping[str, Any] | None = None,
+        execution: str = "masked",
+        batch_norm: Callable[..., keras.layers.Layer] | None = None,
+        weight_decay: float = 0.0,
+        tile_size: int = 1,
+        early_stopping: bool = False,
+        name: str | None = None,
+        **kwargs,
+    ):
+        domain = get_domain(domain)
+        executions = EXECUTIONS if domain.has_tiles else EXECUTIONS[:2]
+        super().__init__(units, execution, executions, name, **kwargs)
+        if not isinstance(rule, HaltingRule):
+            raise ValueError(f"rule must be a HaltingRule; got {rule!r}")
         if not tau >= 0:
             raise ValueError(f"tau must be a number >= 0, got {tau}")
-        if not 0 <= epsilon < 1:
-            raise ValueError(f"epsilon must lie in [0, 1), got {epsilon}")
+        at_least = 2 if execution == "tiled" else 1
+        if tile_size != int(tile_size) or tile_size < at_least:
+            raise ValueError(
+                f"tile_size must be an integer >= {at_least} with execution="
+                f"{execution!r}; got {tile_size}"
+            )
+        if tile_size > 1 and not domain.has_tiles:
+            raise ValueError(
+                f"tile_size must be 1 with domain={domain.name!r}; got {tile_size}"
+            )
+        self.rule = rule
+        self.domain = domain
         self.tau = tau
-        self.epsilon = epsilon
+        self.tile_size = int(tile_size)
+        self.early_stopping = early_stopping
+        self._imposed = None
+        if isinstance(head, Mapping):
+            head = MadeLike(head)
+        self.heads = self._make_heads(
+            head or domain.default_head, batch_norm or _batch_norm, weight_decay
+        )
 
-        if batch_norm is None:
-
-            def batch_norm(name):
-                return BatchNorm(decay=0.99, epsilon=1e-3, name=name)
-
-        self.heads = [
-            self._head_class(batch_norm, weight_decay, name=f"unit_{k}_halting_proba")
-            for k in range(1, len(self.units))
-        ]
+    def _make_heads(self, head, batch_norm, weight_decay):
+        made = {}
+        with policy_of(self):
+            for k, unit in enumerate(self.units[:-1], 1):
+                if id(unit) not in made:
+                    name = f"unit_{k}_halting_proba"
+                    made[id(unit)] = head(batch_norm, weight_decay, name=name)
+        return [made[id(unit)] for unit in self.units[:-1]]
 
     @property
-    def slim_scopes(self) -> dict[str, keras.layers.Layer]:
-        scopes = super().slim_scopes
-        for k, head in enumerate(self.heads, 1):
-            scopes[f"unit_{k}/halting_proba"] = head
-        return scopes
+    def is_adaptive(self):
+        return True
+
+    @property
+    def slim_scopes(self):
+        heads = _first_scopes("unit_{}/halting_proba", self.heads)
+        return {**super().slim_scopes, **heads}
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "rule": keras.saving.serialize_keras_object(self.rule),
+            "domain": self.domain.name,
+            "tau": self.tau,
+            "head": unit_config(self.heads[0]) if self.heads else None,
+            "tile_size": self.tile_size,
+            "early_stopping": self.early_stopping,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if "rule" in config:
+            config["rule"] = keras.saving.deserialize_keras_object(config["rule"])
+        return super().from_config(config)
 
     def build(self, input_shape):
-        super().build(input_shape)
-        shapes = self._unit_output_shapes
+        shapes = []
+        for unit in self.units:
+            build_child(unit, input_shape)
+            input_shape = tf.TensorShape(unit.compute_output_shape(input_shape))
+            shapes.append(input_shape)
         for k, shape in enumerate(shapes[1:], 2):
             if shape.rank != 4 or not shape.is_compatible_with(shapes[0]):
                 raise ValueError(
@@ -250,102 +330,168 @@ class _AdaptiveBlock(PlainBlock):
                     f"maps {shapes[k - 2]} to {shape}"
                 )
         for head, shape in zip(self.heads, shapes):
-            with tf.name_scope(head.name):
-                head.build(shape)
+            build_child(head, shape)
+        super().build(input_shape)
 
-    def _call_perforated(self, x, return_end_points):
-        """The same in inference, at active images or positions only."""
-        state = output = active = sums = None
+    def impose_units(self, units: tf.Tensor | Callable[[int, int], Any] | None) -> None:
+        """Makes everything halt where it is told to, from the next call on.
+
+        Heads run all the same, so that they are paid for; what they say is then
+        overridden. For benchmarks, and functions that are traced after this.
+
+        Args:
+            units: How many units run, ints of shape S or one that broadcasts to it,
+                such as [height, width]; or a function from height and width of the
+                features, which must be known when it is called, to that. None: heads
+                decide again.
+        """
+        self._imposed = units
+
+    def call(self, x, training=None, return_end_points=False, valid=None, seed=None):
+        run = self._run(self.domain, training, valid)
+        inputs, state, output = x, None, None
         weights, scores, flops = [], [], []
-        for k, unit in enumerate(self.units):
-            unit_input = x
-            # x can be updated in place once nobody else is going to read it.
-            with tf.control_dependencies([] if output is None else [output]):
-                x, sums = self._run_active(unit, x, active, sums)
-            if state is None:
-                state = initial_halting_state(self._shape(x))
-            if return_end_points:
-                flops += self._active_flops(k, x, unit_input, state.active)
-            is_last = k == len(self.heads)
-            score = None
-            if not is_last:
-                score = self.heads[k].run_active(x, state.active, sums)
-                scores.append(score)
-            weight, state = halting_step(state, score, is_last, self.epsilon)
-            weights.append(weight)
-            spread = self._spread(weight, x)
-            if output is None:
-                output = tf.cast(spread, x.dtype)[..., tf.newaxis] * x
-            else:
-                output = custom_ops.masked_accumulate(output, x, spread)
-            active = self._spread(state.active, x)
-        return self._finish(output, state, weights, scores, flops, return_end_points)
+        if self.rule.is_random and seed is None:
+            seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
 
-    def _finish(
-        self,
-        output: tf.Tensor,
-        state: HaltingState,
-        weights: list[tf.Tensor],
-        scores: list[tf.Tensor],
-        flops: list[tf.Tensor],
-        return_end_points: bool,
-        valid: tf.Tensor | None = None,
-    ):
-        self.add_loss(self.tau * self._mean_ponder_cost(state.ponder_cost, valid))
+        for k, unit in enumerate(self._steps()):
+            before = Step(k, inputs, None if state is None else state.active, valid)
+
+            def step(unit=unit, before=before, x=x, state=state, output=output):
+                return self._step(unit, run, before, x, state, output, training, seed)
+
+            def skip(x=x, state=state, output=output):
+                zeros = tf.zeros(self.domain.shape(x))
+                return x, state, output, zeros, zeros
+
+            unit_input = x
+            if k and self.early_stopping and run.is_masked:
+                x, state, output, weight, score = tf.cond(
+                    tf.reduce_any(before.active), step, skip
+                )
+            else:
+                x, state, output, weight, score = step()
+            valid = unit.valid_after(valid)
+            weights.append(weight)
+            scores.append(score)
+            if return_end_points:
+                flops += self._flops(unit, unit_input, x, before, valid)
+
+        cost = self.domain.mean(self.rule.cost(state), valid)
+        self.add_loss(self.tau * cost)
+        own_loss = self.rule.loss(state)
+        if own_loss is not None:
+            self.add_loss(self.domain.mean(own_loss, valid))
         if not return_end_points:
             return output
         end_points = {
-            "ponder_cost": state.ponder_cost,
+            "ponder_cost": self.rule.cost(state),
             "num_units": state.num_units,
             "halting_distribution": tf.stack(weights, axis=-1),
-            **self._flops_end_point(flops),
+            **_total(flops),
         }
-        for k, score in enumerate(scores, 1):
+        for k, score in enumerate(scores[:-1], 1):
             end_points[f"unit_{k}/halting_proba"] = score[..., tf.newaxis]
         return output, end_points
 
-    def _score(self, k, x, training, valid, **options):
-        """Runs the head of unit k (from 0)."""
-        if valid is not None:
-            options["valid"] = valid
-        return self.heads[k](x, training=training, **options)
+    def _step(self, unit, run, before, x, state, output, training, seed):
+        """Runs a unit, and what comes with it.
 
-    def _mean_ponder_cost(self, ponder_cost, valid):
-        """Averages over images and, within each, its positions."""
-        return tf.reduce_mean(ponder_cost)
+        This is SACT, algorithms 1 and 2: a unit, its score, the halting rule, and the
+        sum of the units' outputs.
+        """
+        k, unit_input = before.index, x
+        x = run.run(unit, x, before, output)
+        valid = unit.valid_after(before.valid)
+        if state is None:
+            state = self.rule.initial(self.domain.shape(x), self.domain.valid(valid))
+        is_last = k == len(self.heads)
+        score = None
+        if not is_last:
+            head, after = self.heads[k], before._replace(valid=valid)
+            residual = _residual(head, unit, unit_input, x)
+            score = run.score(head, x, residual, after, self.rule.reads_logits)
+            score = self.domain.share(score, self.tile_size)
+            score = self._impose(k, score, x)
+        if seed is not None:
+            seed = tf.random.experimental.stateless_fold_in(seed, k)
+        weight, state = self.rule.step(
+            state, score, is_last, training=training, seed=seed
+        )
+        output = run.add(output, weight, x, before)
+        if score is None:  # a branch must return the same as its alternative
+            score = tf.zeros(self.domain.shape(x))
+        return x, state, output, weight, score
 
-    def _step_flops(self, k, x, unit_input, active=None, valid=None):
-        """Operations of unit k (from 0) and its head, as [] or [int64 [batch]]."""
-        unit = self.units[k]
-        if not hasattr(unit, "flops"):
-            return []
-        flops = _unit_flops(unit, unit_input, active=active, valid=valid)
-        if k < len(self.heads):
-            valid = valid_after(unit, valid)
-            flops += _unit_flops(self.heads[k], x, active=active, valid=valid)
-        return [flops]
+    def _impose(self, k, score, x):
+        """Overrides the scores of unit k (from 0), where that is asked for."""
+        if self._imposed is None:
+            return score
+        units = (
+            self._imposed(*x.shape[1:3]) if callable(self._imposed) else self._imposed
+        )
+        halts = self.domain.of_map(tf.convert_to_tensor(units)) <= k + 1
+        logits = self.rule.reads_logits
+        low, high = (-_IMPOSED_LOGIT, _IMPOSED_LOGIT) if logits else (0.0, 1.0)
+        # So little of the score that it changes nothing, but is not left out.
+        return tf.where(halts, high, low) + 1e-6 * score
+
+    def _flops(self, unit, unit_input, x, before, valid):
+        """Counts a unit and its head; `valid` is that of the output x."""
+
+        def of_unit(active, valid):
+            return unit.flops(unit_input, **_masks(active, valid))
+
+        counts = [self.domain.flops(of_unit, before.active, before.valid)]
+        if before.index < len(self.heads):
+            count = head_flops(self.heads[before.index])
+
+            def of_head(active, valid):
+                return count(x, **_masks(active, valid))
+
+            counts.append(self.domain.flops(of_head, before.active, valid))
+        return counts
 
 
-class ACTBlock(_AdaptiveBlock):
-    """Adaptive Computation Time: each image halts on its own (section 3.1).
+def _residual(head, unit, unit_input, x):
+    """Returns what a unit added to its input, for a head that reads it."""
+    if isinstance(head, HaltingHead) and not head.reads_residual:
+        return None
+    keeps_shape = unit.output_stride() == 1 and unit_input.shape[-1] == x.shape[-1]
+    return x - unit_input if keeps_shape else x
 
-    After each unit an image may halt; what follows gets no weight in its output. Adds
-    `tau` times the mean ponder cost to the losses.
+
+class _CumulativeBlock(AdaptiveBlock):
+    """A block of the cumulative rule, which is told its epsilon alone."""
+
+    @property
+    def epsilon(self) -> float:
+        """Halting slack (SACT eq. 7)."""
+        return self.rule.epsilon
+
+    def get_config(self):
+        config = super().get_config()
+        del config["rule"], config["domain"]
+        return {**config, "epsilon": self.epsilon}
+
+
+@keras.utils.register_keras_serializable("sact_tf")
+class ACTBlock(_CumulativeBlock):
+    """Adaptive Computation Time: each image halts on its own (SACT, section 2.2).
+
+    After each unit an image may halt; what follows gets no weight in its output. An
+    `AdaptiveBlock` with `CumulativeHalting` of images.
 
     Args:
         units: Non-empty list of residual units.
         tau: Weight of the ponder cost, at least 0.
-        epsilon: Halting slack (eq. 7), in [0, 1).
-        batch_norm: Makes the batch normalizations of the halting heads, given a name.
+        epsilon: Halting slack (SACT eq. 7), in [0, 1).
+        batch_norm: As of `AdaptiveBlock`, as are all others.
         weight_decay: L2 coefficient of the halting heads.
         execution: "masked" or "perforated".
-        early_stopping: Whether units are skipped at run time once the whole batch has
-            halted. The results are the same; time is saved.
+        early_stopping: Whether units are skipped once the whole batch has halted.
         name: Keras name of the layer.
-
-    Raises:
-        ValueError: On a negative `tau`, an `epsilon` outside [0, 1), no units, or (when
-            built) units after the first that do not keep their input's shape.
+        **kwargs: Of `AdaptiveBlock`.
     """
 
     def __init__(
@@ -361,90 +507,37 @@ class ACTBlock(_AdaptiveBlock):
         **kwargs,
     ):
         super().__init__(
-            units, tau, epsilon, batch_norm, weight_decay, execution, name, **kwargs
+            units,
+            CumulativeHalting(epsilon),
+            "image",
+            tau,
+            execution=execution,
+            batch_norm=batch_norm,
+            weight_decay=weight_decay,
+            early_stopping=early_stopping,
+            name=name,
+            **kwargs,
         )
-        self.early_stopping = early_stopping
-
-    def call(self, x, training=None, return_end_points=False, valid=None):
-        if self._skips(training, valid):
-            return self._call_perforated(x, return_end_points)
-        state = initial_halting_state(tf.shape(x)[:1])
-        output = None
-        weights, scores, flops = [], [], []
-        for k in range(len(self.units)):
-            active = state.active
-
-            def step(k=k, x=x, state=state, output=output, valid=valid):
-                return self._step(k, x, state, output, training, valid)
-
-            def skip(x=x, state=state, output=output):
-                zeros = tf.zeros(tf.shape(x)[:1])
-                return x, output, state, zeros, zeros
-
-            unit_input = x
-            if k and self.early_stopping:
-                x, output, state, weight, score = tf.cond(
-                    tf.reduce_any(active), step, skip
-                )
-            else:
-                x, output, state, weight, score = step()
-            weights.append(weight)
-            if k < len(self.heads):
-                scores.append(score)
-            if return_end_points:
-                flops += self._active_flops(k, x, unit_input, active, valid)
-            valid = valid_after(self.units[k], valid)
-        return self._finish(output, state, weights, scores, flops, return_end_points)
-
-    def _step(self, k, x, state, output, training, valid):
-        x = _run_unit(self.units[k], x, training, valid=valid)
-        is_last = k == len(self.heads)
-        score = tf.ones(tf.shape(x)[:1])
-        if not is_last:
-            valid = valid_after(self.units[k], valid)
-            score = self._score(k, x, training, valid)
-        weight, state = halting_step(state, score, is_last, self.epsilon)
-        term = tf.cast(weight, x.dtype)[:, tf.newaxis, tf.newaxis, tf.newaxis] * x
-        return x, term if output is None else output + term, state, weight, score
-
-    def _active_flops(self, k, x, unit_input, active, valid=None):
-        return [
-            count * tf.cast(active, tf.int64)
-            for count in self._step_flops(k, x, unit_input, valid=valid)
-        ]
-
-    def _shape(self, x):
-        return tf.shape(x)[:1]
-
-    def _spread(self, per_image, x):
-        """Gives every position of x [batch, height, width] its image's value."""
-        return tf.broadcast_to(per_image[:, tf.newaxis, tf.newaxis], tf.shape(x)[:3])
 
 
-class SACTBlock(_AdaptiveBlock):
-    """Spatially Adaptive Computation Time: each position halts alone (section 3.2).
+@keras.utils.register_keras_serializable("sact_tf")
+class SACTBlock(_CumulativeBlock):
+    """Spatially Adaptive Computation Time: each position halts alone.
 
-    A position that has halted is frozen: it keeps its value while its neighbours go on.
-    Adds `tau` times the mean ponder cost over images and positions to the losses.
+    A position that has halted is frozen: it keeps its value while its neighbours go on
+    (SACT, section 2.3). An `AdaptiveBlock` with `CumulativeHalting` of positions.
 
     Args:
         units: Non-empty list of residual units.
         tau: Weight of the ponder cost, at least 0.
-        epsilon: Halting slack (eq. 7), in [0, 1).
-        batch_norm: Makes the batch normalizations of the halting heads, given a name.
+        epsilon: Halting slack (SACT eq. 7), in [0, 1).
+        batch_norm: As of `AdaptiveBlock`, as are all others.
         weight_decay: L2 coefficient of the halting heads.
         execution: One of `EXECUTIONS`.
-        tile_size: Side k of the square tiles whose positions share their mean halting
-            score, and so halt together (section 2.3); 1: each position alone.
+        tile_size: Side of the square tiles whose positions halt together.
         name: Keras name of the layer.
-
-    Raises:
-        ValueError: As `ACTBlock`, and on a `tile_size` below 1 (2 if `execution` is
-            "tiled").
+        **kwargs: Of `AdaptiveBlock`.
     """
-
-    _executions = EXECUTIONS
-    _head_class = SpatialHaltingScore
 
     def __init__(
         self,
@@ -459,57 +552,48 @@ class SACTBlock(_AdaptiveBlock):
         **kwargs,
     ):
         super().__init__(
-            units, tau, epsilon, batch_norm, weight_decay, execution, name, **kwargs
-        )
-        at_least = 2 if execution == "tiled" else 1
-        if tile_size != int(tile_size) or tile_size < at_least:
-            raise ValueError(
-                f"tile_size must be an integer >= {at_least} with execution="
-                f"{execution!r}; got {tile_size}"
-            )
-        self.tile_size = int(tile_size)
-        for head in self.heads:
-            head.tile_size = self.tile_size
-
-    def call(self, x, training=None, return_end_points=False, valid=None):
-        if self._skips(training, valid):
-            return self._call_perforated(x, return_end_points)
-        active = None  # every position computes the first unit
-        output = None
-        weights, scores, flops = [], [], []
-        for k, unit in enumerate(self.units):
-            unit_input = x
-            x = _run_unit(unit, x, training, active, valid)
-            if return_end_points:
-                flops += self._step_flops(k, x, unit_input, active, valid)
-            valid = valid_after(unit, valid)
-            is_last = k == len(self.heads)
-            score = None
-            if not is_last:
-                score = self._score(k, x, training, valid, active=active)
-                scores.append(score)
-            if active is None:
-                state = initial_halting_state(tf.shape(x)[:3], valid)
-            weight, state = halting_step(state, score, is_last, self.epsilon)
-            weights.append(weight)
-            term = tf.cast(weight, x.dtype)[..., tf.newaxis] * x
-            output = term if output is None else output + term
-            active = state.active
-        return self._finish(
-            output, state, weights, scores, flops, return_end_points, valid
+            units,
+            CumulativeHalting(epsilon),
+            "position",
+            tau,
+            execution=execution,
+            batch_norm=batch_norm,
+            weight_decay=weight_decay,
+            tile_size=tile_size,
+            name=name,
+            **kwargs,
         )
 
-    def _mean_ponder_cost(self, ponder_cost, valid):
-        if valid is None:
-            return tf.reduce_mean(ponder_cost)
-        counts = tf.reduce_sum(tf.cast(valid, tf.float32), [1, 2])
-        return tf.reduce_mean(tf.reduce_sum(ponder_cost, [1, 2]) / counts)
 
-    def _active_flops(self, k, x, unit_input, active):
-        return self._step_flops(k, x, unit_input, active if k else None)
+def make_block(
+    model_type: str,
+    units: Sequence[keras.layers.Layer],
+    rule_options: Mapping[str, Any] | None = None,
+    execution: str = "masked",
+    name: str | None = None,
+    **options,
+) -> PlainBlock | AdaptiveBlock:
+    """Returns the block layer of a model type around a list of residual units.
 
-    def _shape(self, x):
-        return tf.shape(x)[:3]
+    Args:
+        model_type: One of `halting.model_types()`.
+        units: Non-empty list of residual units.
+        rule_options: Arguments of the model type's halting rule.
+        execution: One of `EXECUTIONS`.
+        name: Keras name of the layer.
+        **options: Of `AdaptiveBlock`; not used where all units run.
+    """
+    kind = halting.model_type(model_type)
+    rule = kind.make_rule(model_type, rule_options or {})
+    if rule is None:
+        return PlainBlock(units, execution, name=name)
+    options.update(execution=execution, early_stopping=kind.early_stopping, name=name)
+    named = {"image": ACTBlock, "position": SACTBlock}
+    if type(rule) is CumulativeHalting and kind.domain in named:
+        return named[kind.domain](units, epsilon=rule.epsilon, **options)
+    return AdaptiveBlock(units, rule, kind.domain, **options)
 
-    def _spread(self, per_position, x):
-        return per_position
+
+def _batch_norm(name):
+    """The batch normalization of heads, unless a block is given another."""
+    return BatchNorm(decay=0.99, epsilon=1e-3, name=name)

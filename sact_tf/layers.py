@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
@@ -62,6 +65,61 @@ def conv2d(
     )
 
 
+def build_child(layer: keras.layers.Layer, input_shape) -> None:
+    """Builds a layer that another one holds, unless it is built.
+
+    Its variables' names begin with the names of both, so that they are unique in a
+    model, which the HDF5 format asks for.
+
+    Args:
+        layer: The layer.
+        input_shape: Of its input.
+    """
+    if layer.built:
+        return
+    with tf.name_scope(layer.name):
+        layer.build(tf.TensorShape(input_shape))
+    layer.built = True
+
+
+@contextlib.contextmanager
+def policy_of(layer: keras.layers.Layer) -> Iterator[None]:
+    """Gives layers that are made in a `with` block the dtype policy of another.
+
+    So that what a layer is made of follows its `dtype`, whatever the global policy.
+    """
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(layer.dtype_policy)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(before)
+
+
+class MadeLike:
+    """Makes layers like one there is, under other names.
+
+    Takes the place of a function that cannot be saved: the configuration of a layer it
+    made can. Anything but the name is passed over.
+
+    Args:
+        config: What `keras.layers.serialize` returned.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self._config = config
+
+    def __call__(self, *args, name: str, **kwargs) -> keras.layers.Layer:
+        config = copy.deepcopy(dict(self._config))
+        config["config"]["name"] = name
+        return keras.layers.deserialize(config)
+
+
+def factory(made_by) -> Callable[..., Any]:
+    """Returns a function that makes layers, given it or a saved configuration."""
+    return MadeLike(made_by) if isinstance(made_by, Mapping) else made_by
+
+
 def zero_outside(x: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
     """Sets x [batch, height, width, channels] to zero where `valid` is False.
 
@@ -106,20 +164,40 @@ def slope_of(activation: Callable[[tf.Tensor], tf.Tensor] | None) -> float | Non
     return activation.keywords["alpha"] if is_leaky else None
 
 
+def _activation_config(activation):
+    """Returns what `_activation` makes the activation of again."""
+    slope = slope_of(activation)
+    if activation is None or slope is None:
+        return keras.activations.serialize(activation) if activation else None
+    return {"slope": slope}
+
+
+def _activation(config):
+    """Returns an activation, given it or its configuration."""
+    if config is None or callable(config):
+        return config
+    if isinstance(config, Mapping) and "slope" in config:
+        slope = config["slope"]
+        return tf.nn.relu if slope == 0 else leaky_relu(slope)
+    return keras.activations.deserialize(config)
+
+
 def _num_replicas() -> int:
     """How many replicas run this step in step, 1 outside of `tf.distribute`."""
     context = tf.distribute.get_replica_context()
     return 1 if context is None else context.num_replicas_in_sync
 
 
-def _over_replicas(mean, variance):
-    """Returns mean and variance over all replicas, whose batches are equally large."""
+def _over_replicas(mean, variance, count):
+    """Returns mean and variance over all replicas, and how many values these are."""
     context = tf.distribute.get_replica_context()
-    moments = tf.stack([mean, variance + tf.square(mean)])
-    mean, mean_square = tf.unstack(
-        context.all_reduce(tf.distribute.ReduceOp.MEAN, moments)
+    # A replica without images has moments that are not numbers.
+    moments = tf.math.multiply_no_nan(
+        tf.stack([mean, variance + tf.square(mean)]), count
     )
-    return mean, tf.maximum(mean_square - tf.square(mean), 0.0)
+    moments, count = context.all_reduce(tf.distribute.ReduceOp.SUM, [moments, count])
+    mean, mean_square = tf.unstack(moments / count)
+    return mean, tf.maximum(mean_square - tf.square(mean), 0.0), count
 
 
 def synchronize_batch_norm(model: keras.Model, synchronized: bool) -> None:
@@ -138,6 +216,7 @@ def synchronize_batch_norm(model: keras.Model, synchronized: bool) -> None:
             layer.synchronized = synchronized
 
 
+@keras.utils.register_keras_serializable("sact_tf")
 class BatchNorm(keras.layers.Layer):
     """Batch normalization of [batch, height, width, channels], and activation.
 
@@ -149,12 +228,13 @@ class BatchNorm(keras.layers.Layer):
     Frozen (`trainable = False`), it uses the moving statistics in training too. Called
     a second time on the same inputs, with `update_averages=False`, it leaves the moving
     averages as the first call made them. Under a strategy of `tf.distribute`, the batch
-    is that of all replicas together, unless `synchronize_batch_norm` says otherwise.
+    is that of all replicas together, unless `synchronize_batch_norm` says otherwise. A
+    batch without images leaves the moving averages alone.
 
     Args:
         decay: Decay of the moving averages.
         epsilon: Added to the variance.
-        activation: Applied to the result, or None.
+        activation: Applied to the result, or None; or its configuration.
         name: Keras name of the layer.
     """
 
@@ -169,8 +249,16 @@ class BatchNorm(keras.layers.Layer):
         super().__init__(name=name, **kwargs)
         self.decay = decay
         self.epsilon = epsilon
-        self.activation = activation
+        self.activation = _activation(activation)
         self.synchronized = True
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "decay": self.decay,
+            "epsilon": self.epsilon,
+            "activation": _activation_config(self.activation),
+        }
 
     def build(self, input_shape):
         channels = [int(input_shape[-1])]
@@ -211,20 +299,21 @@ class BatchNorm(keras.layers.Layer):
         is_shared = self.synchronized and _num_replicas() > 1
         if x.dtype == tf.float64 or is_shared:  # neither is for the fused kernel
             values = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+            count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), values.dtype)
             mean, variance = tf.nn.moments(values, [0, 1, 2])
             if is_shared:
-                mean, variance = _over_replicas(mean, variance)
+                mean, variance, count = _over_replicas(mean, variance, count)
             outputs = tf.nn.batch_normalization(
                 values, mean, variance, beta, gamma, self.epsilon
             )
             outputs = tf.cast(outputs, x.dtype)
         else:
+            count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
             outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
                 x, gamma, beta, epsilon=self.epsilon, is_training=True
             )
             # The kernel reports the unbiased variance n / (n - 1) * biased (n floored
             # at 2).
-            count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
             variance *= tf.maximum(count - 1.0, 1.0) / count
         if not update_averages:
             return outputs
@@ -232,7 +321,9 @@ class BatchNorm(keras.layers.Layer):
             (self.moving_mean, mean),
             (self.moving_variance, variance),
         ):
-            moving.assign_sub((moving - batch) * (1.0 - self.decay))
+            # Moments of nothing are not numbers.
+            share = tf.cast(count > 0, moving.dtype) * (1.0 - self.decay)
+            moving.assign_sub(tf.math.multiply_no_nan(moving - batch, share))
         return outputs
 
     def _normalize_moving(self, x):

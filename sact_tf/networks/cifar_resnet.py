@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras as keras
 
-from sact_tf import flops
-from sact_tf.layers import BatchNorm, conv2d, global_average, leaky_relu
-from sact_tf.networks import residual_network
-from sact_tf.residual_units import BasicUnit
+from sact_tf.layers import BatchNorm, leaky_relu
+from sact_tf.networks.residual_network import Architecture, ResidualNetwork
+from sact_tf.optimization import cifar_learning_rate
+from sact_tf.units import BasicUnit
 
 _IMAGE_SIZE = 32
 _SLOPE = 0.1
@@ -24,17 +24,41 @@ _inner_batch_norm = functools.partial(
 )
 
 
+def _make_unit(b, k, channels, strides, weight_decay, name):
+    return BasicUnit(
+        channels,
+        strides,
+        batch_norm=_batch_norm,
+        inner_batch_norm=_inner_batch_norm,
+        preact_shortcut=not b and not k,
+        weight_decay=weight_decay,
+        name=name,
+    )
+
+
 @keras.utils.register_keras_serializable("sact_tf")
-class CifarResNet(residual_network.ResidualNetwork):
+class CifarResNet(ResidualNetwork):
     """See `cifar_resnet`."""
 
-    slim_scope = "resnet_residual"
-    _weight_decay = 2e-4
-    _block_name = "block_{}"
-    _stem_scope = "Conv"
-    _final_bn_scope = "BatchNorm"
-    _batch_norm = staticmethod(_batch_norm)
-    _head_batch_norm = staticmethod(_batch_norm)
+    architecture = Architecture(
+        slim_scope="resnet_residual",
+        block_name="block_{}",
+        stem_scope="Conv",
+        final_bn_scope="BatchNorm",
+        weight_decay=2e-4,
+        units_per_block={},
+        one_for_all=True,
+        block_strides=(1, 2, 2),
+        expansion=1,
+        stem_channels=None,
+        stem_size=3,
+        stem_stride=1,
+        pool_stride=1,
+        pools_first=True,
+        make_unit=_make_unit,
+        batch_norm=_batch_norm,
+        head_batch_norm=_batch_norm,
+    )
 
     @staticmethod
     def preprocess(image, size=None):
@@ -43,35 +67,8 @@ class CifarResNet(residual_network.ResidualNetwork):
         image = tf.image.resize(image, [size, size], antialias=True)
         return tf.image.per_image_standardization(image)
 
-    @staticmethod
-    def _parse_units(model):
-        if isinstance(model, (str, int)) and str(model).isdigit():
-            model = [int(model)] * 3
-        return residual_network.parse_units(model, {}, 3)
-
-    def _make_stem(self, base_channels, weight_decay):
-        return conv2d(
-            base_channels, 3, use_bias=True, weight_decay=weight_decay, name="Conv"
-        )
-
-    def _make_unit(self, b, k, base_channels, weight_decay, name):
-        return BasicUnit(
-            base_channels * 2**b,
-            strides=2 if b and not k else 1,
-            batch_norm=_batch_norm,
-            inner_batch_norm=_inner_batch_norm,
-            preact_shortcut=not b and not k,
-            weight_decay=weight_decay,
-            name=name,
-        )
-
-    def _run_stem(self, images):
-        x = self.stem(images)
-        return x, flops.conv2d_flops(self.stem, flops.num_positions(x))
-
-    def _run_tail(self, x, training):
-        # The original pools before the last batch normalization.
-        return self.final_bn(global_average(x), training=training)
+    def default_learning_rate(self, max_number_of_steps, num_examples, batch_size):
+        return cifar_learning_rate(max_number_of_steps)
 
 
 def cifar_resnet(
@@ -83,13 +80,15 @@ def cifar_resnet(
     execution: str = "masked",
     tile_size: int = 1,
     name: str | None = None,
+    **options,
 ) -> CifarResNet:
     """Builds a CIFAR residual network: a 3x3 stem and three blocks of basic units.
 
     Args:
         model: Residual units per block: "5" (ResNet-32) and "18" (ResNet-110) give all
             three blocks as many, "3_4_5" each its own.
-        model_type: "vanilla", "act", "act_early_stopping" or "sact".
+        model_type: "vanilla", "act", "act_early_stopping" or "sact", or another of
+            `sact_tf.halting.model_types()`.
         num_classes: Size of the logits.
         base_channels: Channels of the first block; the others have 2 and 4 times as
             many.
@@ -100,6 +99,8 @@ def cifar_resnet(
         tile_size: With "sact", side of the square tiles of positions that share their
             halting scores.
         name: Keras name of the model.
+        **options: Of the halting rule, such as `epsilon`, and others of
+            `ResidualNetwork`: `weight_decay`, `dtype`, `block_strides`.
 
     Returns:
         A `tf_keras.Model` from standardised images [batch, height, width, 3] to logits
@@ -109,5 +110,13 @@ def cifar_resnet(
         ValueError: Naming the argument, on any other value.
     """
     return CifarResNet(
-        model, model_type, num_classes, base_channels, tau, execution, tile_size, name
+        model,
+        model_type,
+        num_classes,
+        base_channels,
+        tau,
+        execution,
+        tile_size,
+        name,
+        **options,
     )

@@ -2,396 +2,335 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 import tf_keras as keras
 
-from sact_tf import flops
-from sact_tf.blocks import EXECUTIONS, ACTBlock, PlainBlock, SACTBlock
-from sact_tf.layers import BatchNorm, conv2d
+from sact_tf import flops, halting
+from sact_tf.blocks import make_block
+from sact_tf.layers import (
+    BatchNorm,
+    build_child,
+    conv2d,
+    global_average,
+    policy_of,
+    zero_outside,
+)
+from sact_tf.networks.network import BlockSpec, Network
+from sact_tf.networks.options import NetworkOptions, parse_units
+from sact_tf.optimization import CrossEntropy
 
-MODEL_TYPES = ("vanilla", "act", "act_early_stopping", "sact")
-"""Halting rules of a network, by the original's names."""
-
-
-def make_block(
-    model_type: str,
-    units: Sequence[keras.layers.Layer],
-    tau: float,
-    batch_norm=None,
-    weight_decay: float = 0.0,
-    execution: str = "masked",
-    tile_size: int = 1,
-    name: str | None = None,
-) -> PlainBlock:
-    """Returns the block layer of a model type around a list of residual units."""
-    if model_type == "vanilla":
-        return PlainBlock(units, execution, name=name)
-    options = dict(
-        tau=tau,
-        batch_norm=batch_norm,
-        weight_decay=weight_decay,
-        execution=execution,
-        name=name,
-    )
-    if model_type == "sact":
-        return SACTBlock(units, tile_size=tile_size, **options)
-    return ACTBlock(units, early_stopping=model_type == "act_early_stopping", **options)
+MODEL_TYPES = halting.model_types()
+"""Names of the model types of this package; `halting.model_types()` tells all."""
 
 
-def parse_units(
-    model: str | int | Sequence[int], named: dict[str, tuple[int, ...]], num_blocks: int
-) -> tuple[int, ...]:
-    """Reads the number of residual units per block.
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What tells one family of residual networks from another.
+
+    Attributes:
+        slim_scope: Root scope of the variables in TF-Slim checkpoints.
+        block_name: Format string of a block's number.
+        stem_scope: Of the first convolution.
+        final_bn_scope: Of the last batch normalization.
+        weight_decay: L2 coefficient c of c * sum(w^2) / 2 of every convolution.
+        units_per_block: Networks known by name.
+        one_for_all: Whether one number is the units of every block.
+        block_strides: Stride of the first unit of each block.
+        expansion: Channels of a block's output for one of its own.
+        stem_channels: Of the first convolution; None: the base channels.
+        stem_size: Side of its kernel.
+        stem_stride: Its stride.
+        pool_stride: Of the max pooling after it; 1: there is none.
+        pools_first: Whether features are averaged before the last batch normalization,
+            rather than after it.
+        make_unit: Makes unit k of block b from b, k, channels, stride, weight decay and
+            name.
+        batch_norm: Makes the last batch normalization, given a name.
+        head_batch_norm: Makes those of halting heads, given a name.
+    """
+
+    slim_scope: str
+    block_name: str
+    stem_scope: str
+    final_bn_scope: str
+    weight_decay: float
+    units_per_block: Mapping[str, tuple[int, ...]]
+    one_for_all: bool
+    block_strides: tuple[int, ...]
+    expansion: int
+    stem_channels: int | None
+    stem_size: int
+    stem_stride: int
+    pool_stride: int
+    pools_first: bool
+    make_unit: Callable[..., keras.layers.Layer]
+    batch_norm: Callable[..., BatchNorm]
+    head_batch_norm: Callable[..., BatchNorm]
+
+
+def inside(sizes: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Returns the bool mask [batch, height, width] of what lies inside of images.
 
     Args:
-        model: A name in `named`, numbers joined by underscores such as "3_4_23_3", or a
-            sequence.
-        named: Networks known by name.
-        num_blocks: How many numbers there have to be.
-
-    Raises:
-        ValueError: If `model` is none of these.
+        sizes: int32 [batch, 2], heights and widths of the images, at the top left.
+        x: The padded images, [batch, height, width, channels].
     """
-    if str(model) in named:
-        return named[str(model)]
-    parts = str(model).split("_") if isinstance(model, (str, int)) else list(model)
-    try:
-        units = tuple(int(part) for part in parts)
-    except (TypeError, ValueError):
-        units = ()
-    if len(units) != num_blocks or min(units) < 1:
-        names = f"one of {', '.join(map(repr, named))}, or " if named else ""
-        example = "_".join(["3"] * num_blocks)
-        raise ValueError(
-            f"model must be {names}{num_blocks} numbers >= 1 of residual units per "
-            f"block, such as {example!r}; got {model!r}"
-        )
-    return units
+    height, width = tf.unstack(tf.shape(x)[1:3])
+    rows = tf.range(height) < sizes[:, :1]
+    columns = tf.range(width) < sizes[:, 1:]
+    return rows[:, :, tf.newaxis] & columns[:, tf.newaxis, :]
 
 
-def check_options(
-    model_type: str,
-    tau: float,
-    execution: str,
-    tile_size: int,
-    num_classes: int,
-    base_channels: int,
-) -> None:
-    """Raises ValueError on a bad option, naming it, its value and what is accepted."""
-    if model_type not in MODEL_TYPES:
-        raise ValueError(
-            f"model_type must be one of {', '.join(MODEL_TYPES)}; got {model_type!r}"
-        )
-    if execution not in EXECUTIONS:
-        raise ValueError(
-            f"execution must be one of {', '.join(EXECUTIONS)}; got {execution!r}"
-        )
-    if not 0 <= tau < float("inf"):
-        raise ValueError(f"tau must be a finite number >= 0; got {tau}")
-    if tile_size != 1 and model_type != "sact":
-        raise ValueError(
-            f"tile_size must be 1 unless model_type is 'sact'; got {tile_size}"
-        )
-    for name, value in (("num_classes", num_classes), ("base_channels", base_channels)):
-        if value != int(value) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1; got {value}")
-
-
-class ResidualNetwork(keras.Model):
-    """Residual network whose blocks may decide how many of their units to run.
-
-    Maps images [batch, height, width, 3] of any size to logits [batch, num_classes].
-    Its losses hold the weight decay and tau times the mean ponder cost of every block.
-    Compiled with a loss on logits, `fit` and `evaluate` also report the mean units per
-    block and FLOPs.
+class ResidualNetwork(Network):
+    """Residual network, read from top to bottom: `run_blocks`, then `_classify`.
 
     Args:
         model: Residual units per block; what is accepted is up to the subclass.
-        model_type: One of `MODEL_TYPES`.
+        model_type: One of `halting.model_types()`.
         num_classes: Size of the logits.
         base_channels: Scales the channels of all blocks.
-        tau: Weight of the ponder cost in the losses, at least 0.
+        tau: Weight of the ponder cost in the losses, at least 0; or one of each block.
         execution: One of `EXECUTIONS`.
         tile_size: Side of the tiles that halt together, as in `SACTBlock`.
         name: Keras name of the model.
         weight_decay: L2 coefficient c of the loss c * sum(w^2) / 2 of every
             convolution, halting heads included; None: the original's.
+        dtype: Mixed precision policy; None: the global one.
+        **options: Others of `NetworkOptions`, and those of the halting rule.
 
     Attributes:
-        blocks: The block layers, `PlainBlock`, `ACTBlock` or `SACTBlock`.
+        architecture: What a subclass says of itself.
         slim_scope: Root scope of the variables in TF-Slim checkpoints.
 
     Raises:
         ValueError: On any other value, naming the argument.
     """
 
-    # What a subclass says of its architecture.
-    slim_scope: str
-    _weight_decay: float
-    _block_name: str  # format string of the block's number
-    _stem_scope: str
-    _final_bn_scope: str
+    architecture: Architecture
 
     def __init__(
         self,
         model: str | int | Sequence[int],
-        model_type: str,
-        num_classes: int,
-        base_channels: int,
-        tau: float,
-        execution: str,
+        model_type: str = "vanilla",
+        num_classes: int = 1001,
+        base_channels: int = 64,
+        tau: float | Sequence[float] = 1.0,
+        execution: str = "masked",
         tile_size: int = 1,
         name: str | None = None,
         weight_decay: float | None = None,
-        **kwargs,
+        dtype=None,
+        trainable: bool = True,
+        **options,
     ):
-        super().__init__(name=name, **kwargs)
-        check_options(model_type, tau, execution, tile_size, num_classes, base_channels)
-        if weight_decay is None:
-            weight_decay = self._weight_decay
-        if not 0 <= weight_decay < float("inf"):
-            raise ValueError(
-                f"weight_decay must be a finite number >= 0; got {weight_decay}"
-            )
-        units_per_block = self._parse_units(model)
-        self._config = dict(
-            model="_".join(map(str, units_per_block)),
+        plan = self.architecture
+        units = parse_units(
+            model, plan.units_per_block, len(plan.block_strides), plan.one_for_all
+        )
+        options = NetworkOptions.of(
+            model="_".join(map(str, units)),
             model_type=model_type,
             num_classes=num_classes,
             base_channels=base_channels,
             tau=tau,
             execution=execution,
             tile_size=tile_size,
-            weight_decay=weight_decay,
+            weight_decay=plan.weight_decay if weight_decay is None else weight_decay,
+            **options,
         )
-        decay = dict(weight_decay=weight_decay)
-        self.stem = self._make_stem(base_channels, **decay)
-        self.blocks = [
-            make_block(
-                model_type,
-                [
-                    self._make_unit(b, k, base_channels, name=f"unit_{k + 1}", **decay)
-                    for k in range(num_units)
-                ],
-                tau,
-                self._head_batch_norm,
-                execution=execution,
-                tile_size=tile_size,
-                name=self._block_name.format(b + 1),
+        super().__init__(options, name=name, dtype=dtype, trainable=trainable)
+        strides = options.block_strides or plan.block_strides
+        for what, values in (("block_strides", strides), ("tau", options.tau)):
+            if isinstance(values, (list, tuple)) and len(values) != len(units):
+                raise ValueError(f"{what} must be {len(units)} numbers; got {values}")
+        decay = dict(weight_decay=options.weight_decay)
+        with policy_of(self):
+            self.stem = conv2d(
+                plan.stem_channels or base_channels,
+                plan.stem_size,
+                plan.stem_stride,
+                "same" if plan.stem_stride == 1 else "valid",
+                use_bias=True,
+                name=plan.stem_scope,
                 **decay,
             )
-            for b, num_units in enumerate(units_per_block)
-        ]
-        self.final_bn = self._batch_norm(name=self._final_bn_scope)
-        self.classifier = conv2d(num_classes, 1, use_bias=True, name="logits", **decay)
-        names = [
-            f"{block.name}/units" for block in self.blocks if hasattr(block, "tau")
-        ]
-        # In a namespace, where Keras does not count their variables as the network's.
-        self._tracked = types.SimpleNamespace(
-            metrics=[
-                keras.metrics.Mean(name=name, dtype="float64")
-                for name in [*names, "flops"]
+            self.blocks = [
+                self._make_block(b, num_units, strides[b])
+                for b, num_units in enumerate(units)
             ]
+            self.final_bn = plan.batch_norm(name=plan.final_bn_scope)
+            self.classifier = conv2d(
+                num_classes, 1, use_bias=True, name="logits", **decay
+            )
+        self._finish()
+
+    def _make_block(self, b, num_units, stride):
+        """Makes block b, counted from 0."""
+        options, plan = self.options, self.architecture
+        units = [
+            plan.make_unit(
+                b,
+                k,
+                options.base_channels * 2**b,
+                1 if k else stride,
+                options.weight_decay,
+                f"unit_{k + 1}",
+            )
+            for k in range(num_units)
+        ]
+        return make_block(
+            options.model_type,
+            units,
+            options.rule_options,
+            options.execution,
+            tau=options.tau_of(b),
+            batch_norm=plan.head_batch_norm,
+            weight_decay=options.weight_decay,
+            tile_size=options.tile_size,
+            name=plan.block_name.format(b + 1),
         )
-        self.build([None, None, None, 3])
-
-    def get_config(self):
-        return {**self._config, "name": self.name}
-
-    def with_execution(self, execution: str) -> ResidualNetwork:
-        """Returns this network, or a copy of it that runs another way.
-
-        Args:
-            execution: One of `EXECUTIONS`.
-
-        Raises:
-            ValueError: If the network cannot run that way.
-        """
-        if execution == self._config["execution"]:
-            return self
-        options = {**self._config, "execution": execution}
-        copy = type(self)(**options, name=self.name)
-        copy.set_weights(self.get_weights())
-        return copy
-
-    def export_saved_model(self, path: str, **options) -> str:
-        """Exports for serving; see `sact_tf.exporting.export_saved_model`."""
-        from sact_tf import exporting  # which imports what few networks need
-
-        return exporting.export_saved_model(self, path, **options)
-
-    @staticmethod
-    def preprocess(image: tf.Tensor, size: int | None = None) -> tf.Tensor:
-        """Preprocesses an image as in evaluation.
-
-        Args:
-            image: uint8 [height, width, 3].
-            size: Side of the result; None: the original's.
-
-        Returns:
-            float32 [size, size, 3].
-        """
-        raise NotImplementedError
-
-    @staticmethod
-    def _batch_norm(name: str) -> BatchNorm:
-        """Makes a batch normalization of the units, with its activation."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _head_batch_norm(name: str) -> BatchNorm:
-        """Makes a batch normalization of the halting heads."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _parse_units(model) -> tuple[int, ...]:
-        """Returns the residual units per block."""
-        raise NotImplementedError
-
-    def _make_stem(self, base_channels, weight_decay) -> keras.layers.Conv2D:
-        raise NotImplementedError
-
-    def _make_unit(self, b, k, base_channels, weight_decay, name):
-        """Makes residual unit k of block b, both counted from 0."""
-        raise NotImplementedError
 
     @property
-    def block_scopes(self) -> list[str]:
-        """Names of the blocks."""
-        return [block.name for block in self.blocks]
+    def slim_scope(self) -> str:
+        """Root scope of the variables in TF-Slim checkpoints."""
+        return self.architecture.slim_scope
 
     @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
         """Layers by their scope in TF-Slim checkpoints, below `slim_scope`."""
         return {
-            self._stem_scope: self.stem,
+            self.architecture.stem_scope: self.stem,
             **{block.name: block for block in self.blocks},
-            self._final_bn_scope: self.final_bn,
+            self.architecture.final_bn_scope: self.final_bn,
             "logits": self.classifier,
         }
 
-    def _run_stem(self, images):
-        """Maps images to the input of the first block; returns it and its FLOPs."""
-        raise NotImplementedError
+    @property
+    def block_specs(self) -> list[BlockSpec]:
+        stride = self.architecture.stem_stride * self.architecture.pool_stride
+        specs = []
+        for b, block in enumerate(self.blocks):
+            stride *= block.output_stride()
+            channels = self.architecture.expansion * self.options.base_channels * 2**b
+            specs.append(BlockSpec(block.name, len(block.units), channels, stride))
+        return specs
 
-    def _run_tail(self, x, training):
-        """Maps the last block's output to pooled features [batch, 1, 1, channels]."""
-        raise NotImplementedError
+    def loss_function(self, label_smoothing=0.0):
+        return CrossEntropy(label_smoothing)
 
     def build(self, input_shape):
         if self.built:  # loading a saved model asks again
             return
         shape = tf.TensorShape(input_shape)
-        self.stem.build(shape)
-        channels = self.stem.filters
-        shape = tf.TensorShape([shape[0], None, None, channels])
+        build_child(self.stem, shape)
+        shape = tf.TensorShape([shape[0], None, None, self.stem.filters])
         for block in self.blocks:
-            with tf.name_scope(block.name):
-                block.build(shape)
+            build_child(block, shape)
             shape = tf.TensorShape(block.compute_output_shape(shape))
-        self.final_bn.build(shape)
-        self.classifier.build(shape)
+        build_child(self.final_bn, shape)
+        build_child(self.classifier, shape)
         # Not `Model.build`, which would trace the whole network once more.
         keras.layers.Layer.build(self, input_shape)
 
-    # Nothing below is for AutoGraph to convert, and its conversion takes longer than
-    # all the rest of tracing.
     @tf.autograph.experimental.do_not_convert
     def run_blocks(
         self,
-        images: tf.Tensor,
-        training: bool | None = None,
-        return_end_points: bool = False,
-    ) -> tuple[tf.Tensor, dict[str, object]]:
-        """Runs stem and blocks, without what comes after them.
-
-        For layers and models that put something else there. To be called from the
-        `call` of one that has the blocks among its layers, for their losses to be its.
-
-        Args:
-            images: Float [batch, height, width, 3], preprocessed.
-            training: Whether batch statistics are used, and moving averages updated.
-            return_end_points: Whether the blocks are asked for more than their output.
-
-        Returns:
-            The last block's output, before any normalization, and the end points: the
-            output of every block by its name, `inputs`, `block_scopes` and
-            `block_num_units`; where asked for, also `flops` and `<block>/...` as in
-            `with_end_points`, of stem and blocks.
-        """
+        images,
+        training=None,
+        return_end_points=False,
+        sizes=None,
+        num_blocks=None,
+    ):
         images = tf.cast(images, self.compute_dtype)
-        x, total_flops = self._run_stem(images)
+        is_padded = self._check_sizes(images, sizes)
+        x, total, valid = self._run_stem(images, sizes, is_padded)
+        blocks = self.blocks[:num_blocks]
         end_points = {
             "inputs": images,
-            "block_scopes": self.block_scopes,
-            "block_num_units": [len(block.units) for block in self.blocks],
+            "block_scopes": [block.name for block in blocks],
+            "block_num_units": [len(block.units) for block in blocks],
         }
-        for block in self.blocks:
-            if not return_end_points:
-                x = end_points[block.name] = block(x, training=training)
-                continue
-            x, block_end_points = block(x, training=training, return_end_points=True)
+        dense_total = total
+        for block in blocks:
+            options = dict(training=training, valid=valid if is_padded else None)
+            if return_end_points:
+                if sizes is not None:
+                    dense_total += block.dense_flops(x, valid)
+                x, results = block(x, return_end_points=True, **options)
+                for key, value in results.items():
+                    end_points[f"{block.name}/{key}"] = value
+                total += results["flops"]
+            else:
+                x = block(x, **options)
             end_points[block.name] = x
-            for key, value in block_end_points.items():
-                end_points[f"{block.name}/{key}"] = value
-            total_flops += block_end_points["flops"]
+            valid = block.valid_after(valid)
         if return_end_points:
-            end_points["flops"] = total_flops
+            end_points["flops"] = total
+        if sizes is not None:
+            end_points.update(valid=valid, dense_flops=dense_total)
+            x = zero_outside(x, valid if is_padded else None)
         return x, end_points
 
-    @tf.autograph.experimental.do_not_convert
-    def call(self, images, training=None, return_end_points=False):
-        x, end_points = self.run_blocks(images, training, return_end_points)
-        logits = self.classifier(self._run_tail(x, training))[:, 0, 0]
-        logits = tf.cast(logits, tf.float32) if x.dtype != tf.float64 else logits
-        if not return_end_points:
-            return logits
-        ones = tf.ones([tf.shape(x)[0]], tf.int64)
-        end_points["flops"] += flops.conv2d_flops(self.classifier, ones)
-        return logits, end_points
+    def _check_sizes(self, images, sizes):
+        """Returns whether there may be padding in this batch."""
+        if sizes is None:
+            return False
+        if self.execution == "masked" and images.shape[0] != 1:
+            return True
+        tf.debugging.assert_equal(
+            sizes,
+            tf.broadcast_to(tf.shape(images)[1:3], tf.shape(sizes)),
+            "padded images need execution='masked' and batches of more than one",
+        )
+        return False
 
-    def with_end_points(
-        self, images: tf.Tensor, training: bool | None = None
-    ) -> tuple[tf.Tensor, dict[str, object]]:
-        """Runs the network and tells what happened inside.
+    def _run_stem(self, images, sizes, is_padded):
+        """Maps images to the input of the first block.
 
-        Args:
-            images: Float [batch, height, width, 3], preprocessed.
-            training: Whether batch statistics are used, and moving averages updated.
-
-        Returns:
-            Logits [batch, num_classes] and the end points: `inputs`, `block_scopes` and
-            `block_num_units` (lists), `flops` (int64 [batch]); for each block `<block>`
-            (its output) and `<block>/...` as in `sact_tf.blocks`.
+        Returns it, its FLOPs, and where it lies inside of images (None without sizes).
         """
-        return self(images, training=training, return_end_points=True)
+        plan = self.architecture
+        if is_padded:
+            images = zero_outside(images, inside(sizes, images))
+        if plan.stem_stride > 1:  # independent of the parity of the image size
+            around = [plan.stem_size // 2] * 2
+            images = tf.pad(images, [[0, 0], around, around, [0, 0]])
+        x = self.stem(images)
+        if sizes is None:
+            total = flops.conv2d_flops(self.stem, flops.num_positions(x))
+            if plan.pool_stride > 1:
+                x = tf.nn.max_pool2d(x, 3, plan.pool_stride, "SAME")
+            return x, total, None
+        valid = inside(-(-sizes // plan.stem_stride), x)
+        total = flops.conv2d_flops(self.stem, flops.num_active(valid))
+        if plan.pool_stride > 1:
+            x = self._pool_inside(x, valid if is_padded else None)
+            valid = valid[:, :: plan.pool_stride, :: plan.pool_stride]
+        return zero_outside(x, valid if is_padded else None), total, valid
 
-    @property
-    def metrics(self):
-        return super().metrics + self._tracked.metrics
+    def _pool_inside(self, x, valid):
+        """Pools images of several sizes.
 
-    def _update_metrics(self, x, y, logits, end_points, sample_weight):
-        logs = self.compute_metrics(x, y, logits, sample_weight)
-        for metric in self._tracked.metrics:
-            key = metric.name.replace("/units", "/num_units")
-            metric.update_state(tf.cast(end_points[key], tf.float64))
-            logs[metric.name] = metric.result()
-        return logs
+        Where 4 divides the size of an image, this is the network's own pooling. On
+        others that one pools at positions that depend on the size, which must not be:
+        it may be any in a padded batch.
+        """
+        lowest = tf.constant(x.dtype.min, x.dtype)
+        if valid is not None:
+            x = tf.where(valid[..., tf.newaxis], x, lowest)
+        bottom, right = tf.unstack(1 + tf.shape(x)[1:3] % 2)
+        paddings = [[0, 0], [0, bottom], [0, right], [0, 0]]
+        x = tf.pad(x, paddings, constant_values=lowest)
+        return tf.nn.max_pool2d(x, 3, self.architecture.pool_stride, "VALID")
 
-    def train_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with tf.GradientTape() as tape:
-            logits, end_points = self.with_end_points(x, training=True)
-            loss = self.compute_loss(x, y, logits, sample_weight)
-        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
-        return self._update_metrics(x, y, logits, end_points, sample_weight)
-
-    def test_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        logits, end_points = self.with_end_points(x, training=False)
-        self.compute_loss(x, y, logits, sample_weight)
-        return self._update_metrics(x, y, logits, end_points, sample_weight)
+    def _classify(self, x, training):
+        if self.architecture.pools_first:
+            x = self.final_bn(global_average(x), training=training)
+        else:
+            x = global_average(self.final_bn(x, training=training))
+        ones = tf.ones([tf.shape(x)[0]], tf.int64)
+        total = flops.conv2d_flops(self.classifier, ones)
+        return self.classifier(x)[:, 0, 0], total

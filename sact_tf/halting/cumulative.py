@@ -1,4 +1,4 @@
-"""The halting recurrence of adaptive computation (SACT, equations 4-12).
+"""The cumulative halting rule of ACT and SACT (SACT, sections 2.2 and 2.3).
 
 Pure functions on tensors of any shape S: ACT halts per image (S = [batch]), SACT per
 spatial position (S = [batch, height, width]). Both follow the same few lines, which are
@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from sact_tf.halting.rule import HaltingRule, ModelType, register_model_type
+
 EPSILON = 0.01
-"""Halting slack epsilon of eq. 7, as in the paper and in the original code."""
+"""Halting slack epsilon of SACT eq. 7, as in the paper and in the original code."""
 
 
 class HaltingState(NamedTuple):
@@ -21,9 +23,9 @@ class HaltingState(NamedTuple):
 
     Attributes:
         cumulative: float32, sum of the halting scores of the units run so far.
-        remainder: float32, 1 minus the scores before the halting unit (eq. 8): R once
-            halted, and until then what is left to distribute.
-        num_units: int32, units run so far; N (eq. 7) once halted.
+        remainder: float32, 1 minus the scores before the halting unit (SACT eq. 8): R
+            once halted, and until then what is left to distribute.
+        num_units: int32, units run so far; N (SACT eq. 7) once halted.
         active: bool, True where the next unit still runs.
     """
 
@@ -34,10 +36,10 @@ class HaltingState(NamedTuple):
 
     @property
     def ponder_cost(self) -> tf.Tensor:
-        """Ponder cost rho = N + R (eq. 10), float32 of shape S.
+        """Ponder cost rho = N + R (SACT eq. 11), float32 of shape S.
 
         Its gradient with respect to the score of a unit is -1 before the halting unit,
-        and 0 for it and all that follow (eq. 12): N and comparisons carry none.
+        and 0 for it and all that follow (SACT eq. 12): N and comparisons carry none.
         """
         return tf.cast(self.num_units, tf.float32) + self.remainder
 
@@ -75,18 +77,18 @@ def halting_step(
         state: `HaltingState` before this unit; every field has shape S.
         score: Halting scores h of this unit in [0, 1], float tensor of shape S; sums
             are kept in float32 whatever its type. Not used for the last unit, whose
-            score is 1 (eq. 5).
+            score is 1 (SACT eq. 5).
         is_last: Whether this is the last unit of the block, which always halts.
-        epsilon: Halting slack (eq. 7).
+        epsilon: Halting slack (SACT eq. 7).
 
     Returns:
-        The weight of this unit's output in the block output (eq. 8), float32 of shape S
-        and zero where already halted, and the new `HaltingState`.
+        The weight of this unit's output in the block output (SACT eq. 9), float32 of
+        shape S and zero where already halted, and the new `HaltingState`.
 
     >>> state = initial_halting_state([1])
     >>> for h in (0.1, 0.1, 0.2, 0.8):
     ...     weight, state = halting_step(state, tf.constant([h]), is_last=False)
-    >>> print(f"{float(state.ponder_cost[0]):.1f}")  # figure 3: N = 4, R = 0.6
+    >>> print(f"{float(state.ponder_cost[0]):.1f}")  # SACT, figure 3
     4.6
     """
     num_units = state.num_units + tf.cast(state.active, tf.int32)
@@ -97,7 +99,7 @@ def halting_step(
     score = tf.cast(score, tf.float32)
     cumulative = state.cumulative + score
     continuing = state.active & (cumulative < 1.0 - epsilon)
-    # Eq. 8: h while continuing, the remainder at the halting unit, 0 from there on.
+    # SACT eq. 9: h while continuing, the remainder where it halts, 0 from there on.
     # zeros_like, because broadcasting a scalar takes longer than the rest.
     weight = tf.where(
         continuing,
@@ -106,3 +108,51 @@ def halting_step(
     )
     remainder = tf.where(continuing, state.remainder - score, state.remainder)
     return weight, HaltingState(cumulative, remainder, num_units, continuing)
+
+
+class CumulativeHalting(HaltingRule):
+    """Halts where the sum of the scores reaches 1 - epsilon (SACT, section 2.2).
+
+    Args:
+        epsilon: Halting slack (SACT eq. 7), in [0, 1).
+
+    Raises:
+        ValueError: On any other `epsilon`.
+    """
+
+    def __init__(self, epsilon: float = EPSILON):
+        if not 0 <= epsilon < 1:
+            raise ValueError(f"epsilon must lie in [0, 1), got {epsilon}")
+        self.epsilon = epsilon
+
+    def initial(self, shape, valid=None):
+        return initial_halting_state(shape, valid)
+
+    def step(self, state, score, is_last, *, training=False, seed=None):
+        return halting_step(state, score, is_last, self.epsilon)
+
+    def cost(self, state):
+        return state.ponder_cost
+
+
+register_model_type(
+    "act",
+    ModelType(CumulativeHalting, "image", description="Adaptive Computation Time"),
+)
+register_model_type(
+    "act_early_stopping",
+    ModelType(
+        CumulativeHalting,
+        "image",
+        early_stopping=True,
+        description="the same, skipping units once the whole batch has halted",
+    ),
+)
+register_model_type(
+    "sact",
+    ModelType(
+        CumulativeHalting,
+        "position",
+        description="Spatially Adaptive Computation Time",
+    ),
+)

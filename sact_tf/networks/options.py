@@ -1,0 +1,185 @@
+"""What a network is made with: checked once, and passed on whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sact_tf import halting
+from sact_tf.executions import EXECUTIONS
+
+LARGEST = 1_000_000
+"""Limit of sizes that nothing larger can be built of."""
+
+
+def _option(default, description, **metadata):
+    metadata["description"] = description
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions:
+    """Options of every network here.
+
+    Attributes:
+        model: Residual units per block; what is accepted is up to the network.
+        model_type: One of `halting.model_types()`.
+        num_classes: Size of the logits.
+        base_channels: Scales the channels of all blocks.
+        tau: Weight of the ponder cost in the losses, at least 0; or one of each block.
+        execution: One of `EXECUTIONS`.
+        tile_size: Side of the tiles that halt together, as in `SACTBlock`.
+        weight_decay: L2 coefficient c of the loss c * sum(w^2) / 2 of every
+            convolution, halting heads included; None: the network's own.
+        block_strides: Stride of the first unit of each block; None: the network's own.
+        rule_options: Arguments of the model type's halting rule.
+
+    Raises:
+        ValueError: On any other value, naming the option.
+    """
+
+    model: str | int | Sequence[int] = _option("5", "Residual units per block.")
+    model_type: str = _option("vanilla", "Kind of network.")
+    num_classes: int = _option(1001, "Number of classes.", lower_bound=1)
+    base_channels: int = _option(
+        64, "Channels of the first block; scales all.", lower_bound=1
+    )
+    tau: float | Sequence[float] = _option(
+        1.0, "Weight of the ponder cost in the loss, at least 0.", lower_bound=0.0
+    )
+    execution: str = _option(
+        "masked", "How units are computed in inference.", choices=EXECUTIONS
+    )
+    tile_size: int = _option(
+        1,
+        "Side of the square tiles whose positions halt together, in networks whose "
+        "positions halt; 1: each position alone.",
+        lower_bound=1,
+    )
+    weight_decay: float | None = None
+    block_strides: Sequence[int] | None = None
+    rule_options: Mapping[str, Any] = _option({}, "")
+
+    def __post_init__(self):
+        kind = halting.model_type(self.model_type)
+        self.make_rule()
+        if self.execution not in EXECUTIONS:
+            raise ValueError(
+                f"execution must be one of {', '.join(EXECUTIONS)}; got "
+                f"{self.execution!r}"
+            )
+        for tau in self.tau if isinstance(self.tau, (list, tuple)) else [self.tau]:
+            _check_number("tau", tau)
+        if self.weight_decay is not None:
+            _check_number("weight_decay", self.weight_decay)
+        has_tiles = kind.rule is not None and halting.DOMAINS[kind.domain].has_tiles
+        if self.tile_size != 1 and not has_tiles:
+            with_tiles = [
+                name
+                for name in halting.model_types()
+                if halting.model_type(name).rule is not None
+                and halting.DOMAINS[halting.model_type(name).domain].has_tiles
+            ]
+            raise ValueError(
+                "tile_size must be 1 unless model_type is "
+                f"{' or '.join(map(repr, with_tiles))}; got {self.tile_size}"
+            )
+        for name in ("num_classes", "base_channels"):
+            value = getattr(self, name)
+            if not _is_integer(value) or not 1 <= value <= LARGEST:
+                raise ValueError(
+                    f"{name} must be an integer >= 1 and <= {LARGEST}; got {value}"
+                )
+        if self.block_strides is not None and not all(
+            _is_integer(stride) and stride in (1, 2) for stride in self.block_strides
+        ):
+            raise ValueError(
+                f"block_strides must be 1 or 2 for each block; got {self.block_strides}"
+            )
+
+    def make_rule(self) -> halting.HaltingRule | None:
+        """Makes the halting rule; None where all units run."""
+        kind = halting.model_type(self.model_type)
+        return kind.make_rule(self.model_type, self.rule_options)
+
+    def tau_of(self, block: int) -> float:
+        """Returns tau of a block, counted from 0."""
+        return self.tau[block] if isinstance(self.tau, (list, tuple)) else self.tau
+
+    @classmethod
+    def of(cls, **options) -> NetworkOptions:
+        """Makes options, those that are not its own being of the halting rule."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        own = {name: value for name, value in options.items() if name in names}
+        rest = {name: value for name, value in options.items() if name not in names}
+        own["rule_options"] = {**own.get("rule_options", {}), **rest}
+        return cls(**own)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what `of` makes these options of; all of the halting rule's too."""
+        config = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+        }
+        del config["rule_options"]
+        rule = self.make_rule()
+        return {**config, **(rule.get_config() if rule is not None else {})}
+
+
+def _is_integer(value) -> bool:
+    try:
+        return value == int(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _check_number(name, value):
+    try:
+        is_good = 0 <= value and math.isfinite(value)
+    except TypeError:
+        is_good = False
+    if not is_good:
+        raise ValueError(f"{name} must be a finite number >= 0; got {value}")
+
+
+def parse_units(
+    model: str | int | Sequence[int],
+    named: Mapping[str, tuple[int, ...]],
+    num_blocks: int,
+    one_for_all: bool = False,
+) -> tuple[int, ...]:
+    """Reads the number of residual units per block.
+
+    Args:
+        model: A name in `named`, numbers joined by underscores such as "3_4_23_3", or a
+            sequence.
+        named: Networks known by name.
+        num_blocks: How many numbers there have to be.
+        one_for_all: Whether one number is that of every block.
+
+    Raises:
+        ValueError: If `model` is none of these, or a number is above `LARGEST`.
+    """
+    if str(model) in named:
+        return named[str(model)]
+    parts = str(model).split("_") if isinstance(model, (str, int)) else list(model)
+    if one_for_all and isinstance(model, (str, int)) and len(parts) == 1:
+        parts *= num_blocks
+    try:
+        units = tuple(int(part) for part in parts)
+    except (TypeError, ValueError):
+        units = ()
+    if len(units) != num_blocks or min(units) < 1 or max(units) > _MOST_UNITS:
+        names = f"one of {', '.join(map(repr, named))}, or " if named else ""
+        example = "_".join(["3"] * num_blocks)
+        raise ValueError(
+            f"model must be {names}{num_blocks} numbers from 1 to {_MOST_UNITS} of "
+            f"residual units per block, such as {example!r}; got {model!r}"
+        )
+    return units
+
+
+_MOST_UNITS = 1000

@@ -1,0 +1,225 @@
+"""The pre-activation bottleneck unit of ImageNet networks.
+
+A unit maps x to shortcut + mask * residual. It takes an optional bool mask `active`
+[batch, height, width] of its output: where it is False the position is frozen and keeps
+its value (SACT, section 2.3). Only units that keep shape may be given one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+import custom_ops
+from sact_tf import flops
+from sact_tf.layers import (
+    BatchNorm,
+    build_child,
+    conv2d,
+    factory,
+    policy_of,
+    slope_of,
+    zero_outside,
+)
+from sact_tf.units import parts
+from sact_tf.units.unit import Unit
+
+
+@keras.utils.register_keras_serializable("sact_tf")
+class BottleneckUnit(Unit):
+    """Pre-activation bottleneck unit: 1x1, 3x3, 1x1 (ImageNet networks).
+
+    Takes `valid`: see `Unit`.
+
+    Args:
+        channels: Output channels.
+        bottleneck_channels: Channels of the 1x1 and 3x3 convolutions inside.
+        strides: Stride of the 3x3 convolution and of the shortcut.
+        batch_norm: Makes a batch normalization with ReLU, given a name; or the
+            configuration of one.
+        weight_decay: L2 coefficient of the convolutions.
+    """
+
+    takes_valid = True
+
+    def __init__(
+        self,
+        channels: int,
+        bottleneck_channels: int,
+        strides: int,
+        batch_norm: Callable[..., BatchNorm] | Mapping[str, Any],
+        weight_decay: float = 0.0,
+        name: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.channels = channels
+        self.strides = strides
+        self.bottleneck_channels = bottleneck_channels
+        self._weight_decay = weight_decay
+        self.shortcut = None
+        with policy_of(self):
+            self._make_layers(factory(batch_norm))
+
+    def _make_layers(self, batch_norm):
+        inner, decay = self.bottleneck_channels, dict(weight_decay=self._weight_decay)
+        padding = "same" if self.strides == 1 else "valid"
+        self.preact = batch_norm(name="preact")
+        self.conv1 = conv2d(inner, 1, name="conv1", **decay)
+        self.conv1_bn = batch_norm(name="conv1_bn")
+        self.conv2 = conv2d(inner, 3, self.strides, padding, name="conv2", **decay)
+        self.conv2_bn = batch_norm(name="conv2_bn")
+        self.conv3 = conv2d(self.channels, 1, use_bias=True, name="conv3", **decay)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "channels": self.channels,
+            "bottleneck_channels": self.bottleneck_channels,
+            "strides": self.strides,
+            "batch_norm": keras.layers.serialize(self.preact),
+            "weight_decay": self._weight_decay,
+        }
+
+    @property
+    def slim_scopes(self) -> dict[str, keras.layers.Layer]:
+        scopes = {
+            "bottleneck_v2/preact": self.preact,
+            "bottleneck_v2/conv1": self.conv1,
+            "bottleneck_v2/conv1/BatchNorm": self.conv1_bn,
+            "bottleneck_v2/conv2": self.conv2,
+            "bottleneck_v2/conv2/BatchNorm": self.conv2_bn,
+            "bottleneck_v2/conv3": self.conv3,
+        }
+        if self.shortcut is not None:
+            scopes["bottleneck_v2/shortcut"] = self.shortcut
+        return scopes
+
+    def build(self, input_shape):
+        build_child(self.preact, input_shape)
+        if input_shape[-1] != self.channels:
+            with policy_of(self):
+                self.shortcut = conv2d(
+                    self.channels,
+                    1,
+                    self.strides,
+                    use_bias=True,
+                    weight_decay=self._weight_decay,
+                    name="shortcut",
+                )
+            build_child(self.shortcut, input_shape)
+        build_child(self.conv1, input_shape)
+        inner_shape = [*input_shape[:3], self.conv1.filters]
+        for layer in (self.conv1_bn, self.conv2, self.conv2_bn, self.conv3):
+            build_child(layer, inner_shape)
+        super().build(input_shape)
+
+    def output_stride(self):
+        return self.strides
+
+    def compute_output_shape(self, input_shape):
+        return parts.downsampled(input_shape, self.strides, self.channels)
+
+    def call(self, x, active=None, training=None, valid=None):
+        preact = self.preact(x, training=training)
+        if self.shortcut is not None:
+            shortcut = self.shortcut(preact)
+        elif self.strides > 1:
+            shortcut = x[:, :: self.strides, :: self.strides]
+        else:
+            shortcut = x
+        residual = self.conv1_bn(self.conv1(preact), training=training)
+        residual = zero_outside(residual, valid)
+        if self.strides > 1:  # independent of the parity of the image size
+            residual = tf.pad(residual, [[0, 0], [1, 1], [1, 1], [0, 0]])
+        residual = self.conv2_bn(self.conv2(residual), training=training)
+        return parts.add_residual(shortcut, self.conv3(residual), active)
+
+    def run_active(
+        self, x: tf.Tensor, active, sums: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Runs the unit in inference, computing active positions only.
+
+        Args:
+            x: [batch, height, width, channels].
+            active: Bool [batch, height, width], or None: everywhere. Ignored by units
+                with a projection shortcut, which run everywhere.
+            sums: Sums of x over positions, [batch, channels], or None.
+
+        Returns:
+            The output, and its sums over positions.
+        """
+        norms = (self.preact, self.conv1_bn, self.conv2_bn)
+        strided_identity = self.strides > 1 and self.shortcut is None
+        if strided_identity or [slope_of(bn.activation) for bn in norms] != [0.0] * 3:
+            return super().run_active(x, active, sums)
+        preactivation, *norms = (bn.folded(x.dtype) for bn in norms)
+        convolutions = (self.conv1, self.conv2, self.conv3)
+        filters = [tf.cast(conv.kernel, x.dtype) for conv in convolutions]
+        bias = tf.cast(self.conv3.bias, x.dtype)
+        if self.shortcut is not None:
+            projection = [tf.cast(v, x.dtype) for v in self.shortcut.weights]
+            return custom_ops.projection_bottleneck(
+                x, preactivation, filters, norms, bias, *projection, self.strides
+            )
+        if active is None:
+            active = tf.ones(tf.shape(x)[:3], tf.bool)
+        outputs = custom_ops.perforated_bottleneck(
+            x, active, preactivation, filters, norms, bias, sums
+        )
+        if sums is None:
+            return outputs, tf.reduce_sum(outputs, [1, 2])
+        return outputs
+
+    def run_tiled(
+        self, x: tf.Tensor, active, sums: tf.Tensor, tile_size: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `run_active`, by dense convolutions on the active tiles.
+
+        Only for units that keep shape.
+
+        Args:
+            x: [batch, height, width, channels].
+            active: Bool [batch, height, width], constant in tiles.
+            sums: Sums of x over positions, [batch, channels].
+            tile_size: Side of the tiles.
+        """
+
+        def residual(tiles, inside):
+            tiles = self.conv1_bn(self.conv1(self.preact(tiles)))
+            tiles = parts.valid_conv(
+                self.conv2, parts.zero_outside_image(tiles, inside)
+            )
+            return self.conv3(self.conv2_bn(tiles))
+
+        x, residual_sums = custom_ops.add_on_tiles(x, active, tile_size, 1, residual)
+        return x, sums + residual_sums
+
+    def flops(
+        self,
+        x: tf.Tensor,
+        active: tf.Tensor | None = None,
+        valid: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Operations per image on inputs shaped like x; int64 [batch].
+
+        Under a mask the first convolution is counted on the mask dilated by 3x3, the
+        others on the mask itself.
+        """
+        if active is not None:
+            first = flops.num_active(flops.dilate(active), valid)
+            others = flops.num_active(active)
+        elif valid is not None:
+            first = flops.num_active(valid)
+            others = flops.num_active(valid[:, :: self.strides, :: self.strides])
+        else:
+            first = flops.num_positions(x)
+            others = flops.num_positions(x, self.strides)
+        total = flops.conv2d_flops(self.conv1, first)
+        for conv in (self.conv2, self.conv3, self.shortcut):
+            if conv is not None:
+                total += flops.conv2d_flops(conv, others)
+        return total
