@@ -18,7 +18,7 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments import distribution, evaluating, programs
+from experiments.common import distribution, evaluating, programs
 from sact_tf import optimization, training
 from sact_tf.data import cifar, shapes
 

@@ -22,7 +22,7 @@ from absl import flags
 from matplotlib.image import imsave
 
 import sact_tf
-from experiments import detection, evaluating, programs
+from experiments.common import detection, evaluating, programs
 from object_detection import evaluation
 from object_detection.data import coco
 from object_detection.data.examples import resize

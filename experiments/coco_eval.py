@@ -20,7 +20,7 @@ import sys
 from absl import flags
 
 import sact_tf
-from experiments import detection, evaluating, programs
+from experiments.common import detection, evaluating, programs
 from object_detection import evaluation
 from object_detection.data import coco
 from sact_tf.data.examples import DataError

@@ -21,7 +21,7 @@ from __future__ import annotations
 import tf_keras as keras
 from absl import flags
 
-from experiments import detection, distribution, programs
+from experiments.common import detection, distribution, programs
 from object_detection import training
 from sact_tf.data.examples import DataError
 

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from absl import flags
 
-from experiments import programs
+from experiments.common import programs
 from sact_tf import visualization
 
 FLAGS = flags.FLAGS

@@ -14,7 +14,7 @@ import os
 from absl import flags
 
 import sact_tf
-from experiments import programs
+from experiments.common import programs
 from sact_tf.blocks import EXECUTIONS
 
 FLAGS = flags.FLAGS

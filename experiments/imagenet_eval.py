@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from experiments import evaluating, imagenet, programs
+from experiments.common import evaluating, imagenet, programs
 
 FLAGS = flags.FLAGS
 

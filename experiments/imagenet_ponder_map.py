@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import flags
 
 import sact_tf
-from experiments import programs
+from experiments.common import programs
 from sact_tf import visualization
 from sact_tf.data import imagenet, inception
 from sact_tf.data.examples import DataError

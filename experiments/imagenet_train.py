@@ -21,7 +21,7 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments import distribution, imagenet, programs
+from experiments.common import distribution, imagenet, programs
 from sact_tf import optimization, training
 
 FLAGS = flags.FLAGS

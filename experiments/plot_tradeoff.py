@@ -12,7 +12,7 @@ import os
 
 from absl import flags
 
-from experiments import programs
+from experiments.common import programs
 from sact_tf import visualization
 
 FLAGS = flags.FLAGS

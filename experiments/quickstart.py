@@ -17,7 +17,7 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments import programs
+from experiments.common import programs
 from sact_tf import evaluation, training, visualization
 from sact_tf.data import shapes
 

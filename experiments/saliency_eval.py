@@ -24,7 +24,7 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments import programs
+from experiments.common import programs
 from sact_tf import evaluation, saliency
 from sact_tf.data.examples import DataError
 from sact_tf.data.imagenet import read_image
