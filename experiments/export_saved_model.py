@@ -32,7 +32,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
     "image_size",
     None,
-    "Side of the images that encoded ones are made; by default 224 or 32.",
+    "Side that encoded images are resized to; by default 224 or 32.",
     lower_bound=32,
 )
 

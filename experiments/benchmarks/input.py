@@ -2,9 +2,10 @@
 
     python -m experiments.benchmarks.input --dataset_dir=DIR --model=50
 
-Times, by turns and in one process, training steps on a batch that is there already,
-steps that fetch their batch, and the fetching of batches alone. What the second take
-longer than the first is the input-bound share of training.
+Times three things, by turns and in one process: training steps on a batch that is
+ready, steps that fetch their batch, and the fetching of batches alone. The input-bound
+share of training is how much longer the second take than the first, relative to the
+second.
 """
 
 from __future__ import annotations

@@ -36,7 +36,10 @@ def define_data_flags(split_name: str) -> None:
     )
     flags.DEFINE_string("split_name", split_name, "Split of tfds_* and shapes.")
     flags.DEFINE_integer(
-        "num_examples", None, "Take only that many images.", lower_bound=1
+        "num_examples",
+        None,
+        "Use only this many images, the first ones.",
+        lower_bound=1,
     )
     define_size_flags()
 
@@ -52,7 +55,8 @@ def define_size_flags() -> None:
     flags.DEFINE_integer(
         "long_side",
         LONG_SIDE,
-        "Images whose long side would become larger are resized to that instead.",
+        "Largest long side. Where resizing by --short_side would exceed it, the long "
+        "side becomes this size instead.",
         lower_bound=1,
     )
 
@@ -94,7 +98,8 @@ def define_model_flags() -> None:
     flags.DEFINE_float(
         "proposal_nms_iou",
         _DEFAULTS.proposal_nms_iou,
-        "Of two proposals that overlap more, one goes.",
+        "Where two proposals overlap with a larger IoU, only the one with the higher "
+        "score is kept.",
         0.0,
         1.0,
     )
@@ -119,14 +124,15 @@ def define_detection_flags() -> None:
     flags.DEFINE_float(
         "nms_iou",
         _DEFAULTS.nms_iou,
-        "Of two detections of a class that overlap more, one goes.",
+        "Where two detections of a class overlap with a larger IoU, only the one with "
+        "the higher score is kept.",
         0.0,
         1.0,
     )
     flags.DEFINE_float(
         "score_threshold",
         _DEFAULTS.score_threshold,
-        "Detections of lower probability are dropped.",
+        "Detections with a lower probability are dropped.",
         0.0,
         1.0,
     )
@@ -145,7 +151,7 @@ def define_detection_flags() -> None:
 
 
 def data_options() -> dict[str, int]:
-    """Returns what the flags say of sizes.
+    """Returns the image sizes that the flags give.
 
     Raises:
         ValueError: --short_side is larger than --long_side.
@@ -207,7 +213,7 @@ def make_model(num_classes: int, **options) -> FasterRCNN:
 
     Args:
         num_classes: Without background.
-        **options: Of `Options`, beside what the flags say.
+        **options: Of `Options`, for what no flag says.
     """
     names = ("num_proposals", "proposal_nms_iou", "crop_size", "block4_stride")
     if "nms_iou" in FLAGS:

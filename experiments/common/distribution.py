@@ -31,8 +31,8 @@ def define_flags() -> None:
         ["one_device", "mirrored", *_CLUSTER_STRATEGIES],
         "one_device; mirrored: all GPUs of this machine share every batch; "
         "multi_worker_mirrored: those of all machines do; parameter_server: every "
-        "worker makes steps of its own, asynchronously, as in the paper. The last two "
-        "read the cluster from the environment variable TF_CONFIG.",
+        "worker makes steps of its own, asynchronously, as in the SACT paper. The last "
+        "two read the cluster from the environment variable TF_CONFIG.",
     )
     flags.DEFINE_bool(
         "sync_batch_norm",
@@ -67,7 +67,7 @@ def make_strategy() -> tf.distribute.Strategy:
     name = FLAGS.distribution_strategy
     if name in _CLUSTER_STRATEGIES:
         _check_cluster(name)
-        # Waiting for lost peers for ever would hide that they are lost.
+        # Waiting for lost peers without end would hide that they are lost.
         os.environ.setdefault("GRPC_FAIL_FAST", "use_caller")
     if name == "parameter_server":
         _serve_unless_coordinator()
@@ -123,6 +123,6 @@ def _serve_unless_coordinator() -> None:
 
 
 def training_options(model: keras.Model) -> dict[str, object]:
-    """Returns what `training.train` shall know of the flags, and readies the model."""
+    """Returns the options that flags give to `training.train`; prepares the model."""
     synchronize_batch_norm(model, FLAGS.sync_batch_norm)
     return dict(jit_compile=FLAGS.jit_compile, data_service=FLAGS.data_service)

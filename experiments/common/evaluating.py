@@ -1,4 +1,4 @@
-"""What the evaluating programs share: one checkpoint, or every new one for ever."""
+"""What the evaluating programs share: one checkpoint, or every new one, without end."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def evaluate_newest(
     interval_secs: float,
     **options,
 ) -> None:
-    """Evaluates the newest checkpoint once, or every new one for ever.
+    """Evaluates the newest checkpoint once, or every new one, without end.
 
     Args:
         model: The checkpoints' network.

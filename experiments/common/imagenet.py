@@ -68,7 +68,7 @@ def define_model_flags() -> None:
         "units_from",
         "",
         "eval.json of an adaptive network, whose mean units per block, rounded, "
-        "--model=auto takes: the paper's non-adaptive baseline.",
+        "--model=auto takes: the SACT paper's non-adaptive baseline.",
     )
 
 
