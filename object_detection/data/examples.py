@@ -18,7 +18,7 @@ from sact_tf.data.examples import (
 )
 
 SHORT_SIDE = 600
-"""Short side of resized images (appendix A.2)."""
+"""Short side of resized images (SACT, appendix A.2)."""
 LONG_SIDE = 1024
 """Images whose long side would become larger are resized to that, and stay smaller."""
 _SHUFFLE_BUFFER = 512  # resized images
