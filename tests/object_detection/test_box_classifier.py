@@ -46,8 +46,11 @@ def test_padding_is_not_read():
         np.testing.assert_allclose(crop(box, features=padded), crop(box), atol=1e-4)
 
 
-@pytest.mark.parametrize("box", [[5, 5, 5, 5], [-1, -1, -1, -1]])
-def test_boxes_without_area_and_features_of_one_position(box):
+@pytest.mark.parametrize(
+    "pixel, position", [(-1, 0.0), (5, 0.0), (24, 1.0), (30, 1.375)]
+)
+def test_boxes_without_area_and_features_of_one_position(pixel, position):
+    box = [pixel] * 4
     one = tf.ones([1, 1, 1, 2])
     np.testing.assert_allclose(crop(box, (1, 1), one), np.ones([4, 4, 2]))
-    assert np.isfinite(crop(box)).all()
+    np.testing.assert_allclose(crop(box), np.full([4, 4, 2], position), atol=1e-5)

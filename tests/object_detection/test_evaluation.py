@@ -114,7 +114,13 @@ def test_a_detector_is_evaluated(make_detector):
     for name, value in metrics.items():
         assert alone[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
     assert 0 < metrics["Relative Flops/mean"] < 1
-    assert metrics["Total Flops/std"] > 0
+    flops = []
+    for batch in examples.evaluation_batches(1):
+        end_points = model(batch["image"], batch["size"])["end_points"]
+        flops.append(int(end_points["flops"][0]))
+    assert metrics["Total Flops/mean"] == pytest.approx(np.mean(flops), rel=1e-9)
+    assert metrics["Total Flops/std"] == pytest.approx(np.std(flops, ddof=1), rel=1e-9)
+    assert np.std(flops) > 0
     assert 1 <= metrics["block3/num_units_mean"] <= 2
 
 

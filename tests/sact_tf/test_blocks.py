@@ -209,12 +209,33 @@ def test_single_unit(block_type):
 
 
 @pytest.mark.parametrize("block_type", [ACTBlock, SACTBlock])
-def test_gradients_reach_units_and_heads(block_type):
+def test_gradients_of_units_and_heads_match_differences(block_type):
     block, x = make(block_type, tau=0.1)
+    x = x[:, :2, :3]
+
+    @tf.function
+    def run():
+        output, end_points = block(x, training=True, return_end_points=True)
+        loss = tf.reduce_sum(output**2) + 100 * block.losses[0]
+        return loss, end_points["num_units"]
+
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(block(x, training=True) ** 2) + block.losses[0]
-    gradients = tape.gradient(loss, block.trainable_variables)
-    assert all(g is not None and np.isfinite(g).all() for g in gradients)
+        value, num_units = run()
+    variables = block.trainable_variables
+    for k, (variable, gradient) in enumerate(
+        zip(variables, tape.gradient(value, variables))
+    ):
+        direction = tf.random.stateless_normal(variable.shape, [k, 5])
+        values = []
+        for step in (1e-3, -2e-3):
+            variable.assign_add(step * direction)
+            value, same = run()
+            np.testing.assert_array_equal(same, num_units)  # or there is no gradient
+            values.append(float(value))
+        variable.assign_add(1e-3 * direction)
+        difference = (values[0] - values[1]) / 2e-3
+        expected = float(tf.reduce_sum(gradient * direction))
+        assert difference == pytest.approx(expected, rel=0.02, abs=0.1), variable.name
 
 
 def test_no_flops_where_a_unit_does_not_count():
