@@ -38,6 +38,8 @@ import warnings
 import tensorflow as tf
 
 _KERNELS = pathlib.Path(__file__).parent / "kernels"
+# Those that take longest to compile first.
+_CPU_SOURCES = ("unit_ops.cc", "convolution_ops.cc", "op_definitions.cc")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-Wall", "-Wextra")
 _CUDA_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "--threads", "0")
 _CUDA_ARCHITECTURES = "70;80;90"
@@ -197,30 +199,31 @@ def _compile(output: pathlib.Path, cuda: _Cuda | None) -> BuildError | None:
     ]
     compiler = [*shlex.split(_compiler()), *_FLAGS, *flags]
     link = ["-o", str(output), *tf.sysconfig.get_link_flags()]
-    if cuda is None:
-        _run([*compiler, "-shared", str(_KERNELS / "ops.cc"), *link])
-        return None
-    objects = []
+    commands = {source: compiler for source in _CPU_SOURCES}
+    if cuda is not None:
+        commands["gpu_kernels.cu"] = [*cuda.command, *cuda.flags()]
+        commands["gpu_ops.cc"] = compiler
+    objects = {source: str(output.with_name(f"{source}.o")) for source in commands}
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        jobs = []
-        for source, command in (
-            ("ops.cc", compiler),
-            ("gpu_ops.cc", compiler),
-            ("gpu_kernels.cu", [*cuda.command, *cuda.flags()]),
-        ):
-            objects.append(str(output.with_name(f"{source}.o")))
-            command = [*command, "-c", str(_KERNELS / source), "-o", objects[-1]]
-            jobs.append(pool.submit(_run, command))
-    jobs[0].result()
+        jobs = {}
+        for source, command in commands.items():
+            command = [*command, "-c", str(_KERNELS / source), "-o", objects[source]]
+            jobs[source] = pool.submit(_run, command)
+    for source in _CPU_SOURCES:
+        jobs.pop(source).result()
+    cpu_only = [*compiler, "-shared", *(objects[s] for s in _CPU_SOURCES), *link]
+    if cuda is None:
+        _run(cpu_only)
+        return None
     try:
-        for job in jobs[1:]:
+        for job in jobs.values():
             job.result()
         # nvcc knows where its runtime library is. That comes before TensorFlow, which
         # exports the same names for a runtime of its own, and keeps its names inside.
         runtime = ["-lcudart_static", "-Xlinker", "--exclude-libs=ALL"]
-        _run([*cuda.command, "-shared", *objects, *runtime, *link])
+        _run([*cuda.command, "-shared", *objects.values(), *runtime, *link])
     except BuildError as error:
-        _run([*compiler, "-shared", objects[0], *link])
+        _run(cpu_only)
         return error
     return None
 

@@ -1,8 +1,8 @@
 // Convolution at chosen output positions, and its two gradients.
 //
-// Tensors are contiguous and row-major: images [batch, height, width, channels], filters
-// [height, width, in channels, out channels]. Positions are flat indices into [batch,
-// out height, out width], ascending.
+// Tensors are contiguous and row-major: images [batch, height, width, channels],
+// filters [height, width, in channels, out channels]. Positions are flat indices into
+// [batch, out height, out width], ascending.
 
 #ifndef CUSTOM_OPS_KERNELS_CONVOLUTION_H_
 #define CUSTOM_OPS_KERNELS_CONVOLUTION_H_
@@ -18,9 +18,9 @@
 namespace perforated {
 
 struct Geometry {
-  int64_t batch, height, width, channels;             // input
-  int64_t kernel_height, kernel_width;                // filters
-  int64_t out_height, out_width, filters;             // output
+  int64_t batch, height, width, channels;  // input
+  int64_t kernel_height, kernel_width;     // filters
+  int64_t out_height, out_width, filters;  // output
   int64_t stride_y = 1, stride_x = 1;
   int64_t dilation_y = 1, dilation_x = 1;
   int64_t pad_top = 0, pad_left = 0;
@@ -52,8 +52,9 @@ class Windows {
           ++image;
         }
       }
-      corners_.push_back({image * g.height, y * g.stride_y - g.pad_top,
-                          (position - row_end + g.out_width) * g.stride_x - g.pad_left});
+      corners_.push_back(
+          {image * g.height, y * g.stride_y - g.pad_top,
+           (position - row_end + g.out_width) * g.stride_x - g.pad_left});
     }
   }
   // Flat input position of a tap of the index-th position, or -1 in the padding.
@@ -276,7 +277,8 @@ void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
         for (int64_t tap = 0; tap < g.taps(); ++tap) {
           const int64_t input = windows.Input(r, tap);
           if (input < 0) continue;
-          const T* product = products + touched.row_of[input] * columns + tap * g.filters;
+          const T* product =
+              products + touched.row_of[input] * columns + tap * g.filters;
           for (int64_t f = 0; f < g.filters; ++f) to[f] += product[f];
         }
         after.Apply(to, 0, g.filters, to);
@@ -310,9 +312,9 @@ void ConvolveInputGradient(const Geometry& g, const T* output_gradient,
   std::vector<int64_t> first(g.batch + 1);
   const int64_t image_size = g.out_height * g.out_width;
   for (int64_t image = 0; image <= g.batch; ++image) {
-    first[image] = std::lower_bound(positions.begin(), positions.end(),
-                                    image * image_size) -
-                   positions.begin();
+    first[image] =
+        std::lower_bound(positions.begin(), positions.end(), image * image_size) -
+        positions.begin();
   }
   // Panel tap * chunks + c holds [filters, channels of chunk c].
   std::vector<PackedMatrix<T>> panels(g.taps() * chunks);
@@ -349,9 +351,9 @@ void ConvolveInputGradient(const Geometry& g, const T* output_gradient,
             for (int64_t r = 0; r < num_rows; r += kBlockRows) {
               const int n =
                   static_cast<int>(std::min<int64_t>(kBlockRows, num_rows - r));
-              MultiplyRows<T, kTileStride, 1>(
-                  n, columns, tile + r * kTileStride,
-                  panels[tap * chunks + chunk].Panel(0, k), count, false, block);
+              MultiplyRows<T, kTileStride, 1>(n, columns, tile + r * kTileStride,
+                                              panels[tap * chunks + chunk].Panel(0, k),
+                                              count, false, block);
               for (int i = 0; i < n; ++i) {
                 const int64_t input = windows.Input(row + r + i, tap);
                 if (input < 0) continue;
@@ -379,12 +381,11 @@ void ConvolveFilterGradient(const Geometry& g, const T* input, const T* output_g
   const Windows windows(g, positions);
   const int64_t groups = CeilDiv(g.depth(), kBlockRows);
   const int64_t max_groups = kMaxDepth / kBlockRows;
-  const int64_t tasks = std::min(
-      groups, std::max<int64_t>(CeilDiv(groups, max_groups), 2 * workers.num_threads()));
+  const int64_t tasks = std::min(groups, std::max<int64_t>(CeilDiv(groups, max_groups),
+                                                           2 * workers.num_threads()));
   workers.ForEach(tasks, [&](int64_t task) {
     const int64_t first = groups * task / tasks * kBlockRows;
-    const int64_t last =
-        std::min(g.depth(), groups * (task + 1) / tasks * kBlockRows);
+    const int64_t last = std::min(g.depth(), groups * (task + 1) / tasks * kBlockRows);
     static thread_local Buffer<T> tile_buffer, sums_buffer;
     static thread_local PackedMatrix<T> packed;
     T* tile = tile_buffer.Reserve(kTileRows * kTileStride);

@@ -1,8 +1,9 @@
-// Checks the CPU kernels by themselves against plain loops, on random cases with several
-// threads; made to be run under sanitizers (from this directory):
+// Checks the CPU kernels by themselves against plain loops, on random cases with
+// several threads; made to be run under sanitizers (from this directory):
 //
 //   for s in address,undefined thread; do
-//     g++ -std=c++17 -O1 -g -march=native -fsanitize=$s cpu_check.cc -o check -pthread &&
+//     g++ -std=c++17 -O1 -g -march=native -fsanitize=$s cpu_check.cc -o check -pthread
+//     &&
 //     ./check 300
 //   done
 //

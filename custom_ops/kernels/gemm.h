@@ -1,8 +1,8 @@
 // Matrix product whose left rows are gathered and whose results are scattered.
 //
 // Rows come from a functor that copies a range of a row into a small tile, so that what
-// a convolution multiplies never lies in main memory as a whole; results go to a functor
-// that gets them block by block while they are in the nearest cache.
+// a convolution multiplies never lies in main memory as a whole; results go to a
+// functor that gets them block by block while they are in the nearest cache.
 
 #ifndef CUSTOM_OPS_KERNELS_GEMM_H_
 #define CUSTOM_OPS_KERNELS_GEMM_H_
@@ -67,9 +67,9 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-// Depth of a product that one tile holds; the tile's row stride is constant, so that the
-// kernel reaches all its rows from one register, and not a power of two, so that they do
-// not compete for the same cache set.
+// Depth of a product that one tile holds; the tile's row stride is constant, so that
+// the kernel reaches all its rows from one register, and not a power of two, so that
+// they do not compete for the same cache set.
 inline constexpr int kMaxDepth = 384;
 inline constexpr int kTileStride = kMaxDepth + 16;
 inline constexpr int kTileGroups = 8;
@@ -127,8 +127,7 @@ void Multiply(const T* left, const T* panel, int64_t depth, bool accumulate, T* 
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      sums[r][v] = accumulate ? Load(block + r * kWidth + v * kLanes<T>)
-                              : Vector<T>{};
+      sums[r][v] = accumulate ? Load(block + r * kWidth + v * kLanes<T>) : Vector<T>{};
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -236,7 +235,8 @@ void GatherMultiplyScatter(int64_t rows, const PackedMatrix<T>& matrix,
     };
     static thread_local Buffer<T> tile_buffer, sums_buffer;
     T* const tile = tile_buffer.Reserve(kTileRows * kTileStride);
-    T* const sums = sums_buffer.Reserve(num_groups * (last_panel - first_panel) * kBlock);
+    T* const sums =
+        sums_buffer.Reserve(num_groups * (last_panel - first_panel) * kBlock);
     for (int64_t k = 0, s = 0; s < steps; ++s, k += step) {
       const int64_t count = std::max<int64_t>(0, std::min(step, depth - k));
       for (int64_t r = 0; r < num_rows; ++r) {

@@ -1,11 +1,11 @@
-// GPU kernels for TensorFlow of the ops that ops.cc defines; the work is in gpu.h.
+// GPU kernels for TensorFlow of the ops that op_definitions.cc defines; the work is in
+// gpu.h.
 //
 // Nothing here needs TensorFlow's own GPU library, so that a build for CPUs loads it.
 
-#include "gpu.h"
-
 #include <string>
 
+#include "gpu.h"
 #include "ops.h"
 #include "tensorflow/core/framework/device_base.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -118,11 +118,10 @@ class PerforatedConv2DGpuOp : public GpuOp {
     OP_REQUIRES_OK(
         context,
         Run(context, gpu::ConvolveWorkspace(g), [&](void* workspace, void* stream) {
-          return gpu::Convolve(TypeOf<T>(), g, input.data(), filters.data(),
-                               mask.flat<bool>().data(),
-                               {DataOrNull(scale), DataOrNull(shift), input_slope_},
-                               {nullptr, DataOrNull(bias), slope_}, output->data(),
-                               workspace, stream);
+          return gpu::Convolve(
+              TypeOf<T>(), g, input.data(), filters.data(), mask.flat<bool>().data(),
+              {DataOrNull(scale), DataOrNull(shift), input_slope_},
+              {nullptr, DataOrNull(bias), slope_}, output->data(), workspace, stream);
         }));
   }
 
@@ -146,14 +145,13 @@ class InputGradientGpuOp : public GpuOp {
     OP_REQUIRES_OK(context, CheckGradient(g, output_gradient.shape()));
     Tensor* input_gradient;
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &input_gradient));
-    OP_REQUIRES_OK(
-        context,
-        Run(context, gpu::InputGradientWorkspace(g),
-            [&](void* workspace, void* stream) {
-              return gpu::InputGradient(TypeOf<T>(), g, output_gradient.data(),
-                                        filters.data(), mask.flat<bool>().data(),
-                                        input_gradient->data(), workspace, stream);
-            }));
+    OP_REQUIRES_OK(context, Run(context, gpu::InputGradientWorkspace(g),
+                                [&](void* workspace, void* stream) {
+                                  return gpu::InputGradient(
+                                      TypeOf<T>(), g, output_gradient.data(),
+                                      filters.data(), mask.flat<bool>().data(),
+                                      input_gradient->data(), workspace, stream);
+                                }));
   }
 };
 
@@ -173,21 +171,20 @@ class FilterGradientGpuOp : public GpuOp {
     OP_REQUIRES_OK(context, CheckGradient(g, output_gradient.shape()));
     Tensor* filter_gradient;
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &filter_gradient));
-    OP_REQUIRES_OK(
-        context,
-        Run(context, gpu::FilterGradientWorkspace(g),
-            [&](void* workspace, void* stream) {
-              return gpu::FilterGradient(TypeOf<T>(), g, input.data(),
-                                         output_gradient.data(),
-                                         mask.flat<bool>().data(),
-                                         filter_gradient->data(), workspace, stream);
-            }));
+    OP_REQUIRES_OK(context, Run(context, gpu::FilterGradientWorkspace(g),
+                                [&](void* workspace, void* stream) {
+                                  return gpu::FilterGradient(
+                                      TypeOf<T>(), g, input.data(),
+                                      output_gradient.data(), mask.flat<bool>().data(),
+                                      filter_gradient->data(), workspace, stream);
+                                }));
   }
 };
 
-#define REGISTER(name, kernel, type) \
-  REGISTER_KERNEL_BUILDER(           \
-      Name(name).Device(tensorflow::DEVICE_GPU).TypeConstraint<type>("T"), kernel<type>)
+#define REGISTER(name, kernel, type)                                       \
+  REGISTER_KERNEL_BUILDER(                                                 \
+      Name(name).Device(tensorflow::DEVICE_GPU).TypeConstraint<type>("T"), \
+      kernel<type>)
 // Shapes that come as tensors are needed on the host.
 #define REGISTER_GRADIENT(name, kernel, type, shape)          \
   REGISTER_KERNEL_BUILDER(Name(name)                          \

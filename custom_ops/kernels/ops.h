@@ -7,18 +7,13 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "convolution.h"
+#include "status.h"
 #include "tensorflow/core/framework/kernel_shape_util.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/util/padding.h"
 
 namespace perforated {
-
-template <typename... Parts>
-absl::Status Invalid(const Parts&... parts) {
-  return absl::InvalidArgumentError(absl::StrCat(parts...));
-}
 
 // The attributes that every convolution op has.
 struct WindowAttributes {
@@ -44,14 +39,13 @@ struct WindowAttributes {
                             const tensorflow::TensorShape& filters,
                             Geometry* geometry) const {
     if (input.dims() != 4) {
-      return Invalid(
-          "input must be [batch, height, width, channels], got ", input.DebugString());
+      return Invalid("input must be [batch, height, width, channels], got ",
+                     input.DebugString());
     }
     if (filters.dims() != 4 || filters.dim_size(2) != input.dim_size(3)) {
-      return Invalid(
-          "filters must be [height, width, ", input.dim_size(3),
-          ", out channels] for input ", input.DebugString(), ", got ",
-          filters.DebugString());
+      return Invalid("filters must be [height, width, ", input.dim_size(3),
+                     ", out channels] for input ", input.DebugString(), ", got ",
+                     filters.DebugString());
     }
     Geometry& g = *geometry;
     g.batch = input.dim_size(0);
@@ -80,9 +74,8 @@ inline absl::Status CheckMask(const Geometry& g, const tensorflow::TensorShape& 
   const tensorflow::TensorShape one({g.out_height, g.out_width});
   const tensorflow::TensorShape all({g.batch, g.out_height, g.out_width});
   if (mask != one && mask != all) {
-    return Invalid("mask must be ", all.DebugString(),
-                                               " or ", one.DebugString(), ", got ",
-                                               mask.DebugString());
+    return Invalid("mask must be ", all.DebugString(), " or ", one.DebugString(),
+                   ", got ", mask.DebugString());
   }
   *copies = mask == one ? g.batch : 1;
   return absl::OkStatus();
@@ -91,12 +84,10 @@ inline absl::Status CheckMask(const Geometry& g, const tensorflow::TensorShape& 
 // Checks that a vector has one element for each channel; an empty one means "none".
 inline absl::Status CheckVector(const char* name, const tensorflow::Tensor& vector,
                                 int64_t size) {
-  if (vector.NumElements() == 0 ||
-      (vector.dims() == 1 && vector.dim_size(0) == size)) {
+  if (vector.NumElements() == 0 || (vector.dims() == 1 && vector.dim_size(0) == size)) {
     return absl::OkStatus();
   }
-  return Invalid(name, " must be [", size, "], got ",
-                                             vector.shape().DebugString());
+  return Invalid(name, " must be [", size, "], got ", vector.shape().DebugString());
 }
 
 }  // namespace perforated

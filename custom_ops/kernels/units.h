@@ -1,8 +1,8 @@
 // Whole pre-activation residual units at chosen positions.
 //
 // Every stage keeps only the rows it computes. The unit's output y begins as its
-// shortcut; the last stage adds the residual to it. y may be the input itself: the first
-// stage has read all it needs before the last one writes.
+// shortcut; the last stage adds the residual to it. y may be the input itself: the
+// first stage has read all it needs before the last one writes.
 
 #ifndef CUSTOM_OPS_KERNELS_UNITS_H_
 #define CUSTOM_OPS_KERNELS_UNITS_H_
@@ -36,9 +36,9 @@ inline Geometry Pointwise(const Geometry& g, int64_t channels, int64_t filters) 
   return p;
 }
 
-// y[position] += rows * filters + shift. With `sums` [batch, channels of y] also adds to
-// it the residuals of every image: that sum is the same product of the summed rows, so
-// it costs `batch` rows more instead of a pass over y.
+// y[position] += rows * filters + shift. With `sums` [batch, channels of y] also adds
+// to it the residuals of every image: that sum is the same product of the summed rows,
+// so it costs `batch` rows more instead of a pass over y.
 template <typename T>
 void AddResidual(const Stage<T>& stage, const T* rows,
                  const std::vector<int64_t>& positions, int64_t image_size,
@@ -130,8 +130,8 @@ void SumPositions(const T* y, int64_t batch, int64_t image_size, int64_t channel
   }
 }
 
-// The first unit of a block, at all positions: its shortcut is a strided 1x1 convolution
-// of the preactivation. Also sums y over positions.
+// The first unit of a block, at all positions: its shortcut is a strided 1x1
+// convolution of the preactivation. Also sums y over positions.
 template <typename T>
 void ProjectionUnit(const Geometry& middle, int64_t channels, int64_t out_channels,
                     const T* x, const Transform<T>& preactivation,
@@ -149,8 +149,8 @@ void ProjectionUnit(const Geometry& middle, int64_t channels, int64_t out_channe
       positions, [&](int64_t r) { return y + r * out_channels; }, workers);
   BottleneckUnit(middle, channels, x, preactivation, stages, positions, y,
                  static_cast<T*>(nullptr), workers);
-  SumPositions(y, middle.batch, middle.out_height * middle.out_width, out_channels, sums,
-               workers);
+  SumPositions(y, middle.batch, middle.out_height * middle.out_width, out_channels,
+               sums, workers);
 }
 
 // Two 3x3 convolutions (CIFAR), `first` and `second`.

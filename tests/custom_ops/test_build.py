@@ -95,13 +95,12 @@ def test_another_tensorflow_is_another_library(monkeypatch):
 
 
 def test_processes_that_start_at_once_compile_once(tmp_path):
-    """A compiler that writes down its runs, and takes its time."""
+    """A compiler that writes down when it links, and takes its time."""
     compiler = tmp_path / "slow"
     compiler.write_text(
         "#!/bin/sh\n"
         "[ $1 = --version ] && exit\n"
-        f"echo run >> {tmp_path}/runs\n"
-        "sleep 1\n"
+        f'case "$*" in *-shared*) echo run >> {tmp_path}/runs; sleep 1;; esac\n'
         'while [ "$1" != -o ]; do shift; done\n'
         'echo library > "$2"\n'
     )

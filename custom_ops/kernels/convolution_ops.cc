@@ -1,0 +1,153 @@
+// CPU kernels of perforated convolution and its gradients for TensorFlow.
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "convolution.h"
+#include "cpu_ops.h"
+
+namespace perforated {
+namespace {
+
+template <typename T>
+class PerforatedConv2DOp : public Op {
+ public:
+  explicit PerforatedConv2DOp(OpKernelConstruction* context) : Op(context) {
+    OP_REQUIRES_OK(context, window_.Read(context));
+    OP_REQUIRES_OK(context, context->GetAttr("input_slope", &input_slope_));
+    OP_REQUIRES_OK(context, context->GetAttr("slope", &slope_));
+  }
+
+  void Run(OpKernelContext* context) override {
+    const Tensor& input = context->input(0);
+    const Tensor& filters = context->input(1);
+    const Tensor& mask = context->input(2);
+    Geometry g;
+    int64_t copies;
+    OP_REQUIRES_OK(context, window_.MakeGeometry(input.shape(), filters.shape(), &g));
+    OP_REQUIRES_OK(context, CheckMask(g, mask.shape(), &copies));
+    OP_REQUIRES_OK(context, CheckVector("bias", context->input(3), g.filters));
+    OP_REQUIRES_OK(context, CheckVector("input_scale", context->input(4), g.channels));
+    OP_REQUIRES_OK(context, CheckVector("input_shift", context->input(5), g.channels));
+    Tensor* output;
+    OP_REQUIRES_OK(
+        context,
+        context->allocate_output(
+            0, TensorShape({g.batch, g.out_height, g.out_width, g.filters}), &output));
+    T* const to = output->flat<T>().data();
+    const PoolWorkers workers(context);
+    const auto packed = PackedCache<T>::Get().Pack(g, filters);
+    const std::vector<int64_t> positions =
+        ActivePositions(mask.flat<bool>().data(), mask.NumElements(), copies);
+    const Transform<T> before{DataOrNull<T>(context->input(4)),
+                              DataOrNull<T>(context->input(5)), T(input_slope_)};
+    const Transform<T> after{nullptr, DataOrNull<T>(context->input(3)), T(slope_)};
+    Convolve(
+        g, input.flat<T>().data(), nullptr, before, *packed, after, positions,
+        [&](int64_t r) { return to + positions[r] * g.filters; }, workers,
+        FillInactive(g, positions, to));
+  }
+
+ private:
+  // Zeros wherever no position is active, some cache lines per task.
+  static Tasks FillInactive(const Geometry& g, const std::vector<int64_t>& positions,
+                            T* to) {
+    const int64_t chunk = CeilDiv(1 << 15, std::max<int64_t>(1, g.filters));
+    return {CeilDiv(g.num_outputs(), chunk), [=, &positions, &g](int64_t task) {
+              int64_t p = task * chunk;
+              const int64_t end = std::min(g.num_outputs(), p + chunk);
+              auto active = std::lower_bound(positions.begin(), positions.end(), p);
+              for (; p < end; ++p) {
+                const int64_t next =
+                    active == positions.end() ? end : std::min(end, *active++);
+                std::fill(to + p * g.filters, to + next * g.filters, T(0));
+                p = next;
+              }
+            }};
+  }
+  WindowAttributes window_;
+  float input_slope_, slope_;
+};
+
+// What both gradient kernels do first.
+template <typename T>
+class GradientOp : public Op {
+ public:
+  explicit GradientOp(OpKernelConstruction* context) : Op(context) {
+    OP_REQUIRES_OK(context, window_.Read(context));
+  }
+
+ protected:
+  absl::Status Prepare(OpKernelContext* context, const TensorShape& input,
+                       const TensorShape& filters, Geometry* g,
+                       std::vector<int64_t>* positions) const {
+    TF_RETURN_IF_ERROR(window_.MakeGeometry(input, filters, g));
+    const Tensor& mask = context->input(2);
+    int64_t copies;
+    TF_RETURN_IF_ERROR(CheckMask(*g, mask.shape(), &copies));
+    const TensorShape output({g->batch, g->out_height, g->out_width, g->filters});
+    if (context->input(3).shape() != output) {
+      return Invalid("output_gradient must be ", output.DebugString(), ", got ",
+                     context->input(3).shape().DebugString());
+    }
+    *positions = ActivePositions(mask.flat<bool>().data(), mask.NumElements(), copies);
+    return absl::OkStatus();
+  }
+  static absl::Status ShapeOf(const Tensor& tensor, TensorShape* shape) {
+    return tensorflow::TensorShapeUtils::MakeShape(tensor.vec<int32_t>(), shape);
+  }
+
+ private:
+  WindowAttributes window_;
+};
+
+template <typename T>
+class InputGradientOp : public GradientOp<T> {
+ public:
+  using GradientOp<T>::GradientOp;
+
+  void Run(OpKernelContext* context) override {
+    const Tensor& filters = context->input(1);
+    TensorShape shape;
+    Geometry g;
+    std::vector<int64_t> positions;
+    OP_REQUIRES_OK(context, this->ShapeOf(context->input(0), &shape));
+    OP_REQUIRES_OK(context,
+                   this->Prepare(context, shape, filters.shape(), &g, &positions));
+    Tensor* output;
+    OP_REQUIRES_OK(context, context->allocate_output(0, shape, &output));
+    output->flat<T>().setZero();
+    ConvolveInputGradient(g, context->input(3).flat<T>().data(),
+                          filters.flat<T>().data(), positions, output->flat<T>().data(),
+                          PoolWorkers(context));
+  }
+};
+
+template <typename T>
+class FilterGradientOp : public GradientOp<T> {
+ public:
+  using GradientOp<T>::GradientOp;
+
+  void Run(OpKernelContext* context) override {
+    const Tensor& input = context->input(1);
+    TensorShape shape;
+    Geometry g;
+    std::vector<int64_t> positions;
+    OP_REQUIRES_OK(context, this->ShapeOf(context->input(0), &shape));
+    OP_REQUIRES_OK(context,
+                   this->Prepare(context, input.shape(), shape, &g, &positions));
+    Tensor* output;
+    OP_REQUIRES_OK(context, context->allocate_output(0, shape, &output));
+    ConvolveFilterGradient(g, input.flat<T>().data(),
+                           context->input(3).flat<T>().data(), positions,
+                           output->flat<T>().data(), PoolWorkers(context));
+  }
+};
+
+REGISTER_CPU("PerforatedConv2D", PerforatedConv2DOp);
+REGISTER_CPU("PerforatedConv2DInputGradient", InputGradientOp);
+REGISTER_CPU("PerforatedConv2DFilterGradient", FilterGradientOp);
+
+}  // namespace
+}  // namespace perforated

@@ -1,0 +1,160 @@
+// What the CPU kernels of all ops share: threads, memory, packed filters.
+
+#ifndef CUSTOM_OPS_KERNELS_CPU_OPS_H_
+#define CUSTOM_OPS_KERNELS_CPU_OPS_H_
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <tuple>
+#include <vector>
+
+#include "convolution.h"
+#include "ops.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/types.h"
+#include "tensorflow/core/platform/threadpool.h"
+
+namespace perforated {
+
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+
+// TensorFlow's own threads and memory. The calling thread works too and waits for
+// tasks, not for threads, so a busy pool delays nothing.
+class PoolWorkers : public Workers {
+ public:
+  explicit PoolWorkers(OpKernelContext* context)
+      : context_(context),
+        workers_(*context->device()->tensorflow_cpu_worker_threads()) {}
+
+  int num_threads() const override { return workers_.num_threads; }
+
+  void ForEach(int64_t n, const std::function<void(int64_t)>& fn) const override {
+    const int64_t helpers = std::min<int64_t>(n, num_threads()) - 1;
+    if (helpers <= 0) {
+      for (int64_t i = 0; i < n; ++i) fn(i);
+      return;
+    }
+    struct State {
+      std::atomic<int64_t> next{0};
+      std::mutex mutex;
+      std::condition_variable all_done;
+      int64_t done = 0;
+    };
+    auto state = std::make_shared<State>();
+    const auto work = [state, n, &fn] {
+      int64_t done = 0;
+      for (int64_t i; (i = state->next.fetch_add(1)) < n; ++done) fn(i);
+      if (done == 0) return;
+      std::lock_guard<std::mutex> lock(state->mutex);
+      state->done += done;
+      if (state->done == n) state->all_done.notify_one();
+    };
+    for (int64_t i = 0; i < helpers; ++i) workers_.workers->Schedule(work);
+    work();
+    std::unique_lock<std::mutex> lock(state->mutex);
+    state->all_done.wait(lock, [&] { return state->done == n; });
+  }
+
+  void* Allocate(std::size_t bytes) const override {
+    const TensorShape shape({static_cast<int64_t>(bytes)});
+    Tensor& memory = memory_.emplace_back();
+    if (!context_->allocate_temp(tensorflow::DT_INT8, shape, &memory).ok()) {
+      throw std::bad_alloc();
+    }
+    return memory.data();
+  }
+
+ private:
+  OpKernelContext* context_;
+  mutable std::vector<Tensor> memory_;
+  const tensorflow::DeviceBase::CpuWorkerThreads& workers_;
+};
+
+// Packed filters by the memory they were packed from.
+//
+// An entry holds a reference to that memory. TensorFlow updates a variable in place
+// only where nobody else refers to its memory, so new values always come in new memory,
+// and an entry can not be stale. Entries that nobody but the cache refers to any more
+// are dropped when something new is packed.
+template <typename T>
+class PackedCache {
+ public:
+  static PackedCache& Get() {
+    static PackedCache* cache = new PackedCache;
+    return *cache;
+  }
+  std::shared_ptr<const PackedMatrix<T>> Pack(const Geometry& g,
+                                              const Tensor& filters) {
+    const Key key(filters.data(), g.kernel_height, g.kernel_width, g.channels,
+                  g.filters);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      const auto found = entries_.find(key);
+      if (found != entries_.end()) return found->second.packed;
+    }
+    auto packed = std::make_shared<PackedMatrix<T>>();
+    PackFilters(g, filters.flat<T>().data(), packed.get());
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto entry = entries_.begin(); entry != entries_.end();) {
+      entry = entry->second.filters.RefCountIsOne() ? entries_.erase(entry)
+                                                    : std::next(entry);
+    }
+    entries_.insert_or_assign(key, Entry{filters, packed});
+    return packed;
+  }
+
+ private:
+  using Key = std::tuple<const void*, int64_t, int64_t, int64_t, int64_t>;
+  struct Entry {
+    Tensor filters;
+    std::shared_ptr<const PackedMatrix<T>> packed;
+  };
+  std::mutex mutex_;
+  std::map<Key, Entry> entries_;
+};
+
+template <typename T>
+const T* DataOrNull(const Tensor& tensor) {
+  return tensor.NumElements() == 0 ? nullptr : tensor.flat<T>().data();
+}
+
+// An op that may run out of memory.
+class Op : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) final {
+    try {
+      Run(context);
+    } catch (const std::bad_alloc&) {
+      context->SetStatus(absl::ResourceExhaustedError(
+          absl::StrCat(type_string(), " is out of memory")));
+    }
+  }
+
+ protected:
+  virtual void Run(OpKernelContext* context) = 0;
+};
+
+// Registers a kernel, a class template, for the types that CPUs multiply.
+#define REGISTER_CPU_TYPE(name, kernel, type)                              \
+  REGISTER_KERNEL_BUILDER(                                                 \
+      Name(name).Device(tensorflow::DEVICE_CPU).TypeConstraint<type>("T"), \
+      kernel<type>)
+#define REGISTER_CPU(name, kernel)        \
+  REGISTER_CPU_TYPE(name, kernel, float); \
+  REGISTER_CPU_TYPE(name, kernel, double)
+
+}  // namespace perforated
+
+#endif  // CUSTOM_OPS_KERNELS_CPU_OPS_H_

@@ -1,0 +1,228 @@
+// The ops: what goes in and out, and its shapes.
+
+#include <cstdint>
+#include <vector>
+
+#include "convolution.h"
+#include "status.h"
+#include "tensorflow/core/framework/kernel_shape_util.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/shape_inference.h"
+#include "tensorflow/core/util/padding.h"
+
+namespace perforated {
+namespace {
+
+using tensorflow::shape_inference::DimensionHandle;
+using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
+
+absl::Status WindowShape(InferenceContext* c, ShapeHandle input, ShapeHandle filters,
+                         DimensionHandle* height, DimensionHandle* width) {
+  std::vector<int64_t> strides, dilations, explicit_paddings;
+  tensorflow::Padding padding;
+  TF_RETURN_IF_ERROR(c->GetAttr("strides", &strides));
+  TF_RETURN_IF_ERROR(c->GetAttr("dilations", &dilations));
+  TF_RETURN_IF_ERROR(c->GetAttr("padding", &padding));
+  TF_RETURN_IF_ERROR(c->GetAttr("explicit_paddings", &explicit_paddings));
+  if (strides.size() != 2 || dilations.size() != 2 || strides[0] < 1 ||
+      strides[1] < 1 || dilations[0] < 1 || dilations[1] < 1) {
+    return Invalid("strides and dilations must be two numbers >= 1");
+  }
+  if (padding == tensorflow::EXPLICIT && explicit_paddings.size() != 4) {
+    return Invalid("explicit_paddings must be top, bottom, left, right");
+  }
+  DimensionHandle* outputs[] = {height, width};
+  for (int axis = 0; axis < 2; ++axis) {
+    *outputs[axis] = c->UnknownDim();
+    const DimensionHandle size = c->Dim(input, 1 + axis);
+    const DimensionHandle kernel = c->Dim(filters, axis);
+    if (!c->ValueKnown(size) || !c->ValueKnown(kernel)) continue;
+    int64_t output = 0, before = 0, after = 0;
+    if (padding == tensorflow::EXPLICIT) {
+      before = explicit_paddings[2 * axis];
+      after = explicit_paddings[2 * axis + 1];
+    }
+    TF_RETURN_IF_ERROR(tensorflow::GetWindowedOutputSizeVerbose(
+        c->Value(size), c->Value(kernel), dilations[axis], strides[axis], padding,
+        &output, &before, &after));
+    *outputs[axis] = c->MakeDim(output);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ConvolutionShape(InferenceContext* c) {
+  ShapeHandle input, filters, mask;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &input));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 4, &filters));
+  TF_RETURN_IF_ERROR(c->WithRankAtLeast(c->input(2), 2, &mask));
+  TF_RETURN_IF_ERROR(c->WithRankAtMost(mask, 3, &mask));
+  DimensionHandle unused, height, width;
+  TF_RETURN_IF_ERROR(c->Merge(c->Dim(input, 3), c->Dim(filters, 2), &unused));
+  TF_RETURN_IF_ERROR(WindowShape(c, input, filters, &height, &width));
+  TF_RETURN_IF_ERROR(c->Merge(c->Dim(mask, -2), height, &height));
+  TF_RETURN_IF_ERROR(c->Merge(c->Dim(mask, -1), width, &width));
+  c->set_output(0, c->MakeShape({c->Dim(input, 0), height, width, c->Dim(filters, 3)}));
+  return absl::OkStatus();
+}
+
+// The output has the shape of an input that the graph carries as a tensor.
+absl::Status GradientShape(InferenceContext* c) {
+  ShapeHandle shape;
+  TF_RETURN_IF_ERROR(c->MakeShapeFromShapeTensor(0, &shape));
+  TF_RETURN_IF_ERROR(c->WithRank(shape, 4, &shape));
+  c->set_output(0, shape);
+  return absl::OkStatus();
+}
+
+REGISTER_OP("PerforatedConv2D")
+    .Input("input: T")
+    .Input("filters: T")
+    .Input("mask: bool")
+    .Input("bias: T")
+    .Input("input_scale: T")
+    .Input("input_shift: T")
+    .Output("output: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("strides: list(int) = [1, 1]")
+    .Attr("dilations: list(int) = [1, 1]")
+    .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}")
+    .Attr("explicit_paddings: list(int) = []")
+    .Attr("input_slope: float = 1.0")
+    .Attr("slope: float = 1.0")
+    .SetShapeFn(ConvolutionShape);
+
+REGISTER_OP("PerforatedConv2DInputGradient")
+    .Input("input_shape: int32")
+    .Input("filters: T")
+    .Input("mask: bool")
+    .Input("output_gradient: T")
+    .Output("input_gradient: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("strides: list(int) = [1, 1]")
+    .Attr("dilations: list(int) = [1, 1]")
+    .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}")
+    .Attr("explicit_paddings: list(int) = []")
+    .SetShapeFn(GradientShape);
+
+REGISTER_OP("PerforatedConv2DFilterGradient")
+    .Input("filters_shape: int32")
+    .Input("input: T")
+    .Input("mask: bool")
+    .Input("output_gradient: T")
+    .Output("filter_gradient: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("strides: list(int) = [1, 1]")
+    .Attr("dilations: list(int) = [1, 1]")
+    .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}")
+    .Attr("explicit_paddings: list(int) = []")
+    .SetShapeFn(GradientShape);
+
+// The shape functions of the units check what the Python wrappers cannot know earlier.
+REGISTER_OP("PerforatedBottleneck")
+    .Input("x: T")
+    .Input("mask: bool")
+    .Input("sums: T")
+    .Input("preactivation_scale: T")
+    .Input("preactivation_shift: T")
+    .Input("filters_0: T")
+    .Input("filters_1: T")
+    .Input("filters_2: T")
+    .Input("scale_0: T")
+    .Input("scale_1: T")
+    .Input("shift_0: T")
+    .Input("shift_1: T")
+    .Input("bias: T")
+    .Output("y: T")
+    .Output("new_sums: T")
+    .Attr("T: {float, double}")
+    .SetShapeFn([](InferenceContext* c) {
+      c->set_output(0, c->input(0));
+      c->set_output(1, c->input(2));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("ProjectionBottleneck")
+    .Input("x: T")
+    .Input("preactivation_scale: T")
+    .Input("preactivation_shift: T")
+    .Input("filters_0: T")
+    .Input("filters_1: T")
+    .Input("filters_2: T")
+    .Input("scale_0: T")
+    .Input("scale_1: T")
+    .Input("shift_0: T")
+    .Input("shift_1: T")
+    .Input("bias: T")
+    .Input("projection: T")
+    .Input("projection_bias: T")
+    .Output("y: T")
+    .Output("sums: T")
+    .Attr("T: {float, double}")
+    .Attr("stride: int")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle x, projection;
+      int64_t stride;
+      TF_RETURN_IF_ERROR(c->GetAttr("stride", &stride));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &x));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(11), 4, &projection));
+      DimensionHandle size[2];
+      for (int axis = 0; axis < 2; ++axis) {
+        const DimensionHandle in = c->Dim(x, 1 + axis);
+        size[axis] = c->ValueKnown(in) ? c->MakeDim(CeilDiv(c->Value(in), stride))
+                                       : c->UnknownDim();
+      }
+      const DimensionHandle channels = c->Dim(projection, 3);
+      c->set_output(0, c->MakeShape({c->Dim(x, 0), size[0], size[1], channels}));
+      c->set_output(1, c->MakeShape({c->Dim(x, 0), channels}));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("PerforatedBasicUnit")
+    .Input("x: T")
+    .Input("mask: bool")
+    .Input("preactivation_scale: T")
+    .Input("preactivation_shift: T")
+    .Input("filters_0: T")
+    .Input("filters_1: T")
+    .Input("scale: T")
+    .Input("shift: T")
+    .Input("bias: T")
+    .Output("y: T")
+    .Attr("T: {float, double}")
+    .Attr("slopes: list(float)")
+    .SetShapeFn([](InferenceContext* c) {
+      c->set_output(0, c->input(0));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("MaskedAccumulate")
+    .Input("total: T")
+    .Input("x: T")
+    .Input("weight: float")
+    .Output("new_total: T")
+    .Attr("T: {float, double}")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle shape;
+      TF_RETURN_IF_ERROR(c->Merge(c->input(0), c->input(1), &shape));
+      c->set_output(0, shape);
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("FoldBatchNorm")
+    .Input("gamma: T")
+    .Input("beta: T")
+    .Input("mean: T")
+    .Input("variance: T")
+    .Output("scale: T")
+    .Output("shift: T")
+    .Attr("T: {float, double}")
+    .Attr("epsilon: float")
+    .SetShapeFn([](InferenceContext* c) {
+      c->set_output(0, c->input(0));
+      c->set_output(1, c->input(0));
+      return absl::OkStatus();
+    });
+
+}  // namespace
+}  // namespace perforated
