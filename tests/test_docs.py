@@ -103,3 +103,11 @@ def test_the_table_of_programs_is_complete():
 def test_commands_name_programs(page):
     named = re.findall(r"\bexperiments\.((?:benchmarks\.)?\w+)", page.read_text())
     assert set(named) - {"NAME"} <= programs()
+
+
+@every_page
+def test_flags_exist(page):
+    sources = "".join(p.read_text() for p in (ROOT / "experiments").rglob("*.py"))
+    known = set(re.findall(r'"(\w+)"', sources)) | {"help"}
+    named = set(re.findall(r"(?<![\w-])--(\w+)", page.read_text()))
+    assert {flag.removeprefix("no") for flag in named - known} <= known
