@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from object_detection.proposals import prediction_conv
-from sact_tf.layers import global_average
+from sact_tf.layers import build_child, global_average
 
 BOX_WEIGHTS = [10.0, 10.0, 5.0, 5.0]
 """Factors of encoded boxes in the second stage (as in the Model Garden)."""
@@ -20,7 +20,7 @@ def crop_regions(
     crop_size: int = 28,
     pool_size: int = 7,
 ) -> tf.Tensor:
-    """Samples the features inside of boxes on a grid, and pools them (appendix A.2).
+    """Samples the features inside of boxes on a grid, and pools them (SACT, A.2).
 
     Position i of the features has its centre at pixel (i + 1/2) * stride, as the
     anchors do, so that pixel y lies at y / stride - 1/2; bilinear samples go from edge
@@ -89,7 +89,7 @@ class BoxClassifier(keras.layers.Layer):
     def build(self, input_shape):
         channels = self.final_bn.gamma.shape[0]
         for conv in (self.class_conv, self.box_conv):
-            conv.build([None, 1, 1, channels])
+            build_child(conv, [None, 1, 1, channels])
         super().build(input_shape)
 
     @tf.autograph.experimental.do_not_convert

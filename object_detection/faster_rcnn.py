@@ -1,4 +1,4 @@
-"""Faster R-CNN around any ImageNet network of `sact_tf` (section 4.2, appendix A.2)."""
+"""Faster R-CNN around any ImageNet network of `sact_tf` (SACT, 4.2 and A.2)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from object_detection import anchors, losses
 from object_detection.box_classifier import BOX_WEIGHTS, BoxClassifier, crop_regions
 from object_detection.feature_extractor import FeatureExtractor
 from object_detection.proposals import RegionProposalNetwork, propose
-from sact_tf.networks.imagenet_resnet import ImagenetResNet
-from sact_tf.residual_units import BottleneckUnit
+from sact_tf.layers import build_child
+from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
 
 _WEIGHT_DECAY = 1e-4  # the network's own
+_FEATURE_BLOCKS = 3
 _LOSSES = ("rpn_score", "rpn_box", "box_class", "box_refinement")
 
 
@@ -28,10 +29,11 @@ class Options:
     Attributes:
         anchor_sizes: Sides of square anchors, in pixels.
         aspect_ratios: Of anchors, width divided by height.
-        rpn_channels: Of the proposal network's 3x3 convolution; None: 8 times the
-            network's base channels, 512 in ordinary networks.
+        rpn_channels: Of the proposal network's 3x3 convolution; None: half of the
+            features', 512 in ordinary networks.
         num_proposals: Regions that are classified in each image.
-        proposal_nms_iou: Of two proposals that overlap more, one goes.
+        proposal_nms_iou: Where two proposals overlap by more than this
+            (intersection over union), the one with the lower score is dropped.
         num_anchor_samples: Anchors per image that training looks at.
         num_region_samples: Proposals per image that training looks at.
         foreground_fraction: The largest share of objects among these.
@@ -39,7 +41,7 @@ class Options:
         pool_size: Side that they are pooled to for block 4.
         block4_stride: Stride of block 4, 1 or 2.
         score_threshold: Detections of lower probability are dropped.
-        nms_iou: Of two detections of a class that overlap more, one goes.
+        nms_iou: The same, for two detections of one class.
         max_detections: The largest number of detections in an image.
         train_batch_norm: Whether batch normalization uses and averages the moments of
             training batches. The paper keeps the stored ones.
@@ -76,23 +78,6 @@ class Options:
             )
 
 
-class _FineResNet(ImagenetResNet):
-    """An ImageNet network whose block 4 keeps its input's resolution."""
-
-    def _make_unit(self, b, k, base_channels, weight_decay, name):
-        if b < 3:
-            return super()._make_unit(b, k, base_channels, weight_decay, name)
-        channels = base_channels * 2**b
-        return BottleneckUnit(
-            4 * channels,
-            channels,
-            strides=1,
-            batch_norm=self._batch_norm,
-            weight_decay=weight_decay,
-            name=name,
-        )
-
-
 class FasterRCNN(keras.Model):
     """Detector on the features of blocks 1 to 3, with block 4 as box classifier.
 
@@ -109,7 +94,8 @@ class FasterRCNN(keras.Model):
         base_channels: Scales the channels of all blocks.
         tau: Weight of the feature extractor's ponder cost in the losses.
         execution: "masked" or "perforated", which is for inference.
-        options: The rest.
+        options: What it is beside its network.
+        **network_options: As of `sact_tf.imagenet_resnet`, such as `tile_size`.
 
     Attributes:
         feature_extractor: `FeatureExtractor`.
@@ -133,9 +119,9 @@ class FasterRCNN(keras.Model):
         execution: str = "masked",
         options: Options | Mapping | None = None,
         name: str | None = None,
-        **kwargs,
+        **network_options,
     ):
-        super().__init__(name=name, **kwargs)
+        super().__init__(name=name)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1; got {num_classes}")
         options = Options(**options) if isinstance(options, Mapping) else options
@@ -148,20 +134,28 @@ class FasterRCNN(keras.Model):
             tau=tau,
             execution=execution,
             options=dataclasses.asdict(options),
+            **network_options,
         )
-        family = _FineResNet if options.block4_stride == 1 else ImagenetResNet
         # In a namespace, where Keras does not count its classifier as the detector's.
-        network = family(model, model_type, 1, base_channels, tau, execution)
-        *blocks, last_block = network.blocks
-        last_block.tau = 0.0
-        self.feature_extractor = FeatureExtractor(network.stem, blocks, execution)
+        network = imagenet_resnet(
+            model,
+            model_type,
+            num_classes=1,
+            base_channels=base_channels,
+            tau=(tau, tau, tau, 0.0),
+            execution=execution,
+            block_strides=(1, 2, 2, options.block4_stride),
+            **network_options,
+        )
+        self.feature_extractor = FeatureExtractor(network, _FEATURE_BLOCKS)
+        channels, side = self.feature_extractor.spec.channels, options.pool_size
         self.rpn = RegionProposalNetwork(
-            options.rpn_channels or 8 * base_channels,
+            options.rpn_channels or channels // 2,
             len(options.anchor_sizes) * len(options.aspect_ratios),
             _WEIGHT_DECAY,
         )
         self.box_classifier = BoxClassifier(
-            last_block, network.final_bn, num_classes, _WEIGHT_DECAY
+            network.blocks[-1], network.final_bn, num_classes, _WEIGHT_DECAY
         )
         self._parts = types.SimpleNamespace(
             options=options,
@@ -181,14 +175,9 @@ class FasterRCNN(keras.Model):
                 for key in ("loss", *_LOSSES, "relative_flops")
             },
         )
-        channels = 16 * base_channels
-        self.feature_extractor.built = True
-        with tf.name_scope("rpn"):
-            self.rpn.build(tf.TensorShape([None, None, None, channels]))
-        with tf.name_scope("box_classifier"):
-            self.box_classifier.build(
-                tf.TensorShape([None, options.pool_size, options.pool_size, channels])
-            )
+        with tf.name_scope(self.name):
+            build_child(self.rpn, [None, None, None, channels])
+            build_child(self.box_classifier, [None, side, side, channels])
         self.built = True
 
     def get_config(self):

@@ -6,6 +6,8 @@ import tensorflow as tf
 import tf_keras as keras
 from official.vision.ops import box_ops
 
+from sact_tf.layers import build_child
+
 _INITIAL_STDDEV = 0.01  # of new layers, as Ren et al.
 _MIN_SIDE = 1.0  # of proposals, in pixels
 
@@ -56,9 +58,9 @@ class RegionProposalNetwork(keras.layers.Layer):
         return {"conv": self.conv, "score": self.score, "box": self.box}
 
     def build(self, input_shape):
-        self.conv.build(input_shape)
+        build_child(self.conv, input_shape)
         for head in (self.score, self.box):
-            head.build([*input_shape[:3], self.conv.filters])
+            build_child(head, [*input_shape[:3], self.conv.filters])
         super().build(input_shape)
 
     def call(self, features):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +16,7 @@ from object_detection.visualization import draw_detections
 from sact_tf import optimization, training, visualization
 from sact_tf.checkpoints import newest_checkpoint
 from sact_tf.end_points import metric_values
+from sact_tf.summaries import Summaries
 
 _BOUNDARIES = (2 / 3, 5 / 6)  # 800k and 1M of 1.2M steps
 _DRAWN_IMAGES = 4
@@ -28,7 +28,7 @@ def learning_rate(
 ) -> keras.optimizers.schedules.LearningRateSchedule:
     """Returns the schedule: a tenth after 2/3 and after 5/6 of the steps.
 
-    With the 1.2 million steps of appendix A.2, that is after 800,000 and 1,000,000.
+    With the 1.2 million steps of SACT, A.2, that is after 800,000 and 1,000,000.
 
     Args:
         max_number_of_steps: Steps of the whole run.
@@ -72,55 +72,48 @@ def load_first_weights(model: FasterRCNN, checkpoint_path: str) -> list[str]:
         names = [name for name, _ in tf.train.list_variables(path)]
     except (tf.errors.OpError, ValueError):
         names = []  # which loading explains
-    fresh_halting = not any("/halting_proba/" in name for name in names)
     if any(name.startswith("rpn/") for name in names):
-        return sact_tf.load_slim_checkpoint(model, path, fresh_halting=fresh_halting)
+        return sact_tf.load_slim_checkpoint(model, path, fresh_halting=None)
     return sact_tf.load_slim_checkpoint(
-        model.network, path, fresh_halting=fresh_halting, without_classifier=True
+        model.network, path, fresh_halting=None, without_classifier=True
     )
 
 
-class _Summaries(keras.callbacks.Callback):
+class _Summaries(Summaries):
     """Writes running means, and what the detector makes of a few images."""
 
-    def __init__(
-        self, state, directory, examples: DetectionExamples, strategy, secs: float
-    ):
-        super().__init__()
-        self._state = state
-        self._writer = tf.summary.create_file_writer(directory)
-        self._batches = []
-        # With more machines, each would wait for the others' moving averages.
-        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            drawn = examples.first(_DRAWN_IMAGES)
-            self._batches = list(drawn.evaluation_batches(1))
+    def __init__(self, state, directory, examples: DetectionExamples, secs: float):
+        super().__init__(state, directory, secs)
+        self._batches = list(examples.first(_DRAWN_IMAGES).evaluation_batches(1))
         self._names = [category["name"] for category in examples.categories]
-        self._secs = secs
-        self._written = float("-inf")
 
-    def on_train_batch_end(self, batch, logs=None):
-        if time.monotonic() - self._written < self._secs:
-            return
-        self._written = time.monotonic()
-        with self._writer.as_default(self._state.step):
-            tf.summary.scalar("Learning Rate", self.model.optimizer.learning_rate)
-            for name, value in logs.items():
-                tf.summary.scalar(f"train/{name}", value)
-            for k, example in enumerate(self._batches):
-                detections = self.model(example["image"], example["size"])
-                self._write_image(k, example, detections)
-        self._writer.flush()
-
-    def _write_image(self, k, example, detections):
-        end_points = detections["end_points"]
-        for name, values in metric_values(end_points).items():
-            tf.summary.scalar(
-                f"image_{k}/{name}", tf.reduce_mean(tf.cast(values, tf.float32))
+    def write(self, logs):
+        tf.summary.scalar("Learning Rate", self.model.optimizer.learning_rate)
+        for k, example in enumerate(self._batches):
+            detections, metrics, heatmaps = self.on_one_replica(
+                self._measure, example["image"], example["size"]
             )
+            for name, value in metrics.items():
+                tf.summary.scalar(f"image_{k}/{name}", value)
+            for heatmap in heatmaps:
+                tf.summary.image(f"heatmaps/{k}", heatmap)
+            self._write_image(k, example["image"], detections)
+
+    def _measure(self, image, size):
+        """Returns detections, means of metrics, and the heat map if there is one."""
+        detections = self.model(image, size)
+        end_points = detections.pop("end_points")
+        metrics = {
+            name: tf.reduce_mean(tf.cast(values, tf.float32))
+            for name, values in metric_values(end_points).items()
+        }
+        heatmaps = []
         if visualization.has_maps(end_points):
-            heatmap = visualization.heatmap(end_points)
-            tf.summary.image(f"heatmaps/{k}", heatmap)
-        image = (np.clip(example["image"][0], -1, 1) + 1) * 127.5
+            heatmaps.append(visualization.heatmap(end_points))
+        return detections, metrics, heatmaps
+
+    def _write_image(self, k, image, detections):
+        image = (np.clip(image[0], -1, 1) + 1) * 127.5
         boxes, scores, classes = to_original(detections, np.ones([1, 2]))[0]
         drawn = draw_detections(
             image.astype(np.uint8), boxes, scores, classes, self._names, _DRAWN_SCORE
@@ -192,9 +185,7 @@ def train(
         log_dir,
         max_number_of_steps,
         batch_size,
-        lambda state: _Summaries(
-            state, log_dir, examples, model.distribute_strategy, save_summaries_secs
-        ),
+        lambda state: _Summaries(state, log_dir, examples, save_summaries_secs),
         save_interval_secs,
         seed,
         data_service,

@@ -17,7 +17,9 @@ import tf_keras as keras
 from sact_tf.layers import BatchNorm
 
 # What trained checkpoints hold beside the network.
-_TRAINING_STATE = re.compile(r"^global_step$|/(Momentum|ExponentialMovingAverage)$")
+_TRAINING_STATE = re.compile(
+    r"^global_step$|^optimizer/|/(Momentum|ExponentialMovingAverage|optimizer/[^/]+)$"
+)
 
 # What TensorFlow raises on checkpoints that are missing, cut off or something else.
 _READ_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
@@ -168,6 +170,40 @@ def checkpoint_step(checkpoint_path: str) -> int:
     return int(reader.get_tensor("global_step"))
 
 
+def optimizer_variables(
+    optimizer: keras.optimizers.Optimizer, names: Mapping[str, tf.Variable]
+) -> dict[str, tf.Variable]:
+    """Returns an optimizer's variables, but for step and rate, by their names.
+
+    A slot of a variable is named after it: `<variable>/Momentum` for the accumulator of
+    `SGD` and `Momentum`, as in TF-Slim, otherwise `<variable>/optimizer/<slot>`, such
+    as `.../optimizer/v` of Adam.
+
+    Args:
+        optimizer: Any of `tf_keras`, built for the variables.
+        names: The variables by their names in checkpoints.
+    """
+    of_keras = {
+        variable._shared_name: name  # what Keras names slots after
+        for name, variable in names.items()
+        if variable.trainable
+    }
+    is_sgd = isinstance(optimizer, keras.optimizers.SGD)
+    apart = {id(optimizer.iterations), id(getattr(optimizer, "_learning_rate", None))}
+    variables = {}
+    for variable in optimizer.variables:
+        if id(variable) in apart:
+            continue
+        slot, _, reference = variable.name.partition(":")[0].partition("/")
+        if reference not in of_keras:
+            variables[f"optimizer/{variable.name.partition(':')[0]}"] = variable
+        elif is_sgd:
+            variables[f"{of_keras[reference]}/Momentum"] = variable
+        else:
+            variables[f"{of_keras[reference]}/optimizer/{slot}"] = variable
+    return variables
+
+
 def restore_variables(checkpoint_path: str, wanted: Mapping[str, tf.Variable]) -> None:
     """Assigns variables from a checkpoint, which may hold others too.
 
@@ -204,7 +240,7 @@ def load_slim_checkpoint(
     model: keras.Model,
     checkpoint_path: str,
     *,
-    fresh_halting: bool = False,
+    fresh_halting: bool | None = False,
     first_units: bool = False,
     without_classifier: bool = False,
 ) -> list[str]:
@@ -217,8 +253,9 @@ def load_slim_checkpoint(
         model: From `imagenet_resnet` or `cifar_resnet`.
         checkpoint_path: A checkpoint prefix, or a directory, whose latest checkpoint is
             taken.
-        fresh_halting: Two-stage initialisation (section 4.1): halting variables are not
-            restored and stay as initialised; the checkpoint need not have any.
+        fresh_halting: Two-stage initialisation (SACT, section 4.1): halting variables
+            are not restored and stay as initialised; the checkpoint need not have any.
+            None: that is so where the checkpoint has none.
         first_units: Lets the checkpoint have more units per block than the network,
             which takes the first ones: the paper's non-adaptive baseline. Halting
             variables the network has no place for are passed over too.
@@ -240,6 +277,8 @@ def load_slim_checkpoint(
     }
     wanted = slim_variables(model)
     allowed_extra = set()
+    if fresh_halting is None:
+        fresh_halting = not any("/halting_proba/" in name for name in stored)
     if fresh_halting:
         wanted = {n: v for n, v in wanted.items() if "/halting_proba/" not in n}
         allowed_extra |= {n for n in stored if "/halting_proba/" in n}

@@ -47,7 +47,7 @@ from official.vision.modeling.backbones import factory
 from official.vision.ops import preprocess_ops
 from official.vision.tasks import image_classification, retinanet, semantic_segmentation
 
-from sact_tf.checkpoints import CheckpointMismatchError, load_slim_checkpoint
+from sact_tf.checkpoints import load_slim_checkpoint
 from sact_tf.layers import synchronize_batch_norm
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
 
@@ -147,11 +147,11 @@ class SactResNetBackbone(keras.Model):
         """Shapes of the features by level, as decoders ask for them."""
         batch, *sides, _ = self._untracked.input_shape
         specs = {}
-        for level, block in zip(LEVELS, self.blocks):
-            scaled = [None if side is None else -(-side // 2**level) for side in sides]
-            specs[str(level)] = tf.TensorShape(
-                [batch, *scaled, block.units[-1].channels]
-            )
+        for level, spec in zip(LEVELS, self.network.block_specs):
+            scaled = [
+                None if side is None else -(-side // spec.stride) for side in sides
+            ]
+            specs[str(level)] = tf.TensorShape([batch, *scaled, spec.channels])
         return specs
 
     @property
@@ -171,32 +171,8 @@ class SactResNetBackbone(keras.Model):
             2.0 * (images * stddev + mean) - 1.0, training, return_end_points=True
         )
         self._untracked.of_replica.end_points = end_points
-        features = {}
-        for level, block, next_block in zip(
-            LEVELS, self.blocks, [*self.blocks[1:], None]
-        ):
-            x = end_points[block.name]
-            if next_block is None:
-                x = self.final_bn(x, training=training)
-            else:  # whose own call updates the moving averages
-                norm = next_block.units[0].preact
-                x = norm(x, training=training, update_averages=False)
-            features[str(level)] = x
-        return features
-
-
-def _load(network: ImagenetResNet, path: str) -> None:
-    """Starts from a TF-Slim checkpoint, of an ordinary network or of the same kind."""
-    load = functools.partial(
-        load_slim_checkpoint, network, path, without_classifier=True
-    )
-    try:
-        load()
-    except CheckpointMismatchError as error:
-        only_halting = all("/halting_proba/" in name for name in error.missing)
-        if not error.missing or not only_halting or error.unused or error.wrong_shape:
-            raise
-        load(fresh_halting=True)
+        features = self.network.features(end_points, training)
+        return {str(level): x for level, x in zip(LEVELS, features)}
 
 
 @factory.register_backbone_builder("sact_resnet")
@@ -228,7 +204,12 @@ def build_sact_resnet(
     )
     synchronize_batch_norm(backbone, norm_activation_config.use_sync_bn)
     if init_checkpoint:
-        _load(backbone.network, init_checkpoint)
+        load_slim_checkpoint(
+            backbone.network,
+            init_checkpoint,
+            fresh_halting=None,
+            without_classifier=True,
+        )
     return backbone
 
 

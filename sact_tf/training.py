@@ -17,7 +17,9 @@ from sact_tf import checkpoints, visualization
 from sact_tf.data.examples import Examples
 from sact_tf.data.imagenet import ImageExamples
 from sact_tf.end_points import ADAPTIVE_METRICS, metric_values
-from sact_tf.optimization import CrossEntropy, Momentum, cifar_learning_rate
+from sact_tf.networks.network import Network
+from sact_tf.optimization import Momentum
+from sact_tf.summaries import Summaries
 
 _ENDLESS_EPOCHS = 1_000_000
 _KEPT_CHECKPOINTS = 5
@@ -62,13 +64,13 @@ def _value(strategy: tf.distribute.Strategy, variable: tf.Variable) -> np.ndarra
 
 
 class TrainingState:
-    """The network, the optimizer's accumulators and the step, saved together.
+    """The network, the optimizer's variables and the step, saved together.
 
     Checkpoints are TF-Slim checkpoints as the original code writes them, so that both
     can go on from either's, and `load_slim_checkpoint` reads the network alone.
 
     Args:
-        model: Compiled with a `Momentum` optimizer.
+        model: Compiled with any optimizer of `tf_keras`.
         directory: Where checkpoints are kept, the last five of them.
     """
 
@@ -80,15 +82,9 @@ class TrainingState:
         self._step = optimizer.iterations
         optimizer.build(model.trainable_variables)
         network = checkpoints.slim_variables(model)
-        names = {variable.ref(): name for name, variable in network.items()}
-        accumulators = {
-            f"{names[variable.ref()]}/Momentum": accumulator
-            for variable, accumulator in zip(
-                model.trainable_variables, optimizer.momentums
-            )
-        }
+        slots = checkpoints.optimizer_variables(optimizer, network)
         self._network = list(network)
-        self._variables = {**network, **accumulators}
+        self._variables = {**network, **slots}
 
     @property
     def step(self) -> int:
@@ -170,51 +166,25 @@ class _Checkpoints(keras.callbacks.Callback):
         self._save()
 
 
-class _Summaries(keras.callbacks.Callback):
+class _Summaries(Summaries):
     """Writes summaries of running means, and of a fixed batch of training images."""
 
     def __init__(self, state: TrainingState, directory: str, probe, secs: float):
-        super().__init__()
-        self._state = state
-        self._directory = directory
-        self._writer = None
-        self._on_replicas = None
+        super().__init__(state, directory, secs)
         self._images, self._labels = probe
-        self._secs = secs
-        self._written = float("-inf")
 
-    def on_train_batch_end(self, batch, logs=None):
-        if time.monotonic() - self._written < self._secs:
-            return
-        self._written = time.monotonic()
-        self._writer = self._writer or tf.summary.create_file_writer(self._directory)
-        scalars, metrics, heatmaps = self._measure_here()
-        with self._writer.as_default(self._state.step):
-            scalars["Learning Rate"] = self.model.optimizer.learning_rate
-            scalars.update({f"train/{name}": value for name, value in logs.items()})
-            for name, value in scalars.items():
-                tf.summary.scalar(name, value)
-            for name, values in metrics.items():
-                values = tf.cast(values, tf.float32)
-                tf.summary.scalar(f"{name}_mean", tf.reduce_mean(values))
-                tf.summary.scalar(f"{name}_std", tf.math.reduce_std(values))
-                tf.summary.histogram(name, values)
-            for name, heatmap in heatmaps.items():
-                tf.summary.image(f"heatmaps/{name}", heatmap)
-        self._writer.flush()
-
-    def _measure_here(self):
-        """Measures on one replica, without waiting for other processes."""
-        strategy = self.model.distribute_strategy
-        if strategy.num_replicas_in_sync == 1:
-            return self._measure()
-        # Outside of replicas, reading moving averages would ask all workers for theirs.
-        if self._on_replicas is None:
-            self._on_replicas = tf.function(lambda: strategy.run(self._measure))
-        return tf.nest.map_structure(
-            lambda values: strategy.experimental_local_results(values)[0],
-            self._on_replicas(),
-        )
+    def write(self, logs):
+        scalars, metrics, heatmaps = self.on_one_replica(self._measure)
+        scalars["Learning Rate"] = self.model.optimizer.learning_rate
+        for name, value in scalars.items():
+            tf.summary.scalar(name, value)
+        for name, values in metrics.items():
+            values = tf.cast(values, tf.float32)
+            tf.summary.scalar(f"{name}_mean", tf.reduce_mean(values))
+            tf.summary.scalar(f"{name}_std", tf.math.reduce_std(values))
+            tf.summary.histogram(name, values)
+        for name, heatmap in heatmaps.items():
+            tf.summary.image(f"heatmaps/{name}", heatmap)
 
     def _measure(self):
         """Runs the network; returns losses, metrics per image, and heat maps."""
@@ -231,7 +201,7 @@ class _Summaries(keras.callbacks.Callback):
         ponder = sum(
             block.tau * tf.reduce_mean(end_points[f"{block.name}/ponder_cost"])
             for block in self.model.blocks
-            if hasattr(block, "tau")
+            if block.is_adaptive
         )
         return {
             "Total Loss": cross_entropy + others,
@@ -327,7 +297,7 @@ def _input(strategy, examples, batch_size, seed, data_service):
 
 
 def train(
-    model: keras.Model,
+    model: Network,
     examples: Examples | ImageExamples,
     log_dir: str,
     max_number_of_steps: int | None,
@@ -341,8 +311,9 @@ def train(
     jit_compile: bool = False,
     data_service: str | None = None,
     verbose: int | str = "auto",
+    optimizer: keras.optimizers.Optimizer | None = None,
 ) -> str:
-    """Trains a network as the original does.
+    """Trains a network, by default as the original does.
 
     Goes on from the newest complete checkpoint in `log_dir`, if it holds one. A network
     that was made in the scope of a strategy of `tf.distribute` is trained with it. With
@@ -356,7 +327,7 @@ def train(
         max_number_of_steps: Steps of the whole run, those before a resume included;
             None: no end.
         batch_size: Images per step, of all replicas together.
-        learning_rate: Schedule; None is `cifar_learning_rate(max_number_of_steps)`.
+        learning_rate: Schedule; None is the network's `default_learning_rate`.
         momentum: Of the optimizer.
         label_smoothing: Probability that is spread evenly over all classes.
         save_interval_secs: Seconds between checkpoints; one is written at the end in
@@ -367,6 +338,8 @@ def train(
         data_service: Address of a tf.data service that prepares the batches, such as
             "grpc://localhost:5000"; None: this process does.
         verbose: As in `keras.Model.fit`.
+        optimizer: Any of `tf_keras`, which then has `learning_rate` and `momentum` of
+            its own; None: `Momentum`. Make it in the scope of the model's strategy.
 
     Returns:
         Prefix of the last checkpoint.
@@ -380,12 +353,17 @@ def train(
         ValueError: There are fewer examples than `batch_size`, or it cannot be divided
             by the number of replicas.
     """
-    if learning_rate is None:
-        learning_rate = cifar_learning_rate(max_number_of_steps)
     with model.distribute_strategy.scope():
+        if optimizer is None:
+            rate = learning_rate
+            if rate is None:
+                rate = model.default_learning_rate(
+                    max_number_of_steps, examples.num_examples, batch_size
+                )
+            optimizer = Momentum(rate, momentum=momentum)
         model.compile(
-            Momentum(learning_rate, momentum=momentum),
-            CrossEntropy(label_smoothing),
+            optimizer,
+            model.loss_function(label_smoothing),
             metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
             jit_compile=jit_compile,
         )
@@ -423,7 +401,8 @@ def fit(
     """Fits a model in a way that can be stopped and resumed at any moment.
 
     Args:
-        model: Compiled with a `Momentum` optimizer; `slim_variables` must know it.
+        model: Compiled with any optimizer of `tf_keras`; `slim_variables` must know
+            it.
         examples: What gives `num_examples`, `training_batches` and `explained_errors`
             as `Examples` does.
         log_dir: Where checkpoints are written, and read when a run goes on.

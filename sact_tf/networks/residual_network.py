@@ -274,6 +274,28 @@ class ResidualNetwork(Network):
             x = zero_outside(x, valid if is_padded else None)
         return x, end_points
 
+    def features(
+        self, end_points: Mapping[str, object], training: bool | None = None
+    ) -> list[tf.Tensor]:
+        """Returns what the network itself goes on with after every block.
+
+        The output of a block is a sum of residuals that nothing has normalized yet. A
+        feature is the output after the next batch normalization and activation: those
+        of the next block's first unit, and after the last block the network's own.
+
+        Args:
+            end_points: Of `run_blocks`, over all blocks.
+            training: As in `run_blocks`. Moving averages of the next blocks' units are
+                left as their own calls made them.
+        """
+        norms = [block.units[0].preact for block in self.blocks[1:]]
+        features = [
+            norm(end_points[block.name], training=training, update_averages=False)
+            for block, norm in zip(self.blocks, norms)
+        ]
+        last = self.final_bn(end_points[self.blocks[-1].name], training=training)
+        return [*features, last]
+
     def _check_sizes(self, images, sizes):
         """Returns whether there may be padding in this batch."""
         if sizes is None:
