@@ -10,6 +10,7 @@ from custom_ops.implementation import (
     has_kernel,
     load,
 )
+from custom_ops.positions import ActivePositions, find_positions
 from custom_ops.tiles import add_on_tiles
 from custom_ops.units import (
     fold_batch_norm,
@@ -21,8 +22,10 @@ from custom_ops.units import (
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "ActivePositions",
     "add_on_tiles",
     "default_implementation",
+    "find_positions",
     "fold_batch_norm",
     "has_kernel",
     "load",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from custom_ops.implementation import load, native_library
+from custom_ops.positions import ActivePositions, coordinates, split, where_flat
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
@@ -14,7 +15,7 @@ _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 def perforated_conv2d(
     input: tf.Tensor,
     filters: tf.Tensor,
-    mask: tf.Tensor,
+    mask: tf.Tensor | ActivePositions,
     strides: int | Sequence[int] = 1,
     padding: str | Sequence[Sequence[int]] = "SAME",
     bias: tf.Tensor | None = None,
@@ -36,7 +37,8 @@ def perforated_conv2d(
         input: Float [batch, height, width, in].
         filters: [kernel height, kernel width, in, out], of the input's type.
         mask: [batch, out_height, out_width], or [out_height, out_width] for every image
-            of the batch; bool, or numbers of which non-zero ones mean "compute".
+            of the batch; bool, or numbers of which non-zero ones mean "compute". Or
+            what `find_positions` found in one.
         strides: One number, or two for height and width.
         padding: "SAME", "VALID", or [[top, bottom], [left, right]].
         bias: [out], or None.
@@ -73,7 +75,7 @@ def perforated_conv2d(
     strides = _pair("strides", strides)
     dilations = _pair("dilations", dilations)
     padding, explicit_paddings = _parse_padding(padding)
-    mask = as_mask(mask, (2, 3))
+    mask, found = split(mask, (2, 3))
     if mask.shape.rank == 3:
         _check_size("mask", mask, 0, input.shape[0], "the input's batch")
     for axis in range(2):
@@ -101,13 +103,14 @@ def perforated_conv2d(
     if not 0 <= input_slope <= 1:
         raise ValueError(f"input_slope must lie in [0, 1]; got {input_slope}")
 
-    library = native_library(implementation, "PerforatedConv2D", input.dtype)
+    library = native_library(implementation, "PerforatedConv2DAt", input.dtype)
     run = _tensorflow_conv2d if library is None else _native_conv2d(library)
     output = run(
         input,
         filters,
         mask,
         **vectors,
+        found=found,
         strides=strides,
         dilations=dilations,
         padding=padding,
@@ -123,23 +126,24 @@ def perforated_conv2d(
 
 
 def _native_conv2d(library):
-    def run(input, filters, mask, bias, input_scale, input_shift, **attributes):
+    def run(input, filters, mask, bias, input_scale, input_shift, found, **attributes):
         none = tf.zeros([0], input.dtype)
         bias, input_scale, input_shift = (
             none if vector is None else vector
             for vector in (bias, input_scale, input_shift)
         )
-        return library.perforated_conv2d(
-            input, filters, mask, bias, input_scale, input_shift, **attributes
+        return library.perforated_conv2d_at(
+            input, filters, mask, bias, input_scale, input_shift, found, **attributes
         )
 
     return run
 
 
 @tf.RegisterGradient("PerforatedConv2D")
+@tf.RegisterGradient("PerforatedConv2DAt")
 def _native_gradient(op, gradient):
     library = load()
-    input, filters, mask, bias, scale, shift = op.inputs
+    input, filters, mask, bias, scale, shift, *found = op.inputs
     gradient = _activation_gradient(op.outputs[0], gradient, op.get_attr("slope"))
     has_scale, has_shift = (vector.shape[0] != 0 for vector in (scale, shift))
     transformed = input
@@ -180,6 +184,7 @@ def _native_gradient(op, gradient):
         bias_gradient,
         scale_gradient,
         shift_gradient,
+        *[None] * len(found),
     )
 
 
@@ -197,6 +202,7 @@ def _tensorflow_conv2d(
     bias,
     input_scale,
     input_shift,
+    found,
     strides,
     dilations,
     padding,
@@ -205,53 +211,37 @@ def _tensorflow_conv2d(
     slope,
 ):
     """The same in plain TensorFlow: gather, multiply, scatter."""
-    shape = tf.shape(input)
-    filters_shape = tf.shape(filters)
-    sizes, paddings = [], []
+    filters_shape = tf.shape(filters, tf.int64)
+    shape = tf.shape(input, tf.int64)
+    sizes, corner = [], []
     for axis in range(2):
         extent = (filters_shape[axis] - 1) * dilations[axis] + 1
         size, stride = shape[1 + axis], strides[axis]
         if padding == "SAME":
             output_size = (size + stride - 1) // stride
             total = tf.maximum((output_size - 1) * stride + extent - size, 0)
-            before, after = total // 2, total - total // 2
+            before = total // 2
         else:
             before, after = explicit_paddings[2 * axis : 2 * axis + 2]
             output_size = (size + before + after - extent) // stride + 1
         sizes.append(output_size)
-        paddings.append([before, after])
+        corner.append(-before)
     output_shape = tf.stack([shape[0], *sizes, filters_shape[3]])
-    mask_shape = tf.shape(mask)
     with tf.control_dependencies(
         [
             tf.debugging.assert_equal(
-                mask_shape,
+                tf.shape(mask, tf.int64),
                 output_shape[3 - mask.shape.rank : 3],
                 "mask must have the size of the output",
             )
         ]
     ):
-        positions = tf.where(tf.broadcast_to(mask, output_shape[:3]))  # [active, 3]
+        everywhere = tf.broadcast_to(mask, output_shape[:3])
+    positions = found[0] if found else where_flat(everywhere)
 
-    # One row more than the input has stands for the padding.
-    long_shape = tf.cast(shape, tf.int64)
-    rows = tf.reshape(input, [tf.reduce_prod(long_shape[:3]), long_shape[3]])
-    corner = positions[:, tf.newaxis, 1:] * strides - [p[0] for p in paddings]
-    taps = tf.stack(
-        tf.meshgrid(
-            tf.range(filters_shape[0]) * dilations[0],
-            tf.range(filters_shape[1]) * dilations[1],
-            indexing="ij",
-        ),
-        -1,
+    patches, inside = _patches(
+        input, positions, output_shape, filters_shape, strides, dilations, corner
     )
-    where = corner + tf.cast(
-        tf.reshape(taps, [1, -1, 2]), tf.int64
-    )  # [active, taps, 2]
-    size = long_shape[1:3]
-    inside = tf.reduce_all((where >= 0) & (where < size), -1)
-    flat = (positions[:, :1] * size[0] + where[..., 0]) * size[1] + where[..., 1]
-    patches = tf.gather(rows, tf.where(inside, flat, 0))
     if input_scale is not None:
         patches *= input_scale
     if input_shift is not None:
@@ -260,17 +250,51 @@ def _tensorflow_conv2d(
     patches = tf.where(inside[..., tf.newaxis], patches, tf.zeros([], input.dtype))
     depth = tf.reduce_prod(filters_shape[:3])
     outputs = tf.matmul(
-        tf.reshape(patches, [tf.shape(positions)[0], depth]),
+        tf.reshape(patches, [tf.shape(positions, tf.int64)[0], depth]),
         tf.reshape(filters, [depth, filters_shape[3]]),
     )
     if bias is not None:
         outputs += bias
     outputs = activate(outputs, slope)
-    output = tf.scatter_nd(positions, outputs, tf.cast(output_shape, tf.int64))
-    static = [None, None] if mask.shape.rank is None else list(mask.shape[-2:])
-    return tf.ensure_shape(
-        output, [input.shape[0], static[0], static[1], filters.shape[3]]
+    num_outputs = tf.reduce_prod(output_shape[:3])
+    output = tf.scatter_nd(
+        positions[:, tf.newaxis], outputs, [num_outputs, filters_shape[3]]
     )
+    static = [input.shape[0], *mask.shape[-2:], filters.shape[3]]
+    return tf.ensure_shape(tf.reshape(output, output_shape), static)
+
+
+def _patches(input, positions, output_shape, filters_shape, strides, dilations, corner):
+    """What the taps read, and which lie in the image.
+
+    Args:
+        input: [batch, height, width, channels].
+        positions: Int64 [active], flat, of the output.
+        output_shape: Int64 [4].
+        filters_shape: Int64 [4].
+        strides: Of height and width.
+        dilations: The same.
+        corner: Where the first window begins, y and x.
+
+    Returns:
+        [active, taps, channels], anything outside of the image; bool [active, taps].
+    """
+    batch, height, width, channels = tf.unstack(tf.shape(input, tf.int64))
+    image, *origin = coordinates(positions, output_shape)
+    y, x = (
+        origin[axis][:, tf.newaxis] * strides[axis]
+        + corner[axis]
+        + tf.range(filters_shape[axis]) * dilations[axis]
+        for axis in range(2)
+    )  # [active, kernel height], [active, kernel width]
+    y_inside, x_inside = (y >= 0) & (y < height), (x >= 0) & (x < width)
+    row = image[:, tf.newaxis] * height + y
+    flat = row[:, :, tf.newaxis] * width + x[:, tf.newaxis]
+    inside = y_inside[:, :, tf.newaxis] & x_inside[:, tf.newaxis]
+    taps = [tf.size(positions, tf.int64), filters_shape[0] * filters_shape[1]]
+    flat, inside = tf.reshape(flat, taps), tf.reshape(inside, taps)
+    rows = tf.reshape(input, [batch * height * width, channels])
+    return tf.gather(rows, tf.where(inside, flat, 0)), inside
 
 
 def activate(x: tf.Tensor, slope: float) -> tf.Tensor:
@@ -278,20 +302,6 @@ def activate(x: tf.Tensor, slope: float) -> tf.Tensor:
     if slope == 1.0:
         return x
     return tf.nn.relu(x) if slope == 0.0 else tf.nn.leaky_relu(x, slope)
-
-
-def as_mask(mask: tf.Tensor, ranks: tuple[int, ...]) -> tf.Tensor:
-    """Returns a mask as bool; numbers must be finite, and mean True where not zero."""
-    mask = tf.convert_to_tensor(mask)
-    expected = "[out height, out width], with batch before or not"
-    _check_rank("mask", mask, ranks, expected)
-    if mask.dtype == tf.bool:
-        return mask
-    if mask.dtype.is_floating:
-        mask = tf.debugging.check_numerics(mask, "mask must be finite")
-    elif not mask.dtype.is_integer:
-        raise ValueError(f"mask must be bool or numbers; got {mask.dtype.name}")
-    return tf.not_equal(mask, tf.zeros([], mask.dtype))
 
 
 def _like(name: str, tensor, dtype: tf.DType) -> tf.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from custom_ops.convolution import as_mask
+from custom_ops.positions import as_mask
 
 
 def add_on_tiles(

@@ -9,11 +9,20 @@ of them has a gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from custom_ops.convolution import activate, as_mask
+from custom_ops.convolution import activate
 from custom_ops.implementation import native_library
+from custom_ops.positions import (
+    ActivePositions,
+    coordinates,
+    find_positions,
+    split,
+    touched_by,
+    where_flat,
+)
 
 Affine = tuple[tf.Tensor, tf.Tensor]
 """Scale and shift per channel, [channels] each."""
@@ -49,7 +58,7 @@ def fold_batch_norm(
 
 def perforated_bottleneck(
     x: tf.Tensor,
-    mask: tf.Tensor,
+    mask: tf.Tensor | ActivePositions,
     preactivation: Affine,
     filters: Sequence[tf.Tensor],
     norms: Sequence[Affine],
@@ -65,7 +74,8 @@ def perforated_bottleneck(
 
     Args:
         x: Float32 or float64 [batch, height, width, channels].
-        mask: [batch, height, width], bool or numbers (non-zero: compute).
+        mask: [batch, height, width], bool or numbers (non-zero: compute), or what
+            `find_positions` found in one.
         preactivation: Scale and shift before the first ReLU, [channels].
         filters: Of the three convolutions, [1, 1, channels, c], [3, 3, c, d] and
             [1, 1, d, channels].
@@ -83,32 +93,36 @@ def perforated_bottleneck(
         tf.errors.InvalidArgumentError: If a size does not fit; names the argument.
     """
     x = tf.convert_to_tensor(x)
-    mask = as_mask(mask, (3,))
-    library = native_library(implementation, "PerforatedBottleneck", x.dtype)
+    bool_mask, found = split(mask, (3,))
+    library = native_library(implementation, "PerforatedBottleneckAt", x.dtype)
     if library is not None:
-        y, new_sums = library.perforated_bottleneck(
+        y, new_sums = library.perforated_bottleneck_at(
             x,
-            mask,
+            bool_mask,
             tf.zeros([0], x.dtype) if sums is None else sums,
             *preactivation,
             *filters,
             *(scale for scale, _ in norms),
             *(shift for _, shift in norms),
             bias,
+            found,
         )
         return y if sums is None else (y, new_sums)
 
-    first = _Rows.touched(mask, filters[1])
-    rows = _affine_relu(tf.gather_nd(x, first.positions), preactivation)
+    found = find_positions(mask, "tensorflow")
+    first = _Reads.at(found, filters[1])
+    rows = _affine_relu(tf.gather(_rows(x), first.positions), preactivation)
     rows = _affine_relu(tf.matmul(rows, filters[0][0, 0]), norms[0])
-    active = tf.where(mask)
-    rows = tf.matmul(first.patches(rows, active, filters[1]), _matrix(filters[1]))
+    rows = tf.matmul(
+        first.patches(rows, found.positions, filters[1]), _matrix(filters[1])
+    )
     rows = tf.matmul(_affine_relu(rows, norms[1]), filters[2][0, 0]) + bias
-    y = tf.tensor_scatter_nd_add(x, active, rows)
+    y = _add_rows(x, found.positions, rows)
     if sums is None:
         return y
-    batch = tf.shape(x)[0]
-    return y, sums + tf.math.unsorted_segment_sum(rows, active[:, 0], batch)
+    shape = tf.shape(x, tf.int64)
+    images, _, _ = coordinates(found.positions, shape)
+    return y, sums + tf.math.unsorted_segment_sum(rows, images, shape[0])
 
 
 def projection_bottleneck(
@@ -175,7 +189,7 @@ def projection_bottleneck(
 
 def perforated_basic_unit(
     x: tf.Tensor,
-    mask: tf.Tensor,
+    mask: tf.Tensor | ActivePositions,
     preactivation: Affine,
     filters: Sequence[tf.Tensor],
     norm: Affine,
@@ -190,7 +204,8 @@ def perforated_basic_unit(
 
     Args:
         x: Float32 or float64 [batch, height, width, channels].
-        mask: [batch, height, width], bool or numbers (non-zero: compute).
+        mask: [batch, height, width], bool or numbers (non-zero: compute), or what
+            `find_positions` found in one.
         preactivation: Scale and shift before the first activation, [channels].
         filters: [3, 3, channels, c] and [3, 3, c, channels].
         norm: Scale and shift between the convolutions, [c].
@@ -206,31 +221,35 @@ def perforated_basic_unit(
         tf.errors.InvalidArgumentError: If a size does not fit; names the argument.
     """
     x = tf.convert_to_tensor(x)
-    mask = as_mask(mask, (3,))
-    library = native_library(implementation, "PerforatedBasicUnit", x.dtype)
+    bool_mask, found = split(mask, (3,))
+    library = native_library(implementation, "PerforatedBasicUnitAt", x.dtype)
     if library is not None:
-        return library.perforated_basic_unit(
+        return library.perforated_basic_unit_at(
             x,
-            mask,
+            bool_mask,
             *preactivation,
             *filters,
             *norm,
             bias,
+            found,
             slopes=list(slopes),
         )
-    reads = _Rows.touched(mask, filters[1])
-    inner = _Rows.touched(reads.mask, filters[0])
-    rows = tf.gather_nd(x, inner.positions) * preactivation[0] + preactivation[1]
-    rows = inner.patches(activate(rows, slopes[0]), reads.positions, filters[0])
+    found = find_positions(mask, "tensorflow")
+    second = _Reads.at(found, filters[1])
+    first = _Reads.of_mask(second.rows >= 0, filters[0])
+    rows = tf.gather(_rows(x), first.positions) * preactivation[0] + preactivation[1]
+    rows = first.patches(activate(rows, slopes[0]), second.positions, filters[0])
     rows = tf.matmul(rows, _matrix(filters[0])) * norm[0] + norm[1]
-    active = tf.where(mask)
-    rows = reads.patches(activate(rows, slopes[1]), active, filters[1])
-    rows = tf.matmul(rows, _matrix(filters[1])) + bias
-    return tf.tensor_scatter_nd_add(x, active, rows)
+    rows = second.patches(activate(rows, slopes[1]), found.positions, filters[1])
+    return _add_rows(x, found.positions, tf.matmul(rows, _matrix(filters[1])) + bias)
 
 
 def masked_accumulate(
-    total: tf.Tensor, x: tf.Tensor, weight: tf.Tensor, implementation: str = "auto"
+    total: tf.Tensor,
+    x: tf.Tensor,
+    weight: tf.Tensor,
+    implementation: str = "auto",
+    positions: ActivePositions | None = None,
 ) -> tf.Tensor:
     """Returns total + weight * x, computed where the weight is not zero.
 
@@ -239,52 +258,70 @@ def masked_accumulate(
         x: The same.
         weight: Float32 [batch, height, width].
         implementation: As in `perforated_conv2d`.
+        positions: Where to compute instead, so that nobody looks for the weights that
+            are not zero. Others must be zero: they are not read.
 
     Raises:
         tf.errors.InvalidArgumentError: If a size does not fit; names the argument.
     """
     total = tf.convert_to_tensor(total)
-    library = native_library(implementation, "MaskedAccumulate", total.dtype)
+    library = native_library(implementation, "MaskedAccumulateAt", total.dtype)
     if library is not None:
-        return library.masked_accumulate(total, x, weight)
-    active = tf.where(tf.not_equal(weight, 0.0))
-    factors = tf.cast(tf.gather_nd(weight, active), total.dtype)[:, tf.newaxis]
-    return tf.tensor_scatter_nd_add(total, active, factors * tf.gather_nd(x, active))
+        found = [] if positions is None else positions[1:]
+        return library.masked_accumulate_at(total, x, weight, found)
+    weight = tf.convert_to_tensor(weight)
+    active = where_flat(weight != 0.0) if positions is None else positions.positions
+    factors = tf.gather(tf.reshape(weight, [-1]), active)[:, tf.newaxis]
+    rows = tf.cast(factors, total.dtype) * tf.gather(_rows(x), active)
+    return _add_rows(total, active, rows)
 
 
-class _Rows:
-    """The positions of a mask as compact rows, and patches of such rows."""
+class _Reads(NamedTuple):
+    """What a SAME convolution reads at active positions, as compact rows.
 
-    def __init__(self, mask):
-        self.mask = mask
-        self.positions = tf.where(mask)
+    Attributes:
+        positions: Int64 [n], flat.
+        rows: Int64 [batch, height, width], the index of each in `positions`, or -1.
+    """
+
+    positions: tf.Tensor
+    rows: tf.Tensor
 
     @classmethod
-    def touched(cls, mask, filters):
-        """Positions that a SAME convolution reads at a mask: the mask dilated."""
-        sizes = [1, filters.shape[0], filters.shape[1], 1]
-        dilated = tf.nn.max_pool2d(
-            tf.cast(mask, tf.float32)[..., tf.newaxis], sizes, 1, "SAME"
-        )
-        return cls(dilated[..., 0] > 0)
+    def at(cls, found, filters):
+        if filters.shape[:2] == [3, 3]:
+            return cls(found.touched, found.touched_rows)
+        return cls.of_mask(found.mask, filters)
+
+    @classmethod
+    def of_mask(cls, mask, filters):
+        return cls(*touched_by(mask, *filters.shape[:2]))
 
     def patches(self, rows, positions, filters):
-        """Patches [n, depth] of a SAME convolution at n positions, zeros outside."""
+        """Patches [n, depth] of the convolution at n positions, zeros outside."""
         height, width, channels, _ = filters.shape
-        numbers = tf.range(1, tf.shape(rows)[0] + 1)
         around = [[0, 0], [height // 2] * 2, [width // 2] * 2]
-        table = tf.pad(
-            tf.scatter_nd(
-                self.positions, numbers, tf.shape(self.mask, out_type=tf.int64)
-            ),
-            around,
-        )
+        table = tf.pad(self.rows + 1, around)  # 0 is padding
         taps = tf.constant(
             [[0, y, x] for y in range(height) for x in range(width)], tf.int64
         )
-        where = tf.gather_nd(table, positions[:, tf.newaxis] + taps)  # 0 is padding
+        shape = tf.shape(self.rows, tf.int64)
+        corner = tf.stack(coordinates(positions, shape), -1)[:, tf.newaxis]
+        where = tf.gather_nd(table, corner + taps)
         rows = tf.concat([tf.zeros([1, channels], rows.dtype), rows], 0)
         return tf.reshape(tf.gather(rows, where), [-1, height * width * channels])
+
+
+def _rows(x):
+    """Every position's channels, [positions, channels]."""
+    shape = tf.shape(x, tf.int64)
+    return tf.reshape(x, [tf.reduce_prod(shape[:3]), shape[3]])
+
+
+def _add_rows(x, positions, rows):
+    """Adds rows [n, channels] to x at n flat positions."""
+    y = tf.tensor_scatter_nd_add(_rows(x), positions[:, tf.newaxis], rows)
+    return tf.ensure_shape(tf.reshape(y, tf.shape(x)), x.shape)
 
 
 def _matrix(filters):
@@ -304,8 +341,11 @@ def _no_gradient(op, *gradients):
 
 for _op in (
     "PerforatedBottleneck",
+    "PerforatedBottleneckAt",
     "ProjectionBottleneck",
     "PerforatedBasicUnit",
+    "PerforatedBasicUnitAt",
     "MaskedAccumulate",
+    "MaskedAccumulateAt",
 ):
     tf.RegisterGradient(_op)(_no_gradient)

@@ -29,13 +29,38 @@ struct Geometry {
   int64_t depth() const { return taps() * channels; }
   int64_t num_inputs() const { return batch * height * width; }
   int64_t num_outputs() const { return batch * out_height * out_width; }
+  // Whether it is 3x3 and keeps size, as in residual units and halting heads.
+  bool IsSame3x3() const {
+    return kernel_height == 3 && kernel_width == 3 && stride_y == 1 && stride_x == 1 &&
+           dilation_y == 1 && dilation_x == 1 && pad_top == 1 && pad_left == 1 &&
+           out_height == height && out_width == width;
+  }
+};
+
+// Some positions, ascending. Owns nothing.
+class Positions {
+ public:
+  Positions() = default;
+  Positions(const int64_t* data, int64_t size) : data_(data), size_(size) {}
+  Positions(const std::vector<int64_t>& positions)
+      : Positions(positions.data(), static_cast<int64_t>(positions.size())) {}
+
+  int64_t size() const { return size_; }
+  bool empty() const { return size_ == 0; }
+  const int64_t* begin() const { return data_; }
+  const int64_t* end() const { return data_ + size_; }
+  int64_t operator[](int64_t index) const { return data_[index]; }
+
+ private:
+  const int64_t* data_ = nullptr;
+  int64_t size_ = 0;
 };
 
 // Where the windows of some output positions lie in the input. Positions ascend, so no
 // division is needed to find their coordinates.
 class Windows {
  public:
-  Windows(const Geometry& g, const std::vector<int64_t>& positions)
+  Windows(const Geometry& g, const Positions& positions)
       : height_(g.height), width_(g.width) {
     for (int64_t y = 0; y < g.kernel_height; ++y) {
       for (int64_t x = 0; x < g.kernel_width; ++x) {
@@ -79,47 +104,63 @@ class Windows {
   std::vector<Corner> corners_;
 };
 
+// A mask's bytes, each 0 or 1.
+inline const uint8_t* Bytes(const bool* mask) {
+  return reinterpret_cast<const uint8_t*>(mask);
+}
+
+// Lists the `count` set bytes of a mask, as flat indices from `first` on. Does not
+// branch on them, because nothing can guess them.
+inline void ListSet(const uint8_t* mask, int64_t count, int64_t first, int64_t* to) {
+  for (int64_t i = 0, n = 0; n < count; ++i) {
+    to[n] = first + i;
+    n += mask[i];
+  }
+}
+
 // Flat indices of the set elements of a mask; of one image's mask, in every image.
 inline std::vector<int64_t> ActivePositions(const bool* mask, int64_t size,
                                             int64_t copies = 1) {
-  std::vector<int64_t> positions;
-  positions.reserve(std::count(mask, mask + size, true) * copies);
+  const int64_t count = std::count(mask, mask + size, true);
+  std::vector<int64_t> positions(count * copies);
   for (int64_t copy = 0; copy < copies; ++copy) {
-    for (int64_t i = 0; i < size; ++i) {
-      if (mask[i]) positions.push_back(copy * size + i);
-    }
+    ListSet(Bytes(mask), count, copy * size, positions.data() + copy * count);
   }
   return positions;
 }
 
 // The input positions that a convolution reads at some output positions, and the way
 // back: row_of[input position] is its index among them, or -1.
-struct TouchedInputs {
-  TouchedInputs(const Geometry& g, const std::vector<int64_t>& positions)
-      : row_of(g.num_inputs(), -1) {
-    // Bytes, first spread along the rows of the output, then along its columns.
-    std::vector<uint8_t> active(g.num_outputs());
-    for (const int64_t position : positions) active[position] = 1;
+struct Touched {
+  Positions inputs;
+  const int64_t* row_of = nullptr;
+};
+
+// Which inputs [batch, height, width] a convolution reads at a mask of its outputs.
+class TouchedMask {
+ public:
+  TouchedMask(const Geometry& g, const uint8_t* active) : touched_(g.num_inputs()) {
+    // First spread along the rows of the output, then along its columns.
     const int64_t num_rows = g.batch * g.out_height;
-    std::vector<uint8_t> rows(num_rows * g.width), touched(g.num_inputs());
+    std::vector<uint8_t> rows(num_rows * g.width);
     for (int64_t row = 0; row < num_rows; ++row) {
       Spread(g.kernel_width, g.stride_x, g.dilation_x, g.pad_left, g.out_width, g.width,
-             1, &active[row * g.out_width], &rows[row * g.width]);
+             1, active + row * g.out_width, rows.data() + row * g.width);
     }
     for (int64_t image = 0; image < g.batch; ++image) {
       Spread(g.kernel_height, g.stride_y, g.dilation_y, g.pad_top, g.out_height,
-             g.height, g.width, &rows[image * g.out_height * g.width],
-             &touched[image * g.height * g.width]);
+             g.height, g.width, rows.data() + image * g.out_height * g.width,
+             touched_.data() + image * g.height * g.width);
     }
-    inputs.reserve(std::count(touched.begin(), touched.end(), 1));
-    for (int64_t input = 0; input < g.num_inputs(); ++input) {
-      if (!touched[input]) continue;
-      row_of[input] = static_cast<int64_t>(inputs.size());
-      inputs.push_back(input);
-    }
+    count_ = std::count(touched_.begin(), touched_.end(), 1);
   }
-  std::vector<int64_t> inputs;
-  std::vector<int64_t> row_of;
+  int64_t count() const { return count_; }
+  // Writes what `Touched` refers to: [count] and [number of inputs].
+  void List(int64_t* inputs, int64_t* row_of) const {
+    ListSet(touched_.data(), count_, 0, inputs);
+    std::fill_n(row_of, touched_.size(), -1);
+    for (int64_t row = 0; row < count_; ++row) row_of[inputs[row]] = row;
+  }
 
  private:
   // Sets what a one-dimensional window reads; elements are `width` bytes wide.
@@ -144,6 +185,32 @@ struct TouchedInputs {
       }
     }
   }
+  std::vector<uint8_t> touched_;
+  int64_t count_;
+};
+
+// What a convolution reads at some positions: as it is known already, or found now.
+class TouchedInputs : public Touched {
+ public:
+  TouchedInputs(const Geometry& g, const Positions& positions, const Touched* known) {
+    if (known != nullptr) {
+      Touched::operator=(*known);
+      return;
+    }
+    std::vector<uint8_t> active(g.num_outputs());
+    for (const int64_t position : positions) active[position] = 1;
+    const TouchedMask mask(g, active.data());
+    inputs_.resize(mask.count());
+    row_of_.resize(g.num_inputs());
+    mask.List(inputs_.data(), row_of_.data());
+    inputs = inputs_;
+    row_of = row_of_.data();
+  }
+  TouchedInputs(const TouchedInputs&) = delete;
+  TouchedInputs& operator=(const TouchedInputs&) = delete;
+
+ private:
+  std::vector<int64_t> inputs_, row_of_;
 };
 
 // Inline, because it is called for a few hundred bytes at a time.
@@ -208,10 +275,10 @@ inline void GatherPatch(const Geometry& g, const Windows& windows, const T* rows
   while (count > 0) {
     const int64_t n = std::min(count, g.channels - channel);
     const int64_t input = windows.Input(index, tap);
-    if (input < 0) {
+    const int64_t row = input < 0 || row_of == nullptr ? input : row_of[input];
+    if (row < 0) {
       std::fill(to, to + n, T(0));
     } else {
-      const int64_t row = row_of == nullptr ? input : row_of[input];
       transform.Apply(rows + row * g.channels + channel, channel, n, to);
     }
     to += n;
@@ -244,21 +311,21 @@ void PackFilters(const Geometry& g, const T* filters, PackedMatrix<T>* packed) {
 }
 
 // Writes output rows output_row(r) [filters] for every r-th active position, and does
-// `last` besides.
+// `last` besides. `known` is what the convolution reads at them, or null.
 template <typename T, typename Output>
 void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
               const Transform<T>& before, const PackedMatrix<T>& packed,
-              const Transform<T>& after, const std::vector<int64_t>& positions,
-              const Output& output_row, const Workers& workers,
+              const Transform<T>& after, const Positions& positions,
+              const Touched* known, const Output& output_row, const Workers& workers,
               const Tasks& last = {}) {
-  const int64_t num_positions = static_cast<int64_t>(positions.size());
+  const int64_t num_positions = positions.size();
   const Windows windows(g, positions);
   if (FewFilters<T>(g)) {
-    const TouchedInputs touched(g, positions);
+    const TouchedInputs touched(g, positions, known);
     const int64_t columns = g.taps() * g.filters;
     T* const products = workers.NewArray<T>(touched.inputs.size() * columns);
     GatherMultiplyScatter<T>(
-        static_cast<int64_t>(touched.inputs.size()), packed,
+        touched.inputs.size(), packed,
         [&](int64_t row, int64_t k, int64_t count, T* to) {
           const int64_t input = touched.inputs[row];
           const int64_t from = row_of == nullptr ? input : row_of[input];
@@ -276,9 +343,9 @@ void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
         std::fill(to, to + g.filters, T(0));
         for (int64_t tap = 0; tap < g.taps(); ++tap) {
           const int64_t input = windows.Input(r, tap);
-          if (input < 0) continue;
-          const T* product =
-              products + touched.row_of[input] * columns + tap * g.filters;
+          const int64_t row = input < 0 ? -1 : touched.row_of[input];
+          if (row < 0) continue;
+          const T* product = products + row * columns + tap * g.filters;
           for (int64_t f = 0; f < g.filters; ++f) to[f] += product[f];
         }
         after.Apply(to, 0, g.filters, to);
@@ -302,7 +369,7 @@ void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
 // place and the order of additions is always the same.
 template <typename T>
 void ConvolveInputGradient(const Geometry& g, const T* output_gradient,
-                           const T* filters, const std::vector<int64_t>& positions,
+                           const T* filters, const Positions& positions,
                            T* input_gradient, const Workers& workers) {
   constexpr int kWidth = kPanelColumns<T>;
   if (positions.empty() || g.channels == 0 || g.filters == 0) return;
@@ -372,11 +439,11 @@ void ConvolveInputGradient(const Geometry& g, const T* output_gradient,
 // own ranges of the filters' depth.
 template <typename T>
 void ConvolveFilterGradient(const Geometry& g, const T* input, const T* output_gradient,
-                            const std::vector<int64_t>& positions, T* filter_gradient,
+                            const Positions& positions, T* filter_gradient,
                             const Workers& workers) {
   constexpr int kWidth = kPanelColumns<T>;
   std::fill(filter_gradient, filter_gradient + g.depth() * g.filters, T(0));
-  const int64_t num_positions = static_cast<int64_t>(positions.size());
+  const int64_t num_positions = positions.size();
   if (num_positions == 0 || g.depth() == 0 || g.filters == 0) return;
   const Windows windows(g, positions);
   const int64_t groups = CeilDiv(g.depth(), kBlockRows);

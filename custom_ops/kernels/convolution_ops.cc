@@ -1,4 +1,4 @@
-// CPU kernels of perforated convolution and its gradients for TensorFlow.
+// CPU kernels of finding positions, of perforated convolution, and of its gradients.
 
 #include <algorithm>
 #include <cstdint>
@@ -9,6 +9,34 @@
 
 namespace perforated {
 namespace {
+
+class FindPositionsOp : public Op {
+ public:
+  using Op::Op;
+
+  void Run(OpKernelContext* context) override {
+    const Tensor& mask = context->input(0);
+    OP_REQUIRES(context, mask.dims() == 3,
+                Invalid("mask must be [batch, height, width], got ",
+                        mask.shape().DebugString()));
+    Geometry g;
+    g.batch = mask.dim_size(0);
+    g.height = g.out_height = mask.dim_size(1);
+    g.width = g.out_width = mask.dim_size(2);
+    g.channels = g.filters = 1;
+    g.kernel_height = g.kernel_width = 3;
+    g.pad_top = g.pad_left = 1;
+    const bool* const active = mask.flat<bool>().data();
+    const int64_t count = std::count(active, active + mask.NumElements(), true);
+    const TouchedMask touched(g, Bytes(active));
+    Tensor *positions, *inputs, *rows;
+    OP_REQUIRES_OK(context, context->allocate_output(0, {count}, &positions));
+    OP_REQUIRES_OK(context, context->allocate_output(1, {touched.count()}, &inputs));
+    OP_REQUIRES_OK(context, context->allocate_output(2, mask.shape(), &rows));
+    ListSet(Bytes(active), count, 0, positions->flat<int64_t>().data());
+    touched.List(inputs->flat<int64_t>().data(), rows->flat<int64_t>().data());
+  }
+};
 
 template <typename T>
 class PerforatedConv2DOp : public Op {
@@ -27,6 +55,9 @@ class PerforatedConv2DOp : public Op {
     int64_t copies;
     OP_REQUIRES_OK(context, window_.MakeGeometry(input.shape(), filters.shape(), &g));
     OP_REQUIRES_OK(context, CheckMask(g, mask.shape(), &copies));
+    ActiveInput active;
+    OP_REQUIRES_OK(context, active.Read(context, mask, 6, copies));
+    const Positions& positions = active.positions();
     OP_REQUIRES_OK(context, CheckVector("bias", context->input(3), g.filters));
     OP_REQUIRES_OK(context, CheckVector("input_scale", context->input(4), g.channels));
     OP_REQUIRES_OK(context, CheckVector("input_shift", context->input(5), g.channels));
@@ -38,23 +69,20 @@ class PerforatedConv2DOp : public Op {
     T* const to = output->flat<T>().data();
     const PoolWorkers workers(context);
     const auto packed = PackedCache<T>::Get().Pack(g, filters);
-    const std::vector<int64_t> positions =
-        ActivePositions(mask.flat<bool>().data(), mask.NumElements(), copies);
     const Transform<T> before{DataOrNull<T>(context->input(4)),
                               DataOrNull<T>(context->input(5)), T(input_slope_)};
     const Transform<T> after{nullptr, DataOrNull<T>(context->input(3)), T(slope_)};
     Convolve(
         g, input.flat<T>().data(), nullptr, before, *packed, after, positions,
-        [&](int64_t r) { return to + positions[r] * g.filters; }, workers,
-        FillInactive(g, positions, to));
+        active.TouchedBy(g), [&](int64_t r) { return to + positions[r] * g.filters; },
+        workers, FillInactive(g, positions, to));
   }
 
  private:
   // Zeros wherever no position is active, some cache lines per task.
-  static Tasks FillInactive(const Geometry& g, const std::vector<int64_t>& positions,
-                            T* to) {
+  static Tasks FillInactive(const Geometry& g, const Positions& positions, T* to) {
     const int64_t chunk = CeilDiv(1 << 15, std::max<int64_t>(1, g.filters));
-    return {CeilDiv(g.num_outputs(), chunk), [=, &positions, &g](int64_t task) {
+    return {CeilDiv(g.num_outputs(), chunk), [=, &g](int64_t task) {
               int64_t p = task * chunk;
               const int64_t end = std::min(g.num_outputs(), p + chunk);
               auto active = std::lower_bound(positions.begin(), positions.end(), p);
@@ -145,7 +173,10 @@ class FilterGradientOp : public GradientOp<T> {
   }
 };
 
+REGISTER_KERNEL_BUILDER(Name("FindPositions").Device(tensorflow::DEVICE_CPU),
+                        FindPositionsOp);
 REGISTER_CPU("PerforatedConv2D", PerforatedConv2DOp);
+REGISTER_CPU("PerforatedConv2DAt", PerforatedConv2DOp);
 REGISTER_CPU("PerforatedConv2DInputGradient", InputGradientOp);
 REGISTER_CPU("PerforatedConv2DFilterGradient", FilterGradientOp);
 

@@ -144,8 +144,8 @@ void CheckConvolution(Random* random, const Workers& workers) {
   PackFilters(g, filters.data(), &packed);
   Convolve(
       g, input.data(), nullptr, Transform<double>{}, packed, Transform<double>{},
-      positions, [&](int64_t r) { return output.data() + positions[r] * g.filters; },
-      workers);
+      positions, nullptr,
+      [&](int64_t r) { return output.data() + positions[r] * g.filters; }, workers);
   Expect("output", output, expected[0]);
   ConvolveInputGradient(g, gradient.data(), filters.data(), positions,
                         input_gradient.data(), workers);
@@ -196,7 +196,7 @@ void CheckUnits(Random* random, const Workers& workers) {
   }
   Values y = x;
   BottleneckUnit(middle, channels, y.data(), Transform<double>{}, stages, positions,
-                 y.data(), sums.data(), workers);
+                 nullptr, y.data(), sums.data(), workers);
   Expect("unit", y, expected);
   Expect("sums", sums, expected_sums);
 
@@ -205,7 +205,8 @@ void CheckUnits(Random* random, const Workers& workers) {
   for (std::size_t i = 0; i < x.size(); ++i) {
     expected[i] += static_cast<double>(float_weights[i / channels]) * x[i];
   }
-  Accumulate(x.data(), float_weights.data(), middle.num_outputs(), channels, y.data(),
+  Accumulate(x.data(), float_weights.data(),
+             NonZero(float_weights.data(), middle.num_outputs()), channels, y.data(),
              workers);
   Expect("accumulate", y, expected);
 }

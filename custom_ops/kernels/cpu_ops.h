@@ -128,6 +128,71 @@ const T* DataOrNull(const Tensor& tensor) {
   return tensor.NumElements() == 0 ? nullptr : tensor.flat<T>().data();
 }
 
+// Where an op computes: at the set elements of its mask. What FindPositions found there
+// may come along as three inputs that follow all others.
+class ActiveInput {
+ public:
+  // Args: number of the other inputs; how many images share the mask.
+  absl::Status Read(OpKernelContext* context, const Tensor& mask, int others,
+                    int64_t copies = 1) {
+    if (context->num_inputs() == others) {
+      found_here_ =
+          ActivePositions(mask.flat<bool>().data(), mask.NumElements(), copies);
+      positions_ = found_here_;
+      return absl::OkStatus();
+    }
+    return ReadFound(context, mask.shape(), others);
+  }
+  // Reads what came along, from `first` on, of a mask of this shape.
+  absl::Status ReadFound(OpKernelContext* context, const TensorShape& mask, int first) {
+    if (context->num_inputs() != first + 3) {
+      return Invalid("found must be nothing, or positions, touched and touched_rows");
+    }
+    const Tensor& rows = context->input(first + 2);
+    if (mask.dims() != 3 || rows.shape() != mask) {
+      return Invalid("mask is ", mask.DebugString(),
+                     ", but positions were found in one of ",
+                     rows.shape().DebugString());
+    }
+    const int64_t size = rows.NumElements();
+    const int64_t* const row_of = rows.flat<int64_t>().data();
+    positions_ = View(context->input(first));
+    touched_ = {View(context->input(first + 1)), row_of};
+    // Anybody may make up these inputs, and kernels write where they say.
+    bool fits = Ascends(positions_, size) && Ascends(touched_.inputs, size);
+    const int64_t num_rows = touched_.inputs.size();
+    for (int64_t i = 0; fits && i < num_rows; ++i) {
+      fits = row_of[touched_.inputs[i]] == i;
+    }
+    bool below = true;
+    for (int64_t i = 0; i < size; ++i) below &= row_of[i] < num_rows;
+    if (!fits || !below)
+      return Invalid("positions are not as find_positions gives them");
+    return absl::OkStatus();
+  }
+  const Positions& positions() const { return positions_; }
+  // What a convolution reads at them; null where nobody has told.
+  const Touched* TouchedBy(const Geometry& g) const {
+    return touched_.row_of != nullptr && g.IsSame3x3() ? &touched_ : nullptr;
+  }
+
+ private:
+  static Positions View(const Tensor& tensor) {
+    return {tensor.flat<int64_t>().data(), tensor.NumElements()};
+  }
+  static bool Ascends(const Positions& positions, int64_t end) {
+    if (positions.empty()) return true;
+    bool ascends = positions[0] >= 0 && *(positions.end() - 1) < end;
+    for (int64_t i = 1; i < positions.size(); ++i) {
+      ascends &= positions[i - 1] < positions[i];
+    }
+    return ascends;
+  }
+  std::vector<int64_t> found_here_;
+  Positions positions_;
+  Touched touched_;
+};
+
 // An op that may run out of memory.
 class Op : public OpKernel {
  public:

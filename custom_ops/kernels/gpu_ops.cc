@@ -185,24 +185,26 @@ class FilterGradientGpuOp : public GpuOp {
   REGISTER_KERNEL_BUILDER(                                                 \
       Name(name).Device(tensorflow::DEVICE_GPU).TypeConstraint<type>("T"), \
       kernel<type>)
-// Shapes that come as tensors are needed on the host.
-#define REGISTER_GRADIENT(name, kernel, type, shape)          \
+#define REGISTER_WITH_HOST_INPUT(name, kernel, type, input)   \
   REGISTER_KERNEL_BUILDER(Name(name)                          \
                               .Device(tensorflow::DEVICE_GPU) \
-                              .HostMemory(shape)              \
+                              .HostMemory(input)              \
                               .TypeConstraint<type>("T"),     \
                           kernel<type>)
 
 template <typename T>
 void Register() {
   REGISTER("PerforatedConv2D", PerforatedConv2DGpuOp, T);
-  REGISTER_GRADIENT("PerforatedConv2DInputGradient", InputGradientGpuOp, T,
-                    "input_shape");
-  REGISTER_GRADIENT("PerforatedConv2DFilterGradient", FilterGradientGpuOp, T,
-                    "filters_shape");
+  // Positions that were found on the host are not read: the device finds its own.
+  REGISTER_WITH_HOST_INPUT("PerforatedConv2DAt", PerforatedConv2DGpuOp, T, "found");
+  // Shapes that come as tensors are needed on the host.
+  REGISTER_WITH_HOST_INPUT("PerforatedConv2DInputGradient", InputGradientGpuOp, T,
+                           "input_shape");
+  REGISTER_WITH_HOST_INPUT("PerforatedConv2DFilterGradient", FilterGradientGpuOp, T,
+                           "filters_shape");
 }
 
-#undef REGISTER_GRADIENT
+#undef REGISTER_WITH_HOST_INPUT
 #undef REGISTER
 
 // Registers nothing where the driver is too old for this library: Python then runs

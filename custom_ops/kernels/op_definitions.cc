@@ -75,22 +75,46 @@ absl::Status GradientShape(InferenceContext* c) {
   return absl::OkStatus();
 }
 
-REGISTER_OP("PerforatedConv2D")
-    .Input("input: T")
-    .Input("filters: T")
+// Ops that compute at the set elements of a mask come in two forms: as SavedModels hold
+// them that were made when there was no other, and `At`, to which the results of
+// FindPositions may be given along with the mask they come from.
+#define BOTH_FORMS(op, name) \
+  op(name);                  \
+  op(name "At").Input("found: N * int64").Attr("N: int >= 0")
+
+REGISTER_OP("FindPositions")
     .Input("mask: bool")
-    .Input("bias: T")
-    .Input("input_scale: T")
-    .Input("input_shift: T")
-    .Output("output: T")
-    .Attr("T: {half, bfloat16, float, double}")
-    .Attr("strides: list(int) = [1, 1]")
-    .Attr("dilations: list(int) = [1, 1]")
-    .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}")
-    .Attr("explicit_paddings: list(int) = []")
-    .Attr("input_slope: float = 1.0")
-    .Attr("slope: float = 1.0")
-    .SetShapeFn(ConvolutionShape);
+    .Output("positions: int64")
+    .Output("touched: int64")
+    .Output("touched_rows: int64")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle mask;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 3, &mask));
+      c->set_output(0, c->Vector(InferenceContext::kUnknownDim));
+      c->set_output(1, c->Vector(InferenceContext::kUnknownDim));
+      c->set_output(2, mask);
+      return absl::OkStatus();
+    });
+
+#define CONV2D(name)                                  \
+  REGISTER_OP(name)                                   \
+      .Input("input: T")                              \
+      .Input("filters: T")                            \
+      .Input("mask: bool")                            \
+      .Input("bias: T")                               \
+      .Input("input_scale: T")                        \
+      .Input("input_shift: T")                        \
+      .Output("output: T")                            \
+      .Attr("T: {half, bfloat16, float, double}")     \
+      .Attr("strides: list(int) = [1, 1]")            \
+      .Attr("dilations: list(int) = [1, 1]")          \
+      .Attr("padding: {'SAME', 'VALID', 'EXPLICIT'}") \
+      .Attr("explicit_paddings: list(int) = []")      \
+      .Attr("input_slope: float = 1.0")               \
+      .Attr("slope: float = 1.0")                     \
+      .SetShapeFn(ConvolutionShape)
+
+BOTH_FORMS(CONV2D, "PerforatedConv2D");
 
 REGISTER_OP("PerforatedConv2DInputGradient")
     .Input("input_shape: int32")
@@ -119,28 +143,31 @@ REGISTER_OP("PerforatedConv2DFilterGradient")
     .SetShapeFn(GradientShape);
 
 // The shape functions of the units check what the Python wrappers cannot know earlier.
-REGISTER_OP("PerforatedBottleneck")
-    .Input("x: T")
-    .Input("mask: bool")
-    .Input("sums: T")
-    .Input("preactivation_scale: T")
-    .Input("preactivation_shift: T")
-    .Input("filters_0: T")
-    .Input("filters_1: T")
-    .Input("filters_2: T")
-    .Input("scale_0: T")
-    .Input("scale_1: T")
-    .Input("shift_0: T")
-    .Input("shift_1: T")
-    .Input("bias: T")
-    .Output("y: T")
-    .Output("new_sums: T")
-    .Attr("T: {float, double}")
-    .SetShapeFn([](InferenceContext* c) {
-      c->set_output(0, c->input(0));
-      c->set_output(1, c->input(2));
-      return absl::OkStatus();
-    });
+#define BOTTLENECK(name)                    \
+  REGISTER_OP(name)                         \
+      .Input("x: T")                        \
+      .Input("mask: bool")                  \
+      .Input("sums: T")                     \
+      .Input("preactivation_scale: T")      \
+      .Input("preactivation_shift: T")      \
+      .Input("filters_0: T")                \
+      .Input("filters_1: T")                \
+      .Input("filters_2: T")                \
+      .Input("scale_0: T")                  \
+      .Input("scale_1: T")                  \
+      .Input("shift_0: T")                  \
+      .Input("shift_1: T")                  \
+      .Input("bias: T")                     \
+      .Output("y: T")                       \
+      .Output("new_sums: T")                \
+      .Attr("T: {float, double}")           \
+      .SetShapeFn([](InferenceContext* c) { \
+        c->set_output(0, c->input(0));      \
+        c->set_output(1, c->input(2));      \
+        return absl::OkStatus();            \
+      })
+
+BOTH_FORMS(BOTTLENECK, "PerforatedBottleneck");
 
 REGISTER_OP("ProjectionBottleneck")
     .Input("x: T")
@@ -178,36 +205,42 @@ REGISTER_OP("ProjectionBottleneck")
       return absl::OkStatus();
     });
 
-REGISTER_OP("PerforatedBasicUnit")
-    .Input("x: T")
-    .Input("mask: bool")
-    .Input("preactivation_scale: T")
-    .Input("preactivation_shift: T")
-    .Input("filters_0: T")
-    .Input("filters_1: T")
-    .Input("scale: T")
-    .Input("shift: T")
-    .Input("bias: T")
-    .Output("y: T")
-    .Attr("T: {float, double}")
-    .Attr("slopes: list(float)")
-    .SetShapeFn([](InferenceContext* c) {
-      c->set_output(0, c->input(0));
-      return absl::OkStatus();
-    });
+#define BASIC_UNIT(name)                    \
+  REGISTER_OP(name)                         \
+      .Input("x: T")                        \
+      .Input("mask: bool")                  \
+      .Input("preactivation_scale: T")      \
+      .Input("preactivation_shift: T")      \
+      .Input("filters_0: T")                \
+      .Input("filters_1: T")                \
+      .Input("scale: T")                    \
+      .Input("shift: T")                    \
+      .Input("bias: T")                     \
+      .Output("y: T")                       \
+      .Attr("T: {float, double}")           \
+      .Attr("slopes: list(float)")          \
+      .SetShapeFn([](InferenceContext* c) { \
+        c->set_output(0, c->input(0));      \
+        return absl::OkStatus();            \
+      })
 
-REGISTER_OP("MaskedAccumulate")
-    .Input("total: T")
-    .Input("x: T")
-    .Input("weight: float")
-    .Output("new_total: T")
-    .Attr("T: {float, double}")
-    .SetShapeFn([](InferenceContext* c) {
-      ShapeHandle shape;
-      TF_RETURN_IF_ERROR(c->Merge(c->input(0), c->input(1), &shape));
-      c->set_output(0, shape);
-      return absl::OkStatus();
-    });
+BOTH_FORMS(BASIC_UNIT, "PerforatedBasicUnit");
+
+#define ACCUMULATE(name)                                                \
+  REGISTER_OP(name)                                                     \
+      .Input("total: T")                                                \
+      .Input("x: T")                                                    \
+      .Input("weight: float")                                           \
+      .Output("new_total: T")                                           \
+      .Attr("T: {float, double}")                                       \
+      .SetShapeFn([](InferenceContext* c) {                             \
+        ShapeHandle shape;                                              \
+        TF_RETURN_IF_ERROR(c->Merge(c->input(0), c->input(1), &shape)); \
+        c->set_output(0, shape);                                        \
+        return absl::OkStatus();                                        \
+      })
+
+BOTH_FORMS(ACCUMULATE, "MaskedAccumulate");
 
 REGISTER_OP("FoldBatchNorm")
     .Input("gamma: T")

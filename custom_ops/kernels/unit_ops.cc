@@ -145,14 +145,15 @@ class PerforatedBottleneckOp : public BottleneckOp<T> {
                 Invalid("sums must be [batch, channels] or empty, got ",
                         context->input(2).shape().DebugString()));
     const PoolWorkers workers(context);
-    const std::vector<int64_t> positions =
-        ActivePositions(mask.flat<bool>().data(), mask.NumElements());
+    ActiveInput active;
+    OP_REQUIRES_OK(context, active.Read(context, mask, 13));
     const T* from = x.flat<T>().data();
     Tensor *y, *sums;
     OP_REQUIRES_OK(context, this->CopyOrForward(context, 0, 0, workers, &y));
     OP_REQUIRES_OK(context, this->CopyOrForward(context, 2, 1, workers, &sums));
     BottleneckUnit(parameters.geometry[1], channels, from, parameters.preactivation,
-                   parameters.stages, positions, y->flat<T>().data(),
+                   parameters.stages, active.positions(),
+                   active.TouchedBy(parameters.geometry[1]), y->flat<T>().data(),
                    sums_size == 0 ? nullptr : sums->flat<T>().data(), workers);
   }
 };
@@ -242,13 +243,13 @@ class PerforatedBasicUnitOp : public UnitOp<T> {
     const Stage<T> stages[2] = {{packed[0].get(), {data(6), data(7), T(slopes_[1])}},
                                 {packed[1].get(), {nullptr, data(8), T(1)}}};
     const Transform<T> preactivation{data(2), data(3), T(slopes_[0])};
-    const std::vector<int64_t> positions =
-        ActivePositions(mask.flat<bool>().data(), mask.NumElements());
+    ActiveInput active;
+    OP_REQUIRES_OK(context, active.Read(context, mask, 9));
     const T* from = x.flat<T>().data();
     Tensor* y;
     OP_REQUIRES_OK(context, this->CopyOrForward(context, 0, 0, workers, &y));
-    BasicUnit(g[0], g[1], from, preactivation, stages, positions, y->flat<T>().data(),
-              workers);
+    BasicUnit(g[0], g[1], from, preactivation, stages, active.positions(),
+              active.TouchedBy(g[1]), y->flat<T>().data(), workers);
   }
 
  private:
@@ -272,11 +273,22 @@ class MaskedAccumulateOp : public UnitOp<T> {
     OP_REQUIRES(context, weight.shape() == expected,
                 Invalid("weight must be ", expected.DebugString(), ", got ",
                         weight.shape().DebugString()));
+    const float* const weights = weight.flat<float>().data();
+    std::vector<int64_t> found_here;
+    Positions positions;
+    if (context->num_inputs() == 3) {
+      found_here = NonZero(weights, weight.NumElements());
+      positions = found_here;
+    } else {
+      ActiveInput active;
+      OP_REQUIRES_OK(context, active.ReadFound(context, weight.shape(), 3));
+      positions = active.positions();
+    }
     const PoolWorkers workers(context);
     Tensor* y;
     OP_REQUIRES_OK(context, this->CopyOrForward(context, 0, 0, workers, &y));
-    Accumulate(x.flat<T>().data(), weight.flat<float>().data(), weight.NumElements(),
-               x.dim_size(3), y->flat<T>().data(), workers);
+    Accumulate(x.flat<T>().data(), weights, positions, x.dim_size(3),
+               y->flat<T>().data(), workers);
   }
 };
 
@@ -306,9 +318,12 @@ class FoldBatchNormOp : public Op {
 };
 
 REGISTER_CPU("PerforatedBottleneck", PerforatedBottleneckOp);
+REGISTER_CPU("PerforatedBottleneckAt", PerforatedBottleneckOp);
 REGISTER_CPU("ProjectionBottleneck", ProjectionBottleneckOp);
 REGISTER_CPU("PerforatedBasicUnit", PerforatedBasicUnitOp);
+REGISTER_CPU("PerforatedBasicUnitAt", PerforatedBasicUnitOp);
 REGISTER_CPU("MaskedAccumulate", MaskedAccumulateOp);
+REGISTER_CPU("MaskedAccumulateAt", MaskedAccumulateOp);
 REGISTER_CPU("FoldBatchNorm", FoldBatchNormOp);
 
 }  // namespace

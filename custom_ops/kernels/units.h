@@ -40,12 +40,12 @@ inline Geometry Pointwise(const Geometry& g, int64_t channels, int64_t filters) 
 // to it the residuals of every image: that sum is the same product of the summed rows,
 // so it costs `batch` rows more instead of a pass over y.
 template <typename T>
-void AddResidual(const Stage<T>& stage, const T* rows,
-                 const std::vector<int64_t>& positions, int64_t image_size,
-                 int64_t batch, T* y, T* sums, const Workers& workers) {
+void AddResidual(const Stage<T>& stage, const T* rows, const Positions& positions,
+                 int64_t image_size, int64_t batch, T* y, T* sums,
+                 const Workers& workers) {
   const int64_t depth = stage.filters->depth();
   const int64_t channels = stage.filters->columns();
-  const int64_t num_rows = static_cast<int64_t>(positions.size());
+  const int64_t num_rows = positions.size();
   const T* shift = stage.after.shift;
   std::vector<T> totals(sums == nullptr ? 0 : batch * depth);
   std::vector<int64_t> counts(sums == nullptr ? 0 : batch);
@@ -85,23 +85,23 @@ void AddResidual(const Stage<T>& stage, const T* rows,
 }
 
 // 1x1, 3x3, 1x1 (ImageNet). `middle` is the geometry of the 3x3 convolution; the first
-// runs wherever the second reads.
+// runs wherever the second reads, which `known` tells, or null.
 template <typename T>
 void BottleneckUnit(const Geometry& middle, int64_t channels, const T* x,
                     const Transform<T>& preactivation, const Stage<T> (&stages)[3],
-                    const std::vector<int64_t>& positions, T* y, T* sums,
+                    const Positions& positions, const Touched* known, T* y, T* sums,
                     const Workers& workers) {
   if (positions.empty()) return;
-  const TouchedInputs touched(middle, positions);
+  const TouchedInputs touched(middle, positions, known);
   T* const first = workers.NewArray<T>(touched.inputs.size() * middle.channels);
   T* const second = workers.NewArray<T>(positions.size() * middle.filters);
   Convolve(
       Pointwise(middle, channels, middle.channels), x, nullptr, preactivation,
-      *stages[0].filters, stages[0].after, touched.inputs,
+      *stages[0].filters, stages[0].after, touched.inputs, nullptr,
       [&](int64_t r) { return first + r * middle.channels; }, workers);
   Convolve(
-      middle, first, touched.row_of.data(), Transform<T>{}, *stages[1].filters,
-      stages[1].after, positions,
+      middle, first, touched.row_of, Transform<T>{}, *stages[1].filters,
+      stages[1].after, positions, &touched,
       [&](int64_t r) { return second + r * middle.filters; }, workers);
   AddResidual(stages[2], second, positions, middle.out_height * middle.out_width,
               middle.batch, y, sums, workers);
@@ -146,45 +146,53 @@ void ProjectionUnit(const Geometry& middle, int64_t channels, int64_t out_channe
   shortcut.out_width = middle.out_width;
   Convolve(
       shortcut, x, nullptr, preactivation, *projection.filters, projection.after,
-      positions, [&](int64_t r) { return y + r * out_channels; }, workers);
-  BottleneckUnit(middle, channels, x, preactivation, stages, positions, y,
+      positions, nullptr, [&](int64_t r) { return y + r * out_channels; }, workers);
+  BottleneckUnit(middle, channels, x, preactivation, stages, positions, nullptr, y,
                  static_cast<T*>(nullptr), workers);
   SumPositions(y, middle.batch, middle.out_height * middle.out_width, out_channels,
                sums, workers);
 }
 
-// Two 3x3 convolutions (CIFAR), `first` and `second`.
+// Two 3x3 convolutions (CIFAR), `first` and `second`. `known` is what the second reads,
+// or null.
 template <typename T>
 void BasicUnit(const Geometry& first, const Geometry& second, const T* x,
                const Transform<T>& preactivation, const Stage<T> (&stages)[2],
-               const std::vector<int64_t>& positions, T* y, const Workers& workers) {
+               const Positions& positions, const Touched* known, T* y,
+               const Workers& workers) {
   if (positions.empty()) return;
-  const TouchedInputs touched(second, positions);
+  const TouchedInputs touched(second, positions, known);
   T* const inner = workers.NewArray<T>(touched.inputs.size() * first.filters);
   T* const residual = workers.NewArray<T>(positions.size() * second.filters);
   Convolve(
       first, x, nullptr, preactivation, *stages[0].filters, stages[0].after,
-      touched.inputs, [&](int64_t r) { return inner + r * first.filters; }, workers);
+      touched.inputs, nullptr, [&](int64_t r) { return inner + r * first.filters; },
+      workers);
   Convolve(
-      second, inner, touched.row_of.data(), Transform<T>{}, *stages[1].filters,
-      stages[1].after, positions,
+      second, inner, touched.row_of, Transform<T>{}, *stages[1].filters,
+      stages[1].after, positions, &touched,
       [&](int64_t r) { return residual + r * second.filters; }, workers);
-  for (std::size_t r = 0; r < positions.size(); ++r) {
+  for (int64_t r = 0; r < positions.size(); ++r) {
     Add(residual + r * second.filters, second.filters,
         y + positions[r] * second.filters);
   }
 }
 
-// y[p] += weight[p] * x[p] wherever the weight is not zero.
-template <typename T>
-void Accumulate(const T* x, const float* weight, int64_t num_positions,
-                int64_t channels, T* y, const Workers& workers) {
-  constexpr int64_t kChunk = 64;
+// Flat indices of the weights that are not zero.
+inline std::vector<int64_t> NonZero(const float* weight, int64_t size) {
   std::vector<int64_t> positions;
-  for (int64_t p = 0; p < num_positions; ++p) {
+  for (int64_t p = 0; p < size; ++p) {
     if (weight[p] != 0.0f) positions.push_back(p);
   }
-  const int64_t count = static_cast<int64_t>(positions.size());
+  return positions;
+}
+
+// y[p] += weight[p] * x[p] at some positions.
+template <typename T>
+void Accumulate(const T* x, const float* weight, const Positions& positions,
+                int64_t channels, T* y, const Workers& workers) {
+  constexpr int64_t kChunk = 64;
+  const int64_t count = positions.size();
   workers.ForEach(CeilDiv(count, kChunk), [&](int64_t chunk) {
     const int64_t last = std::min(count, (chunk + 1) * kChunk);
     for (int64_t r = chunk * kChunk; r < last; ++r) {
