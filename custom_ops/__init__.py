@@ -10,7 +10,7 @@ from custom_ops.implementation import (
     has_kernel,
     load,
 )
-from custom_ops.positions import ActivePositions, find_positions
+from custom_ops.positions import ActivePositions, find_positions, mask_of
 from custom_ops.tiles import add_on_tiles
 from custom_ops.units import (
     fold_batch_norm,
@@ -29,17 +29,10 @@ __all__ = [
     "fold_batch_norm",
     "has_kernel",
     "load",
+    "mask_of",
     "masked_accumulate",
     "perforated_basic_unit",
     "perforated_bottleneck",
     "perforated_conv2d",
     "projection_bottleneck",
 ]
-
-
-def find_positions(mask):  # until the operation is here
-    return mask
-
-
-def mask_of(active):
-    return active

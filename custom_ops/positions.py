@@ -63,6 +63,11 @@ def find_positions(
     return ActivePositions(mask, where_flat(mask), *touched_by(mask, 3, 3))
 
 
+def mask_of(mask: tf.Tensor | ActivePositions) -> tf.Tensor:
+    """Returns the bool mask [batch, height, width] of what may be found positions."""
+    return mask.mask if isinstance(mask, ActivePositions) else as_mask(mask, (3,))
+
+
 def split(
     mask: tf.Tensor | ActivePositions, ranks: tuple[int, ...]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:

@@ -99,11 +99,11 @@ flags.DEFINE_bool(
 )
 
 # Model
-programs.define_model_type()
-flags.DEFINE_float(
-    "tau", 1.0, "Weight of the ponder cost in the loss, at least 0.", lower_bound=0.0
-)
-flags.DEFINE_string(
+programs.define_option("model_type")
+programs.define_option("tau")
+programs.define_option("base_channels", 16)
+programs.define_option("tile_size")
+programs.define_option(
     "model",
     "5",
     "Residual units per block: one number for all three blocks (5 is ResNet-32, 18 "
@@ -125,12 +125,7 @@ def load_examples(split: str):
 
 def make_model(num_classes: int):
     """Builds the network the flags describe."""
-    return sact_tf.cifar_resnet(
-        model=FLAGS.model,
-        model_type=FLAGS.model_type,
-        num_classes=num_classes,
-        tau=FLAGS.tau,
-    )
+    return sact_tf.cifar_resnet(**programs.network_options(num_classes=num_classes))
 
 
 def train() -> None:

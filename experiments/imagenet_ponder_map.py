@@ -26,7 +26,7 @@ from sact_tf.data.examples import DataError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string(
+programs.define_option(
     "model", "101", "50, 101, 152, 200, or residual units per block as in 3_4_23_3."
 )
 flags.DEFINE_string(
@@ -39,10 +39,9 @@ flags.DEFINE_string("output_dir", "", "Directory to write to.")
 flags.DEFINE_integer(
     "image_size", 0, "Longer edge that images are resized to; 0: as they are.", 0
 )
-flags.DEFINE_integer("num_classes", 1001, "Of the network.", lower_bound=1)
-flags.DEFINE_integer(
-    "base_channels", 64, "Bottleneck channels of the first block.", lower_bound=1
-)
+programs.define_option("num_classes")
+programs.define_option("base_channels")
+programs.define_option("tile_size")
 
 
 def draw(model, path: str, output_dir: str) -> str:
@@ -77,13 +76,8 @@ def main() -> None:
     programs.require("checkpoint_dir", "images_pattern", "output_dir")
     paths = programs.named_files("images_pattern")
     output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
-    model = sact_tf.imagenet_resnet(
-        FLAGS.model,
-        "sact",
-        FLAGS.num_classes,
-        FLAGS.base_channels,
-        execution="perforated",
-    )
+    options = programs.network_options(model_type="sact")
+    model = sact_tf.imagenet_resnet(**options)
     sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))
     failed = 0
     for path in paths:

@@ -56,6 +56,13 @@ flags.DEFINE_string(
     "What to override in turn, as a YAML file, as YAML, or as in "
     "task.train_data.global_batch_size=32,runtime.num_gpus=2.",
 )
+flags.DEFINE_integer(
+    "tile_size",
+    None,
+    "Side of the square tiles whose positions halt together, instead of the tile_size "
+    "of --config_file; only for the backbone sact_resnet.",
+    lower_bound=1,
+)
 
 
 def _override(parameters, flag: str, value: str) -> None:
@@ -98,6 +105,7 @@ def load_parameters() -> config_definitions.ExperimentConfig:
             raise FileNotFoundError(f"--config_file={path}: there is no such file")
         _override(parameters, "config_file", path)
     _override(parameters, "params_override", FLAGS.params_override)
+    _set_tile_size(parameters)
     # Any value, such as the null of a key with nothing below, may replace a section.
     for name in SECTIONS:
         if not isinstance(parameters.get(name), hyperparams.Config):
@@ -108,6 +116,20 @@ def load_parameters() -> config_definitions.ExperimentConfig:
     parameters.validate()
     parameters.lock()
     return parameters
+
+
+def _set_tile_size(parameters) -> None:
+    """Overrides the backbone's tile size by --tile_size, if that is given."""
+    if FLAGS.tile_size is None:
+        return
+    model = getattr(parameters.task, "model", None)
+    backbone = getattr(model, "backbone", None)
+    if backbone is None or backbone.type != "sact_resnet":
+        raise ValueError(
+            f"--tile_size={FLAGS.tile_size}: needs the backbone sact_resnet; "
+            f"--experiment={FLAGS.experiment} has another"
+        )
+    backbone.sact_resnet.tile_size = FLAGS.tile_size
 
 
 def main() -> None:

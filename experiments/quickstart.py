@@ -32,9 +32,10 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("steps", 400, "Training steps of each network.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 32, "Images per training step.", lower_bound=1)
-flags.DEFINE_string("model", "3", "Residual units per block.")
-flags.DEFINE_integer("base_channels", 8, "Channels of the first block.", lower_bound=1)
-flags.DEFINE_float("tau", 0.05, "Weight of the ponder cost.", lower_bound=0.0)
+programs.define_option("model", "3")
+programs.define_option("base_channels", 8)
+programs.define_option("tau", 0.05)
+programs.define_option("tile_size")
 flags.DEFINE_integer(
     "seed", 0, "Seed of the data, the initial weights and the data order."
 )
@@ -47,13 +48,12 @@ def train(model_type: str, examples, finetune_path: str | None = None):
     )
     print(f"\nTraining {model_type}, {FLAGS.steps} steps")
     keras.utils.set_random_seed(FLAGS.seed)
-    model = sact_tf.cifar_resnet(
-        FLAGS.model,
-        model_type,
-        num_classes=examples.num_classes,
-        base_channels=FLAGS.base_channels,
-        tau=FLAGS.tau,
+    options = programs.network_options(
+        model_type=model_type, num_classes=examples.num_classes
     )
+    if model_type != "sact":
+        options["tile_size"] = 1
+    model = sact_tf.cifar_resnet(**options)
     if finetune_path:
         sact_tf.load_slim_checkpoint(model, finetune_path, fresh_halting=True)
     training.train(

@@ -155,7 +155,9 @@ class Perforated(Masked):
         if output is None:
             return super().add(output, weight, x, step)
         spread = self._domain.spread(weight, x)
-        return custom_ops.masked_accumulate(output, x, spread)
+        return custom_ops.masked_accumulate(
+            output, x, spread, positions=self._positions
+        )
 
 
 class Tiled(Perforated):

@@ -30,9 +30,8 @@ _STAND_IN_CLASSES = 80  # as COCO
 _OBJECTS = 10  # in each image of a training step
 
 flags.DEFINE_string("model", "101", "Residual units per block, as in the networks.")
-flags.DEFINE_integer(
-    "base_channels", 64, "Bottleneck channels of the first block.", lower_bound=1
-)
+programs.define_option("base_channels")
+programs.define_option("tile_size")
 flags.DEFINE_string("image_size", "600x1000", "HEIGHTxWIDTH of the images.")
 flags.DEFINE_list(
     "units_per_block",
@@ -72,11 +71,12 @@ def make_detector(model_type: str, execution: str = "masked") -> FasterRCNN:
         FLAGS.base_channels,
         execution=execution,
         options=options,
+        tile_size=1 if model_type == "vanilla" else FLAGS.tile_size,
     )
     if model_type != "vanilla":
         means = tools.parse_numbers("units_per_block", FLAGS.units_per_block, 1, 1000)
         blocks = model.feature_extractor.blocks
-        tools.impose_halting(blocks, means, FLAGS.pattern)
+        tools.impose_halting(blocks, means, FLAGS.pattern, FLAGS.tile_size)
         last = model.box_classifier.block  # where no tau makes it halt early
         tools.impose_halting([last], [len(last.units)], "full")
     return model

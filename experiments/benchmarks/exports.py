@@ -46,7 +46,8 @@ FORMS = {
 """Format, model type and execution by the name of the form."""
 
 flags.DEFINE_string("model", "101", "Residual units per block, as in the networks.")
-flags.DEFINE_integer("base_channels", 64, "Channels of the first block.", 1)
+programs.define_option("base_channels")
+programs.define_option("tile_size")
 flags.DEFINE_integer("image_size", 224, "Side of the image.", lower_bound=32)
 flags.DEFINE_list(
     "units_per_block",
@@ -69,7 +70,12 @@ def make_network(model_type: str, execution: str, image: np.ndarray) -> keras.Mo
     """
     keras.utils.set_random_seed(0)
     model = sact_tf.imagenet_resnet(
-        FLAGS.model, model_type, 1001, FLAGS.base_channels, execution=execution
+        FLAGS.model,
+        model_type,
+        1001,
+        FLAGS.base_channels,
+        execution=execution,
+        tile_size=1 if model_type == "vanilla" else FLAGS.tile_size,
     )
     means = parse_numbers("units_per_block", FLAGS.units_per_block, 1, 1000)
     if len(means) != len(model.blocks):
@@ -78,11 +84,8 @@ def make_network(model_type: str, execution: str, image: np.ndarray) -> keras.Mo
             f"got {','.join(FLAGS.units_per_block)}"
         )
     _, end_points = model.with_end_points(image, training=False)
-    impose_halting(model.blocks, means, "blob")
-    for block in model.blocks:
-        size = end_points[block.name].shape[1:3]
-        for head in getattr(block, "heads", []):  # exports do not know the size
-            head.units = lambda *_, units=head.units, size=size: units(*size)
+    sizes = [end_points[block.name].shape[1:3] for block in model.blocks]
+    impose_halting(model.blocks, means, "blob", FLAGS.tile_size, sizes)
     return model
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import tensorflow as tf
 import tf_keras as keras
 
 
@@ -77,34 +76,6 @@ def in_tiles(units: Callable, tile_size: int) -> Callable:
     return tiled
 
 
-class ImposedHead(keras.layers.Layer):
-    """Runs a halting head, and then halts where it is told to.
-
-    Args:
-        head: The head of unit `k` (from 1).
-        units: Function from an image size to how many units each position runs.
-    """
-
-    def __init__(self, head, k, units):
-        super().__init__(name=head.name)
-        self.head, self.k, self.units = head, k, units
-        self.flops = head.flops
-
-    def _impose(self, scores, x):
-        # Scores so small that they change nothing, but not so that the head is dropped.
-        halts = tf.constant(self.units(*x.shape[1:3]) <= self.k, tf.float32)
-        if scores.shape.rank == 1:
-            halts = halts[0, 0]
-        return tf.maximum(halts, 1e-6 * scores)
-
-    def call(self, x, active=None, training=None, valid=None):
-        scores = self.head(x, active=active, training=training, valid=valid)
-        return self._impose(scores, x)
-
-    def run_active(self, x, active, sums):
-        return self._impose(self.head.run_active(x, active, sums), x)
-
-
 def time_by_turns(calls: dict, repetitions: int) -> dict[str, float]:
     """Returns median seconds of each call; the first two rounds warm up."""
     times = {name: [] for name in calls}
@@ -122,19 +93,22 @@ def impose_halting(
     means: Sequence[float],
     pattern: str,
     tile_size: int = 1,
+    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> None:
-    """Makes adaptive blocks halt where a pattern says.
+    """Makes adaptive blocks halt where a pattern says; their heads run all the same.
 
     Args:
         blocks: As many as there are means, or more, which stay as they are.
         means: Mean units run at a position, for each block.
         pattern: As in `imposed_units`.
         tile_size: Side of the tiles that halt together.
+        sizes: Height and width of each block's output; None: they are known when the
+            blocks are called.
 
     Raises:
         ValueError: Naming --units_per_block, if a block has fewer units.
     """
-    for block, mean in zip(blocks, means):
+    for number, (block, mean) in enumerate(zip(blocks, means)):
         num_units = len(block.units)
         if not mean <= num_units:
             raise ValueError(
@@ -146,5 +120,5 @@ def impose_halting(
 
         if tile_size > 1:
             units = in_tiles(units, tile_size)
-        for k, head in enumerate(getattr(block, "heads", []), 1):
-            block.heads[k - 1] = ImposedHead(head, k, units)
+        if block.is_adaptive:
+            block.impose_units(units if sizes is None else units(*sizes[number]))

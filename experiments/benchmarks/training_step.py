@@ -22,7 +22,8 @@ from sact_tf import optimization
 FLAGS = flags.FLAGS
 
 programs.define_model_type("sact")
-flags.DEFINE_string("model", "5", "Residual units per block.")
+programs.define_option("model", "5")
+programs.define_option("tile_size")
 flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
 flags.DEFINE_integer("image_size", 32, "Side of the images.", lower_bound=1)
 flags.DEFINE_integer("repetitions", 30, "Timed steps of each network.", lower_bound=1)
@@ -33,7 +34,10 @@ def make_step(model_type: str):
     size = FLAGS.image_size
     images = tf.random.normal([FLAGS.batch_size, size, size, 3])
     labels = tf.random.uniform([FLAGS.batch_size], 0, 10, tf.int64)
-    model = sact_tf.cifar_resnet(FLAGS.model, model_type, tau=0.01)
+    options = programs.network_options(model_type=model_type, tau=0.01)
+    if model_type == "vanilla":
+        options["tile_size"] = 1
+    model = sact_tf.cifar_resnet(num_classes=10, **options)
     model.compile(
         optimization.Momentum(0.001, 0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -62,23 +62,16 @@ def define_size_flags() -> None:
 
 
 def define_model_flags() -> None:
-    """Defines --model, --model_type, --tau and others of the detector."""
-    programs.define_model_type()
-    flags.DEFINE_string(
+    """Defines the flags of `NetworkOptions`, and others of the detector."""
+    programs.define_option("model_type")
+    programs.define_option(
         "model", "101", "50, 101, 152, 200, or residual units per block as in 3_4_23_3."
     )
-    flags.DEFINE_integer(
-        "base_channels",
-        64,
-        "Bottleneck channels of the first block; scales all.",
-        lower_bound=1,
+    programs.define_option("base_channels")
+    programs.define_option(
+        "tau", 0.005, "Weight of the feature extractor's ponder cost in the loss."
     )
-    flags.DEFINE_float(
-        "tau",
-        0.005,
-        "Weight of the feature extractor's ponder cost in the loss.",
-        lower_bound=0.0,
-    )
+    programs.define_option("tile_size")
     flags.DEFINE_list(
         "anchor_sizes",
         [f"{size:g}" for size in _DEFAULTS.anchor_sizes],
@@ -222,13 +215,8 @@ def make_model(num_classes: int, **options) -> FasterRCNN:
     options["anchor_sizes"] = _numbers("anchor_sizes")
     options["aspect_ratios"] = _numbers("anchor_ratios")
     return FasterRCNN(
-        num_classes,
-        FLAGS.model,
-        FLAGS.model_type,
-        FLAGS.base_channels,
-        FLAGS.tau,
-        FLAGS.execution if "execution" in FLAGS else "masked",
-        Options(**options),
+        options=Options(**options),
+        **programs.network_options(num_classes=num_classes),
     )
 
 

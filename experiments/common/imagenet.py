@@ -44,26 +44,17 @@ def define_data_flags(split_name: str) -> None:
 
 
 def define_model_flags() -> None:
-    """Defines --model, --model_type, --tau, --base_channels, --units_from."""
-    programs.define_model_type()
-    flags.DEFINE_string(
+    """Defines --units_from and the flags of `NetworkOptions`."""
+    programs.define_option("model_type")
+    programs.define_option(
         "model",
         "101",
         "50, 101, 152, 200, residual units per block as in 3_4_23_3, or auto: see "
         "--units_from.",
     )
-    flags.DEFINE_float(
-        "tau",
-        1.0,
-        "Weight of the ponder cost in the loss, at least 0.",
-        lower_bound=0.0,
-    )
-    flags.DEFINE_integer(
-        "base_channels",
-        64,
-        "Bottleneck channels of the first block; scales all.",
-        lower_bound=1,
-    )
+    programs.define_option("tau")
+    programs.define_option("base_channels")
+    programs.define_option("tile_size")
     flags.DEFINE_string(
         "units_from",
         "",
@@ -118,6 +109,5 @@ def make_model(num_classes: int) -> keras.Model:
     model = units()
     if FLAGS.model == "auto":
         print(f"Residual units per block: {model}")
-    return sact_tf.imagenet_resnet(
-        model, FLAGS.model_type, num_classes, FLAGS.base_channels, FLAGS.tau
-    )
+    options = programs.network_options(model=model, num_classes=num_classes)
+    return sact_tf.imagenet_resnet(**options)

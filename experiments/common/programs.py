@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +13,9 @@ import tf_keras as keras
 from absl import app, flags
 
 import sact_tf
+from sact_tf import halting
 from sact_tf.data.examples import DataError
-from sact_tf.networks.residual_network import MODEL_TYPES
+from sact_tf.networks.options import NetworkOptions
 from sact_tf.training import TrainingError, keep_freed_memory
 
 # Flags defined here belong to the program that asks for them, and to its --help.
@@ -42,16 +44,51 @@ def run(main: Callable[[], None]) -> None:
     app.run(checked_main)
 
 
+_OPTIONS = {field.name: field for field in dataclasses.fields(NetworkOptions)}
+
+
+def define_option(name: str, default=None, description: str | None = None) -> None:
+    """Defines the flag of one of `NetworkOptions`, by its name.
+
+    Args:
+        name: Of the option.
+        default: Of the flag; None: the option's own.
+        description: For --help; None: the option's own.
+    """
+    option = _OPTIONS[name]
+    known = option.metadata
+    default = option.default if default is None else default
+    description = description or known["description"]
+    if name == "model_type":
+        kinds = halting.model_types()
+        each = (f"{kind} ({halting.model_type(kind).description})" for kind in kinds)
+        flags.DEFINE_enum(name, default, kinds, f"{', '.join(each)}.")
+    elif "choices" in known:
+        flags.DEFINE_enum(name, default, known["choices"], description)
+    elif isinstance(option.default, float):
+        flags.DEFINE_float(name, default, description, known["lower_bound"])
+    elif isinstance(option.default, int):
+        flags.DEFINE_integer(name, default, description, known["lower_bound"])
+    else:
+        flags.DEFINE_string(name, default, description)
+
+
+def network_options(**others) -> dict[str, object]:
+    """Returns the network options that this program's flags say.
+
+    Args:
+        **others: Options that take the place of flags, or that no flag says.
+    """
+    defined = {
+        name: flags.FLAGS[name].value for name in _OPTIONS if name in flags.FLAGS
+    }
+    given = {name: value for name, value in defined.items() if value is not None}
+    return {**given, **others}
+
+
 def define_model_type(default: str = "vanilla") -> None:
     """Defines --model_type."""
-    flags.DEFINE_enum(
-        "model_type",
-        default,
-        MODEL_TYPES,
-        "vanilla (basic ResNet), act (Adaptive Computation Time), act_early_stopping "
-        "(the same, skipping units once the whole batch has halted), sact (Spatially "
-        "Adaptive Computation Time).",
-    )
+    define_option("model_type", default)
 
 
 def define_network_flags(checkpoint_dir: bool = True) -> None:
@@ -61,17 +98,17 @@ def define_network_flags(checkpoint_dir: bool = True) -> None:
         checkpoint_dir: Also --checkpoint_dir.
     """
     flags.DEFINE_enum("network", "imagenet", list(FAMILIES), "Family of networks.")
-    flags.DEFINE_string(
+    define_option(
         "model", "101", "Residual units per block, as in the training programs."
     )
-    flags.DEFINE_integer("num_classes", 1001, "Of the network.", lower_bound=1)
+    define_option("num_classes")
     flags.DEFINE_integer(
         "base_channels",
         None,
         "Channels of the first block; by default 64 (imagenet) or 16 (cifar).",
         lower_bound=1,
     )
-    flags.DEFINE_integer("tile_size", 1, "As the network was trained.", lower_bound=1)
+    define_option("tile_size")
     if checkpoint_dir:
         flags.DEFINE_string(
             "checkpoint_dir",
@@ -82,13 +119,8 @@ def define_network_flags(checkpoint_dir: bool = True) -> None:
 
 def make_network(model_type: str, execution: str) -> keras.Model:
     """Builds the network of `define_network_flags`, with fresh weights."""
-    values = flags.FLAGS
-    options = dict(execution=execution, tile_size=values.tile_size)
-    if values.base_channels:
-        options["base_channels"] = values.base_channels
-    return FAMILIES[values.network](
-        values.model, model_type, values.num_classes, **options
-    )
+    options = network_options(model_type=model_type, execution=execution)
+    return FAMILIES[flags.FLAGS.network](**options)
 
 
 @contextlib.contextmanager

@@ -143,7 +143,9 @@ class BasicUnit(Unit):
                 self.conv2.bias, tiles.dtype
             )
 
-        x, residual_sums = custom_ops.add_on_tiles(x, active, tile_size, 2, residual)
+        x, residual_sums = custom_ops.add_on_tiles(
+            x, custom_ops.mask_of(active), tile_size, 2, residual
+        )
         return x, sums + residual_sums
 
     def _shortcut(self, x):

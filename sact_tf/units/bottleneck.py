@@ -195,7 +195,9 @@ class BottleneckUnit(Unit):
             )
             return self.conv3(self.conv2_bn(tiles))
 
-        x, residual_sums = custom_ops.add_on_tiles(x, active, tile_size, 1, residual)
+        x, residual_sums = custom_ops.add_on_tiles(
+            x, custom_ops.mask_of(active), tile_size, 1, residual
+        )
         return x, sums + residual_sums
 
     def flops(

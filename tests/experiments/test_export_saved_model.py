@@ -1,10 +1,12 @@
 """The program that exports SavedModels."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
 
 import sact_tf
+from sact_tf import visualization
 
 
 @pytest.fixture
@@ -32,8 +34,16 @@ def run(program, tmp_path):
 def test_exports(run, tmp_path):
     run(execution="perforated", image_size=40)
     serve = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_bytes"]
-    image = tf.io.encode_png(tf.zeros([50, 60, 3], tf.uint8))
-    assert serve(image_bytes=image[None])["ponder_cost_map"].shape == [1, 40, 40, 1]
+    image = np.random.default_rng(0).integers(0, 256, [50, 60, 3]).astype(np.uint8)
+    outputs = serve(image_bytes=tf.io.encode_png(image)[None])
+    model = sact_tf.cifar_resnet("1", "sact", 3, base_channels=2)
+    sact_tf.load_slim_checkpoint(model, str(tmp_path / "model.ckpt"))
+    image = model.preprocess(tf.image.convert_image_dtype(image, tf.float32), 40)
+    logits, end_points = model.with_end_points(image[None], training=False)
+    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4)
+    expected = visualization.sact_map(end_points)
+    assert expected.shape == [1, 40, 40, 1]
+    np.testing.assert_allclose(outputs["ponder_cost_map"], expected, atol=1e-4)
     with pytest.raises(ValueError, match="--output_dir=.*out: must be empty"):
         run()
 

@@ -46,7 +46,14 @@ def test_exports(run_imagenet, checkpoint, tmp_path, model_type):
         assert file["images"].shape == (7, 32, 32, 3)
         assert file["images"].dtype == np.float32
         assert file["images"].compression == "lzf"
-        assert file["flops"].shape == (7,) and file["flops"][:].min() > 0
+        model = sact_tf.imagenet_resnet("1_1_2_1", model_type, 3, base_channels=2)
+        sact_tf.load_slim_checkpoint(model, str(tmp_path / "model.ckpt-7"))
+        _, end_points = model.with_end_points(file["images"][:], training=False)
+        np.testing.assert_array_equal(file["flops"], end_points["flops"])
+        for key in ("num_units", "ponder_cost", "halting_distribution"):
+            np.testing.assert_allclose(
+                file[f"block3/{key}"], end_points[f"block3/{key}"], atol=1e-4
+            )
         # The stem halves twice, the first unit of block 3 did so twice more.
         sides = (2, 2) if model_type == "sact" else ()
         assert file["block3/num_units"].shape == (7, *sides)

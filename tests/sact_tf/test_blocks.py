@@ -185,6 +185,78 @@ def test_early_stopping_skips_units(early_stopping, expected):
     assert sum(int(unit.runs) for unit in block.units) == expected
 
 
+@pytest.mark.parametrize(
+    "block_type, options",
+    [
+        (ACTBlock, {}),
+        (ACTBlock, dict(early_stopping=True)),
+        (ACTBlock, dict(execution="perforated")),
+        (SACTBlock, {}),
+        (SACTBlock, dict(execution="perforated")),
+    ],
+)
+def test_halting_in_the_middle(block_type, options):
+    """Scores of 0.4 halt at the third of five units, and leave R = 0.2."""
+    block, x = make(block_type, num_units=5, tau=1.0, **options)
+    for head in block.heads:
+        for variable in head.trainable_variables:
+            value = np.log(0.4 / 0.6) if "bias" in variable.name else 0.0
+            variable.assign(tf.fill(variable.shape, tf.constant(value, tf.float32)))
+    for unit in block.units:
+        unit.runs.assign(0)
+    output, end_points = block(x, training=False, return_end_points=True)
+    runs = [int(unit.runs) for unit in block.units]
+    if options.get("early_stopping"):
+        assert runs == [1, 1, 1, 0, 0]
+    shape = x.shape[:1] if block_type is ACTBlock else x.shape[:3]
+    np.testing.assert_array_equal(end_points["num_units"], np.full(shape, 3))
+    states = [x]
+    for unit in block.units:
+        states.append(unit(states[-1]))
+    expected = 0.4 * states[1] + 0.4 * states[2] + 0.2 * states[3]
+    np.testing.assert_allclose(output, expected, atol=1e-5)
+    costs = end_points["ponder_cost"]
+    np.testing.assert_allclose(costs, np.full(shape, 3.2), rtol=1e-6)
+
+
+class RegularizedUnit(keras.layers.Layer):
+    """x + conv(x), with weight decay."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = keras.layers.Conv2D(
+            4, 3, padding="same", kernel_regularizer=keras.regularizers.L2(0.5)
+        )
+
+    def call(self, x, training=None):
+        return x + self.conv(x)
+
+
+@pytest.mark.parametrize("bias", [-1e4, 1e4])  # none is skipped; all but the first
+def test_early_stopping_keeps_the_losses_of_units(bias):
+    block, x = make(
+        ACTBlock, unit=RegularizedUnit, bias=bias, tau=0.1, early_stopping=True
+    )
+    kernels = [unit.conv.kernel for unit in block.units]
+
+    @tf.function
+    def run(x):
+        with tf.GradientTape() as tape:
+            block(x, training=True)
+            losses = tf.stack(block.losses)
+            total = tf.reduce_sum(losses)
+        return losses, tape.gradient(total, kernels)
+
+    losses, gradients = run(x)
+    decay = [0.5 * np.square(kernel).sum() for kernel in kernels]
+    ponder_cost = 0.1 * (5.0 if bias < 0 else 2.0)
+    np.testing.assert_allclose(
+        np.sort(losses), np.sort([*decay, ponder_cost]), rtol=1e-5
+    )
+    for gradient, kernel in zip(gradients, kernels):
+        np.testing.assert_allclose(gradient, kernel, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("block_type", [ACTBlock, SACTBlock])
 def test_never_halting_is_the_plain_block(block_type):
     block, x = make(block_type, bias=-1e4)

@@ -66,6 +66,31 @@ def test_weights_are_a_distribution(scores):
     np.testing.assert_allclose(tf.reduce_sum(weights), 1.0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "scores, num_units, ponder_cost, expected, gradients",
+    [
+        ([0.999] * 4, 1, 2.0, [1, 0, 0, 0, 0], [0, 0, 0, 0]),
+        ([0.01, 0.5, 0.6, 0.7], 3, 3.49, [0.01, 0.5, 0.49, 0, 0], [-1, -1, 0, 0]),
+        ([0.01] * 4, 5, 5.96, [0.01] * 4 + [0.96], [-1, -1, -1, -1]),
+    ],
+)
+def test_values_of_the_originals_tests(
+    scores, num_units, ponder_cost, expected, gradients
+):
+    scores = [tf.constant([score]) for score in scores]
+    with tf.GradientTape() as tape:
+        tape.watch(scores)
+        weights, state = run(scores)
+        rho = state.ponder_cost
+    assert int(state.num_units[0]) == num_units
+    np.testing.assert_allclose(rho, [ponder_cost], rtol=1e-6)
+    np.testing.assert_allclose(weights[:, 0], expected, atol=1e-6)
+    actual = tape.gradient(
+        rho, scores, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+    assert [float(gradient[0]) for gradient in actual] == gradients
+
+
 def test_positions_halt_independently():
     scores = np.random.default_rng(0).uniform(0, 0.6, [4, 2, 3, 5]).astype(np.float32)
     _, state = run([tf.constant(s) for s in scores], [2, 3, 5])

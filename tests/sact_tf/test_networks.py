@@ -70,6 +70,38 @@ def test_losses_are_weight_decay_and_ponder_cost(family, decay):
     np.testing.assert_allclose(tf.add_n(model.losses), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [-50.0, 50.0])  # nothing is skipped; all it can be
+def test_weight_decay_of_units_that_early_stopping_skips(bias):
+    model = small("cifar", "act_early_stopping", tau=0.3)
+    images = tf.random.stateless_normal([2, 16, 16, 3], [1, 2])
+    model(images)
+    weights = {}
+    for name, variable in sact_tf.slim_variables(model).items():
+        if name.endswith("halting_proba/global_conv/biases"):
+            variable.assign([bias])
+        if name.endswith("/weights"):
+            weights[name] = variable
+
+    @tf.function
+    def run(images):
+        with tf.GradientTape() as tape:
+            model(images, training=True)
+            losses = tf.stack(model.losses)
+            total = tf.reduce_sum(losses)
+        return losses, tape.gradient(total, list(weights.values()))
+
+    losses, gradients = run(images)
+    decays = [1e-4 * np.square(v.numpy()).sum() for v in weights.values()]
+    ponder_cost = 0.3 * (3.0 if bias < 0 else 2.0)
+    expected = np.sort([*decays, *[ponder_cost] * 3])
+    np.testing.assert_allclose(np.sort(losses), expected, rtol=1e-5)
+    for (name, variable), gradient in zip(weights.items(), gradients):
+        if "halting_proba" not in name:
+            np.testing.assert_allclose(
+                gradient, 2e-4 * variable, rtol=1e-4, atol=1e-9, err_msg=name
+            )
+
+
 def test_initial_weights():
     model = sact_tf.cifar_resnet("3", "sact")
     variables = sact_tf.slim_variables(model)

@@ -181,6 +181,12 @@ def test_flops_of_resnet_101():
     assert total == [15602814976]
 
 
+def test_flops_of_resnet_110():
+    model = sact_tf.cifar_resnet("18")
+    _, end_points = model.with_end_points(tf.zeros([1, 32, 32, 3]))
+    assert end_points["flops"].numpy().tolist() == [505775360]
+
+
 @pytest.mark.parametrize(
     "network, size",
     [

@@ -30,18 +30,29 @@ def test_only_sact_networks_have_maps():
         assert visualization.has_maps(end_points) is expected
 
 
-def test_heatmap_of_a_constant_image_is_finite():
+def test_heatmap_of_a_constant_image_is_black_under_red():
     model = sact_tf.cifar_resnet("2", "sact", base_channels=4)
     _, end_points = model.with_end_points(tf.zeros([1, 16, 16, 3]))
-    heatmap = visualization.heatmap(end_points)
-    assert heatmap.shape == [1, 16, 37, 3] and np.isfinite(heatmap).all()
+    heatmap = visualization.heatmap(end_points, border=5, alpha=0.75)
+    expected = np.zeros([1, 16, 37, 3])
+    # Three blocks of two units cost 9 at most.
+    costs = visualization.sact_map(end_points).numpy()
+    expected[:, :, 21:, 0] = 0.75 * costs[..., 0] / 9
+    np.testing.assert_allclose(heatmap, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_figure_can_be_saved(count, tmp_path):
-    images = np.zeros([count, 8, 8, 3], np.uint8)
+def test_figure_shows_images_above_their_maps(count, tmp_path):
+    images = np.arange(count * 192, dtype=np.uint8).reshape(count, 8, 8, 3)
     maps = np.arange(count * 64.0).reshape(count, 8, 8, 1)
     figure = visualization.ponder_figure(images, maps, ["x"] * count)
+    drawn = [axis.images[0] for axis in figure.axes if axis.images]
+    for k in range(count):
+        np.testing.assert_array_equal(drawn[k].get_array(), images[k])
+        np.testing.assert_array_equal(drawn[count + k].get_array(), maps[k, ..., 0])
+        assert drawn[count + k].get_clim() == (0, count * 64 - 1)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[:count] == ["x"] * count
     figure.savefig(tmp_path / "figure.png")
     assert tf.io.decode_png((tmp_path / "figure.png").read_bytes()).shape[-1] == 4
 

@@ -34,7 +34,10 @@ def test_inference(run):
     sides = [(row["side"], row["what"]) for row in rows]
     assert len(set(sides)) == 4 and sides[0] == ("vanilla", "detector")
     assert rows[0]["relative_flops"] == 1 and 0.5 < rows[2]["relative_flops"] < 0.95
-    assert all(row["seconds"] > 0 for row in rows)
+    vanilla = {r["what"]: r["seconds"] for r in rows if r["side"] == "vanilla"}
+    for row in rows:
+        ratio = row["seconds"] / vanilla[row["what"]]
+        assert row["relative_time"] == pytest.approx(ratio, rel=0.01)
 
 
 @pytest.mark.long  # four gradients are traced

@@ -9,7 +9,10 @@ def test_reports_the_share(run_imagenet, capsys):
     run_imagenet(steps=1, repetitions=1)
     results = json.loads(capsys.readouterr().out)
     assert 0 <= results["input_bound_share"] < 1
-    assert all(seconds > 0 for seconds in results["seconds_per_batch"].values())
+    seconds = results["seconds_per_batch"]
+    assert set(seconds) == {"step", "step_and_input", "input"}
+    share = max(1 - seconds["step"] / seconds["step_and_input"], 0)
+    assert results["input_bound_share"] == pytest.approx(share, abs=1e-9)
 
 
 def test_too_large_a_batch_is_named(run_imagenet):
