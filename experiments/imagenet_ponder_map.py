@@ -76,7 +76,7 @@ def main() -> None:
     programs.require("checkpoint_dir", "images_pattern", "output_dir")
     paths = programs.named_files("images_pattern")
     output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
-    options = programs.network_options(model_type="sact")
+    options = programs.network_options(model_type="sact", execution="perforated")
     model = sact_tf.imagenet_resnet(**options)
     sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))
     failed = 0
