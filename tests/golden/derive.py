@@ -21,7 +21,7 @@ import sys
 
 import numpy as np
 
-SAMPLES = 12
+SAMPLES = 8
 """Entries that are kept of an array."""
 
 ROW_STEP = 16

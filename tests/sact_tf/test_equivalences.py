@@ -63,7 +63,10 @@ def head_flops(channels, positions, num_units, num_heads):
 
 @pytest.mark.parametrize("family", ["cifar", "imagenet"])
 def test_sact_without_local_filters_is_act(family):
-    """In inference: batch statistics see what halted images become, frozen or not."""
+    """SACT, section 2.3, with W~ = 0 is section 2.2 with all positions of an image.
+
+    In inference: batch statistics see what halted images become, frozen or not.
+    """
     act, sact = small(family, "act"), small(family, "sact")
     noise = tf.random.stateless_normal([4, 40, 36, 3], [1, 2])
     images = noise * tf.reshape([0.2, 1.0, 2.0, 6.0], [4, 1, 1, 1])
