@@ -9,9 +9,9 @@ import sact_tf
 
 def small(family, model_type):
     if family == "cifar":
-        return sact_tf.cifar_resnet("4", model_type, base_channels=4, tau=0.1)
+        return sact_tf.cifar_resnet("1_4_3", model_type, base_channels=4, tau=0.1)
     return sact_tf.imagenet_resnet(
-        "2_3_4_2", model_type, num_classes=7, base_channels=2, tau=0.1
+        "1_4_1_2", model_type, num_classes=7, base_channels=2, tau=0.1
     )
 
 

@@ -94,20 +94,15 @@ def test_early_stopping_in_a_graph(golden_dir, load_golden):
 
 def training_gradients(model, variables, images, labels):
     """Returns both losses, gradients of variables, and end points that are tensors."""
-
-    @tf.function
-    def run(images):
-        with tf.GradientTape() as tape:
-            logits, end_points = model.with_end_points(images, training=True)
-            cross_entropy = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            )
-            total = cross_entropy + tf.add_n(model.losses)
-        gradients = tape.gradient(total, variables)
-        end_points = {k: v for k, v in end_points.items() if tf.is_tensor(v)}
-        return total, cross_entropy, gradients, {**end_points, "logits": logits}
-
-    return run(images)
+    with tf.GradientTape() as tape:
+        logits, end_points = model.with_end_points(images, training=True)
+        cross_entropy = tf.reduce_mean(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        )
+        total = cross_entropy + tf.add_n(model.losses)
+    gradients = tape.gradient(total, variables)
+    end_points = {k: v for k, v in end_points.items() if tf.is_tensor(v)}
+    return total, cross_entropy, gradients, {**end_points, "logits": logits}
 
 
 def test_training_step(golden_dir, load_golden):
@@ -116,8 +111,13 @@ def test_training_step(golden_dir, load_golden):
     golden = np.load(directory / "golden.npz")
     variables = sact_tf.slim_variables(model)
     trainable = {n: v for n, v in variables.items() if v.trainable}
-    total, cross_entropy, gradients, end_points = training_gradients(
-        model, list(trainable.values()), golden["images"], golden["labels"]
+
+    @tf.function
+    def run(images, labels):
+        return training_gradients(model, list(trainable.values()), images, labels)
+
+    total, cross_entropy, gradients, end_points = run(
+        tf.constant(golden["images"]), tf.constant(golden["labels"])
     )
     np.testing.assert_allclose(total, golden["loss/total"], rtol=1e-4)
     np.testing.assert_allclose(cross_entropy, golden["loss/cross_entropy"], rtol=1e-4)
