@@ -3,11 +3,13 @@
 import matplotlib.image
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
 import sact_tf
+from sact_tf import visualization
 
 
 @pytest.fixture
@@ -51,9 +53,18 @@ def test_photographs_of_any_kind(run, tmp_path, capsys):
     run(images_pattern=str(tmp_path / "*.[jp]*g"))
     out = tmp_path / "out"
     assert len(list(out.iterdir())) == 5 * 6
-    for kind in ("image", "map", "overlay"):
-        picture = matplotlib.image.imread(out / f"grey_{kind}.png")
-        assert picture.shape[:2] == (50, 70)
+    pictures = [Image.open(out / f"grey_{k}.png") for k in ("image", "map", "overlay")]
+    image, colours, both = (np.asarray(p.convert("RGB")) for p in pictures)
+    photograph = np.asarray(Image.open(tmp_path / "grey.jpg").convert("RGB"))
+    np.testing.assert_allclose(image, photograph, atol=3)  # JPEG decoders differ
+    np.testing.assert_array_equal(both, visualization.overlay(image, colours))
+    model = sact_tf.imagenet_resnet("1_1_2_1", "sact", 3, base_channels=2)
+    sact_tf.load_slim_checkpoint(model, str(tmp_path / "model.ckpt"))
+    inputs = tf.constant(image[np.newaxis] / 127.5 - 1, tf.float32)
+    _, end_points = model.with_end_points(inputs, training=False)
+    expected = visualization.colour_map(visualization.sact_map(end_points)[0].numpy())
+    np.testing.assert_allclose(colours, expected, atol=1)
+    assert len(np.unique(colours)) > 3
     assert capsys.readouterr().out.count("FLOPs") == 5
     run(images_pattern=str(tmp_path / "grey.jpg"), image_size=64)
     assert matplotlib.image.imread(out / "grey_map.png").shape[:2] == (45, 64)

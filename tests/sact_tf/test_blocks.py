@@ -1,4 +1,4 @@
-"""Blocks around a user's own units, against the algorithms written out."""
+"""Blocks around a user's own units, against the algorithms of SACT written out."""
 
 import numpy as np
 import pytest
@@ -72,6 +72,7 @@ def test_plain_block_runs_all_units():
 
 
 def test_act_block_is_algorithm_1():
+    """ACT as SACT, section 2.2 and algorithm 1, tell it."""
     block, x = make(ACTBlock, tau=0.5)
     output, end_points = block(x, return_end_points=True)
     ponder_costs = []
@@ -98,6 +99,7 @@ def test_act_block_is_algorithm_1():
 
 
 def test_sact_block_is_algorithm_2():
+    """SACT, section 2.3 and algorithm 2."""
     block, x = make(SACTBlock, unit=MaskedUnit, tau=0.5)
     output, end_points = block(x, return_end_points=True)
     # Position by position, with the masks and features of the whole image.
@@ -139,6 +141,7 @@ def test_sact_block_freezes_units_that_know_no_mask():
 
 
 def test_tiles_share_their_mean_score():
+    """SACT, section 2.3."""
     block, x = make(SACTBlock, unit=MaskedUnit, tile_size=4)
     alone, _ = make(SACTBlock, unit=MaskedUnit)
     for a, b in zip(alone.variables, block.variables):

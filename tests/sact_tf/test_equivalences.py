@@ -9,9 +9,9 @@ import sact_tf
 
 def small(family, model_type):
     if family == "cifar":
-        return sact_tf.cifar_resnet("4", model_type, base_channels=4, tau=0.1)
+        return sact_tf.cifar_resnet("1_4_3", model_type, base_channels=4, tau=0.1)
     return sact_tf.imagenet_resnet(
-        "2_3_4_2", model_type, num_classes=7, base_channels=2, tau=0.1
+        "1_4_1_2", model_type, num_classes=7, base_channels=2, tau=0.1
     )
 
 
@@ -63,7 +63,10 @@ def head_flops(channels, positions, num_units, num_heads):
 
 @pytest.mark.parametrize("family", ["cifar", "imagenet"])
 def test_sact_without_local_filters_is_act(family):
-    """In inference: batch statistics see what halted images become, frozen or not."""
+    """SACT, section 2.3, with W~ = 0 is section 2.2 with all positions of an image.
+
+    In inference: batch statistics see what halted images become, frozen or not.
+    """
     act, sact = small(family, "act"), small(family, "sact")
     noise = tf.random.stateless_normal([4, 40, 36, 3], [1, 2])
     images = noise * tf.reshape([0.2, 1.0, 2.0, 6.0], [4, 1, 1, 1])

@@ -1,4 +1,4 @@
-"""Counting under masks."""
+"""Counting under masks (SACT, section 4.1)."""
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +21,7 @@ def batch_norm(name):
 @settings(deadline=None, max_examples=50)
 @given(masks)
 def test_dilation_is_scipys(mask):
+    """By a square of 3x3 positions (SACT, section 2.3)."""
     expected = ndimage.binary_dilation(mask, np.ones([1, 3, 3]))
     np.testing.assert_array_equal(flops.dilate(tf.constant(mask)), expected)
 

@@ -1,4 +1,4 @@
-"""The halting recurrence against the paper's equations."""
+"""The halting recurrence against the equations of SACT (section 2.2)."""
 
 import doctest
 
@@ -27,7 +27,7 @@ def run(scores, shape=(1,), epsilon=halting.EPSILON):
 
 
 def reference(scores, epsilon=halting.EPSILON):
-    """Equations 5, 7, 8 and 10 for one position, in float32."""
+    """N, R and p of one position in float32 (SACT, eqs. 5 and 7 to 9)."""
     scores = [*map(np.float32, scores), np.float32(1)]
     cumulative, num_units = np.float32(0), 0
     while True:
@@ -54,6 +54,7 @@ def test_equals_the_equations(scores):
     assert int(state.num_units[0]) == num_units
     np.testing.assert_allclose(state.remainder[0], remainder, atol=1e-6)
     np.testing.assert_allclose(weights[:, 0], expected, atol=1e-6)
+    # The ponder cost rho (SACT, eq. 11).
     np.testing.assert_allclose(state.ponder_cost[0], num_units + remainder, atol=1e-5)
     assert not bool(state.active[0])
 
@@ -100,7 +101,7 @@ def test_positions_halt_independently():
         np.testing.assert_allclose(state.remainder[index], remainder, atol=1e-6)
 
 
-def test_ponder_cost_gradient_is_equation_12():
+def test_ponder_cost_gradient_is_equation_12_of_sact():
     scores = [tf.Variable([s]) for s in (0.1, 0.3, 0.7, 0.2)]  # halts at the third
     with tf.GradientTape() as tape:
         ponder_cost = run(scores)[1].ponder_cost

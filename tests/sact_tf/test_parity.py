@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import runpy
 
 import numpy as np
 import pytest
@@ -91,27 +92,33 @@ def test_early_stopping_in_a_graph(golden_dir, load_golden):
     assert_golden(logits, golden["logits"], "logits")
 
 
+def training_gradients(model, variables, images, labels):
+    """Returns both losses, gradients of variables, and end points that are tensors."""
+    with tf.GradientTape() as tape:
+        logits, end_points = model.with_end_points(images, training=True)
+        cross_entropy = tf.reduce_mean(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        )
+        total = cross_entropy + tf.add_n(model.losses)
+    gradients = tape.gradient(total, variables)
+    end_points = {k: v for k, v in end_points.items() if tf.is_tensor(v)}
+    return total, cross_entropy, gradients, {**end_points, "logits": logits}
+
+
 def test_training_step(golden_dir, load_golden):
     directory = golden_dir / "cifar_n2_sact_train"
     model, info = load_golden(directory)
     golden = np.load(directory / "golden.npz")
     variables = sact_tf.slim_variables(model)
     trainable = {n: v for n, v in variables.items() if v.trainable}
-    labels = tf.constant(golden["labels"])
 
     @tf.function
-    def run(images):
-        with tf.GradientTape() as tape:
-            logits, end_points = model.with_end_points(images, training=True)
-            cross_entropy = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            )
-            total = cross_entropy + tf.add_n(model.losses)
-        gradients = tape.gradient(total, list(trainable.values()))
-        end_points = {k: v for k, v in end_points.items() if tf.is_tensor(v)}
-        return total, cross_entropy, gradients, end_points
+    def run(images, labels):
+        return training_gradients(model, list(trainable.values()), images, labels)
 
-    total, cross_entropy, gradients, end_points = run(golden["images"])
+    total, cross_entropy, gradients, end_points = run(
+        tf.constant(golden["images"]), tf.constant(golden["labels"])
+    )
     np.testing.assert_allclose(total, golden["loss/total"], rtol=1e-4)
     np.testing.assert_allclose(cross_entropy, golden["loss/cross_entropy"], rtol=1e-4)
     for name in golden.files:
@@ -145,6 +152,62 @@ def test_training_step(golden_dir, load_golden):
     for name, variable in variables.items():
         expected = after.get_tensor(name)
         np.testing.assert_allclose(variable, expected, 1e-4, 2e-5, err_msg=name)
+
+
+def test_bundled_training_step():
+    """The same from what a fresh clone has of it."""
+    derive = runpy.run_path(str(BUNDLED / "derive.py"))
+    golden = np.load(BUNDLED / "cifar_n2_sact_train.npz")
+    names, trained = golden["names"].tolist(), golden["trained"].tolist()
+    model = sact_tf.cifar_resnet("2", "sact", tau=0.005)
+    model(golden["images"])
+    variables = sact_tf.slim_variables(model)
+    assert sorted(variables) == names
+    assert {n for n, v in variables.items() if v.trainable} == set(trained)
+    sizes = [variables[name].shape.num_elements() for name in names]
+    weights = np.split(derive["unpack"](golden["weights"]), np.cumsum(sizes)[:-1])
+    for name, values in zip(names, weights):
+        variables[name].assign(values.reshape(variables[name].shape))
+
+    total, cross_entropy, gradients, end_points = training_gradients(
+        model, [variables[n] for n in trained], golden["images"], golden["labels"]
+    )
+    np.testing.assert_allclose(total, golden["loss/total"], rtol=1e-4)
+    np.testing.assert_allclose(cross_entropy, golden["loss/cross_entropy"], rtol=1e-4)
+    for name in ["logits", "flops"] + [
+        f"{block}/{key}"
+        for block in model.block_scopes
+        for key in ("flops", "num_units")
+    ]:
+        assert_golden(end_points[name], golden[name], name)
+
+    zero = set(golden["zero_gradients"].tolist())
+    for name, gradient, expected in zip(trained, gradients, golden["gradients"]):
+        # The projection differs by more than the norm where values change places.
+        error = np.abs(derive["summary"](tf.convert_to_tensor(gradient)) - expected)
+        assert error.max() <= (1e-4 if name in zero else 1e-3 * expected[0]), name
+
+    optimizer = Momentum(golden["learning_rate"], golden["momentum"])
+    optimizer.apply_gradients(zip(gradients, [variables[n] for n in trained]))
+    for name, expected in zip(names, golden["after"]):
+        actual = derive["summary"](variables[name])
+        np.testing.assert_allclose(actual, expected, 1e-4, 5e-5, err_msg=name)
+
+
+def test_bundled_heatmaps(load_golden):
+    """Exact values of what a fresh clone has of them."""
+    step = runpy.run_path(str(BUNDLED / "derive.py"))["ROW_STEP"]
+    golden = np.load(BUNDLED / "heatmaps.npz")
+    model, _ = load_golden(BUNDLED / "imagenet_101_bc4_sact")
+    _, end_points = model.with_end_points(golden["images"], training=False)
+    options = dict(alpha=float(golden["alpha"]), border=int(golden["border"]))
+    cost, units = (
+        visualization.heatmap(end_points, key, num_images=1, **options)[:, ::step]
+        for key in ("ponder_cost", "num_units")
+    )
+    assert_golden(cost, golden["heatmap_ponder_cost"], "ponder_cost")
+    assert_golden(units[..., 0], golden["heatmap_num_units_red"], "num_units")
+    np.testing.assert_array_equal(units[..., 1:], cost[..., 1:])
 
 
 @pytest.mark.parametrize("case", ["cifar_n5_sact", "imagenet_101_bc4_sact"])
