@@ -42,8 +42,15 @@ from sact_tf.halting import (
 )
 from sact_tf.halting.domain import get_domain
 from sact_tf.halting.heads import HaltingHead, head_flops
-from sact_tf.layers import BatchNorm, MadeLike, build_child, policy_of
-from sact_tf.units.unit import as_unit, unit_config, unit_from_config
+from sact_tf.layers import (
+    BatchNorm,
+    MadeLike,
+    build_child,
+    policy_of,
+    restored,
+    saved,
+)
+from sact_tf.units.unit import as_unit, restored_unit, saved_unit
 
 _IMPOSED_LOGIT = 30.0  # a score of 1 in float32, and of 0 for any rule
 
@@ -116,7 +123,7 @@ class _Block(keras.layers.Layer):
         numbers = {id(unit): number for number, unit in enumerate(distinct)}
         return {
             **super().get_config(),
-            "units": [unit_config(unit) for unit in distinct],
+            "units": [saved_unit(unit) for unit in distinct],
             "order": [numbers[id(unit)] for unit in self.units],
             "execution": self.execution,
         }
@@ -124,7 +131,7 @@ class _Block(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        units = [unit_from_config(unit) for unit in config.pop("units")]
+        units = [restored_unit(unit) for unit in config.pop("units")]
         config["units"] = [units[i] for i in config.pop("order")]
         return cls(**config)
 
@@ -301,10 +308,10 @@ class AdaptiveBlock(_Block):
     def get_config(self):
         return {
             **super().get_config(),
-            "rule": keras.saving.serialize_keras_object(self.rule),
+            "rule": saved(self.rule),
             "domain": self.domain.name,
             "tau": self.tau,
-            "head": unit_config(self.heads[0]) if self.heads else None,
+            "head": saved_unit(self.heads[0]) if self.heads else None,
             "tile_size": self.tile_size,
             "early_stopping": self.early_stopping,
         }
@@ -313,7 +320,7 @@ class AdaptiveBlock(_Block):
     def from_config(cls, config):
         config = dict(config)
         if "rule" in config:
-            config["rule"] = keras.saving.deserialize_keras_object(config["rule"])
+            config["rule"] = restored(config["rule"])
         return super().from_config(config)
 
     def build(self, input_shape):

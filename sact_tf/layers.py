@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -96,6 +97,37 @@ def policy_of(layer: keras.layers.Layer) -> Iterator[None]:
         keras.mixed_precision.set_global_policy(before)
 
 
+def saved(part) -> dict[str, Any]:
+    """Returns what `restored` makes a layer or another part of a layer of again.
+
+    In place of Keras' own functions, whose result depends on the file's format.
+
+    Args:
+        part: Has `get_config` and `from_config`.
+    """
+    return {
+        "class_name": keras.utils.get_registered_name(type(part)),
+        "module": type(part).__module__,
+        "config": part.get_config(),
+    }
+
+
+def restored(config: Mapping[str, Any]):
+    """Makes a part of what `saved` returned.
+
+    Raises:
+        ValueError: Its class is not known. No module is imported to find it.
+    """
+    name, module = config["class_name"], sys.modules.get(config.get("module"))
+    found = keras.utils.get_registered_object(name) or getattr(module, name, None)
+    if not isinstance(found, type) or not hasattr(found, "from_config"):
+        raise ValueError(
+            f"class {name} is not known; import it, and register it with "
+            "keras.utils.register_keras_serializable() or name it in custom_objects"
+        )
+    return found.from_config(copy.deepcopy(dict(config["config"])))
+
+
 class MadeLike:
     """Makes layers like one there is, under other names.
 
@@ -103,16 +135,15 @@ class MadeLike:
     made can. Anything but the name is passed over.
 
     Args:
-        config: What `keras.layers.serialize` returned.
+        config: What `saved` returned of one.
     """
 
     def __init__(self, config: Mapping[str, Any]):
         self._config = config
 
     def __call__(self, *args, name: str, **kwargs) -> keras.layers.Layer:
-        config = copy.deepcopy(dict(self._config))
-        config["config"]["name"] = name
-        return keras.layers.deserialize(config)
+        config = {**self._config["config"], "name": name}
+        return restored({**self._config, "config": config})
 
 
 def factory(made_by) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ from sact_tf.layers import (
     factory,
     global_average,
     policy_of,
+    saved,
     slope_of,
     zero_outside,
 )
@@ -109,7 +110,7 @@ class HaltingHead(keras.layers.Layer):
     def get_config(self):
         return {
             **super().get_config(),
-            "batch_norm": keras.layers.serialize(self.global_bn),
+            "batch_norm": saved(self.global_bn),
             "weight_decay": self._weight_decay,
             "bias": self._bias,
         }

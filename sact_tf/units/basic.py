@@ -21,6 +21,7 @@ from sact_tf.layers import (
     conv2d,
     factory,
     policy_of,
+    saved,
     slope_of,
 )
 from sact_tf.units import parts
@@ -71,8 +72,8 @@ class BasicUnit(Unit):
             **super().get_config(),
             "channels": self.channels,
             "strides": self.strides,
-            "batch_norm": keras.layers.serialize(self.preact),
-            "inner_batch_norm": keras.layers.serialize(self.conv1_bn),
+            "batch_norm": saved(self.preact),
+            "inner_batch_norm": saved(self.conv1_bn),
             "preact_shortcut": self.preact_shortcut,
             "weight_decay": self._weight_decay,
         }

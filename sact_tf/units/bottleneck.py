@@ -21,6 +21,7 @@ from sact_tf.layers import (
     conv2d,
     factory,
     policy_of,
+    saved,
     slope_of,
     zero_outside,
 )
@@ -80,7 +81,7 @@ class BottleneckUnit(Unit):
             "channels": self.channels,
             "bottleneck_channels": self.bottleneck_channels,
             "strides": self.strides,
-            "batch_norm": keras.layers.serialize(self.preact),
+            "batch_norm": saved(self.preact),
             "weight_decay": self._weight_decay,
         }
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import custom_ops
+from sact_tf.layers import restored, saved
 
 
 class Unit(keras.layers.Layer):
@@ -133,14 +134,14 @@ def as_unit(layer: keras.layers.Layer) -> Unit | OrdinaryUnit:
     return layer if isinstance(layer, Unit) else OrdinaryUnit(layer)
 
 
-def unit_config(layer: keras.layers.Layer) -> dict[str, Any]:
-    """Returns what `keras.layers.deserialize` makes the layer of again.
+def saved_unit(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Returns what `restored_unit` makes the layer of again.
 
     Raises:
         NotImplementedError: The layer cannot be made again; tells its name.
     """
     try:
-        config = keras.layers.serialize(layer)
+        config = saved(layer)
         type(layer).from_config(config["config"])
     except Exception as error:
         raise NotImplementedError(
@@ -151,18 +152,16 @@ def unit_config(layer: keras.layers.Layer) -> dict[str, Any]:
     return config
 
 
-def unit_from_config(config: Mapping[str, Any]) -> keras.layers.Layer:
-    """Makes a unit of what `unit_config` returned.
+def restored_unit(config: Mapping[str, Any]) -> keras.layers.Layer:
+    """Makes a unit of what `saved_unit` returned.
 
     Raises:
-        ValueError: Its class is not known; tells its name.
+        ValueError: That cannot be done; tells its name.
     """
     try:
-        return keras.layers.deserialize(dict(config))
-    except (TypeError, ValueError, ImportError) as error:
+        return restored(config)
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"unit {config['config'].get('name')!r} of class {config['class_name']} "
-            "cannot be made again; import it, register it with "
-            f"keras.utils.register_keras_serializable() or name it in custom_objects "
-            f"({error})"
+            f"cannot be made again: {error}"
         ) from error

@@ -125,11 +125,10 @@ def test_a_functional_model_with_a_block_is_cloned(block, kind):
 
 
 class Unsaveable(keras.layers.Layer):
-    """Tells nothing of its argument."""
+    """Takes no arguments, not even a name."""
 
-    def __init__(self, channels):
+    def __init__(self):
         super().__init__(name="my_unit")
-        self.channels = channels
 
     def call(self, x):
         return x
@@ -137,7 +136,7 @@ class Unsaveable(keras.layers.Layer):
 
 def test_units_that_cannot_be_saved_are_named(tmp_path):
     inputs = keras.Input([None, None, 3])
-    model = keras.Model(inputs, SACTBlock([Unsaveable(3), Unsaveable(3)])(inputs))
+    model = keras.Model(inputs, SACTBlock([Unsaveable(), Unsaveable()])(inputs))
     with pytest.raises(NotImplementedError, match="unit 'my_unit' .*Unsaveable.*saved"):
         model.save(tmp_path / "model.keras")
 
@@ -207,9 +206,9 @@ def test_networks_keep_their_policy(tmp_path, policy):
 
 def test_a_block_under_a_policy_of_its_own(tmp_path):
     inputs = keras.Input([None, None, 4])
-    block = SACTBlock(
-        [OwnUnit(4, dtype="mixed_bfloat16") for _ in range(3)], dtype="mixed_bfloat16"
-    )
+    policy = dict(dtype="mixed_bfloat16")
+    units = [BottleneckUnit(4, 2, 1, relu_batch_norm, **policy) for _ in range(3)]
+    block = SACTBlock(units, **policy)
     model = keras.Model(inputs, block(inputs))
     path = str(tmp_path / "model.keras")
     model.save(path)
@@ -242,8 +241,8 @@ def test_an_empty_batch_gives_empty_results(build, model_type, execution):
         input_signature=[tf.TensorSpec([None, None, None, 3])],
     )
     empty = tf.zeros([0, 32, 32, 3])
-    eager = network.with_end_points(empty, training=False)
-    for logits, end_points, losses in (run(empty), (*eager, network.losses)):
+    eager = (*network.with_end_points(empty, training=False), network.losses)
+    for logits, end_points, losses in (eager, run(empty)):
         assert logits.shape == [0, 3]
         assert end_points["flops"].shape == [0]
         for block in network.block_scopes:
@@ -294,8 +293,9 @@ def test_units_and_flops_of_a_network_that_is_a_layer():
     history = model.fit(
         x, y, epochs=2, validation_data=(x, y), callbacks=[report], verbose=0
     ).history
-    assert history["val_flops"][0] == expected["flops"]
-    assert history["val_block_1/units"][0] == expected["block_1/units"]
     assert len(history["flops"]) == 2 and history["flops"][0] > 0.5 * expected["flops"]
+    expected = network.evaluate(x, y, verbose=0, return_dict=True)
+    assert history["val_flops"][1] == expected["flops"]
+    assert history["val_block_1/units"][1] == expected["block_1/units"]
     # And it costs nothing when nobody asks.
     assert set(model.evaluate(x, y, verbose=0, return_dict=True)) == set(plain)
