@@ -1,5 +1,9 @@
 """An empty batch gives empty results, eager and in a graph that does not know it."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -152,3 +156,12 @@ def test_no_positions_either(implementation):
         np.testing.assert_array_equal(sums, np.zeros([2, 4]))
         assert basic_unit(x, mask, **options).shape == x.shape
         assert accumulate(x, mask, **options).shape == x.shape
+
+
+def test_where_convolutions_are_those_of_onednn():
+    """They give an empty batch the wrong shape; TensorFlow chooses by the processor."""
+    tests = "tensorflow and mask and (projection or basic_unit)"
+    command = [sys.executable, "-m", "pytest", __file__, "-k", tests]
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
