@@ -177,14 +177,32 @@ def projection_bottleneck(
                 stride=stride,
             )
         )
-    preactivated = _affine_relu(x, preactivation)
-    y = tf.nn.conv2d(preactivated, projection, stride, "SAME") + projection_bias
-    rows = _affine_relu(tf.nn.conv2d(preactivated, filters[0], 1, "SAME"), norms[0])
-    side = filters[1].shape[0] // 2
-    around = [[0, 0], [side, side], [side, side], [0, 0]]
-    rows = _affine_relu(tf.nn.conv2d(rows, filters[1], stride, around), norms[1])
-    y += tf.nn.conv2d(rows, filters[2], 1, "SAME") + bias
-    return y, tf.reduce_sum(y, [1, 2])
+
+    def compute():
+        preactivated = _affine_relu(x, preactivation)
+        y = tf.nn.conv2d(preactivated, projection, stride, "SAME") + projection_bias
+        rows = _affine_relu(tf.nn.conv2d(preactivated, filters[0], 1, "SAME"), norms[0])
+        side = filters[1].shape[0] // 2
+        around = [[0, 0], [side, side], [side, side], [0, 0]]
+        rows = _affine_relu(tf.nn.conv2d(rows, filters[1], stride, around), norms[1])
+        y += tf.nn.conv2d(rows, filters[2], 1, "SAME") + bias
+        return y, tf.reduce_sum(y, [1, 2])
+
+    if x.shape[0] not in (None, 0):
+        return compute()
+    # TensorFlow's convolutions, where they are oneDNN's, give an empty batch the shape
+    # of their input.
+    batch, *sides = tf.unstack(tf.shape(x)[:3])
+    sides = [-(-side // stride) for side in sides]
+    channels = projection.shape[-1]
+    return tf.cond(
+        batch > 0,
+        compute,
+        lambda: (
+            tf.zeros([batch, *sides, channels], x.dtype),
+            tf.zeros([batch, channels], x.dtype),
+        ),
+    )
 
 
 def perforated_basic_unit(
