@@ -141,6 +141,9 @@ class _Block(keras.layers.Layer):
             input_shape = tf.TensorShape(unit.compute_output_shape(input_shape))
         super().build(input_shape)
 
+    def build_from_config(self, config):  # asked for by files, without our name
+        build_child(self, config["input_shape"])
+
     def compute_output_shape(self, input_shape):
         for unit in self.units:
             input_shape = unit.compute_output_shape(input_shape)
