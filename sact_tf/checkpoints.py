@@ -191,6 +191,15 @@ def optimizer_variables(
     is_sgd = isinstance(optimizer, keras.optimizers.SGD)
     apart = {id(optimizer.iterations), id(getattr(optimizer, "_learning_rate", None))}
     variables = {}
+    others = {  # which an optimizer does not list, such as Nadam's product
+        f"optimizer/{name}": value
+        for name, value in vars(optimizer).items()
+        if isinstance(value, tf.Variable)
+    }
+    listed = {id(variable) for variable in optimizer.variables}
+    for name, variable in others.items():
+        if id(variable) not in apart | listed:
+            variables[name] = variable
     for variable in optimizer.variables:
         if id(variable) in apart:
             continue

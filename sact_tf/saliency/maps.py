@@ -21,7 +21,7 @@ def centre_prior(height: int, width: int) -> np.ndarray:
     Returns:
         float64 [height, width], at most 1.
 
-    >>> centre_prior(100, 100)[49, 49]
+    >>> float(centre_prior(100, 100)[49, 49])
     1.0
     """
     i = (np.arange(height) + 0.5) * (100 / height) - 0.5

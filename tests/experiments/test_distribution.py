@@ -11,6 +11,8 @@ import sys
 import time
 
 import pytest
+import tensorflow as tf
+from tensorflow.core.util import event_pb2
 
 import sact_tf
 
@@ -74,6 +76,17 @@ class Cluster:
         for task in self.tasks.values():
             task.kill()
             task.wait()
+
+
+def image_tags(directory):
+    """Tags of the pictures in TensorBoard's files below a directory."""
+    return {
+        value.tag
+        for path in directory.rglob("events*")
+        for record in tf.data.TFRecordDataset(str(path))
+        for value in event_pb2.Event.FromString(record.numpy()).summary.value
+        if value.metadata.plugin_data.plugin_name == "images"
+    }
 
 
 @pytest.fixture
@@ -156,7 +169,9 @@ def test_parameter_server_survives_lost_workers_and_coordinators(program, make_c
 
 @pytest.mark.long
 @pytest.mark.parametrize("program", ["cifar_main", "coco_train"])
-def test_mirrored_workers_go_on_when_all_are_started_again(program, make_cluster):
+def test_mirrored_workers_go_on_when_all_are_started_again(
+    program, make_cluster, tmp_path
+):
     cluster = make_cluster(
         program, {"worker": free_addresses(2)}, "multi_worker_mirrored"
     )
@@ -173,3 +188,8 @@ def test_mirrored_workers_go_on_when_all_are_started_again(program, make_cluster
         assert cluster.tasks["worker", index].wait(_PATIENCE) == 0
     assert f"at step {step}\n" in cluster.output("worker", 0)
     assert cluster.step() == step + 3
+    # The chief draws, alone.
+    drawn = image_tags(tmp_path)
+    assert any(tag.startswith("heatmaps/") for tag in drawn)
+    if program == "coco_train":
+        assert {f"detections/{k}" for k in range(4)} <= drawn

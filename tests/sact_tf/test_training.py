@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 import sact_tf
 from sact_tf import training
@@ -138,3 +139,57 @@ def test_summaries(start, tmp_path, tiny_examples):
         "heatmaps/ponder_cost",
         "heatmaps/num_units",
     } <= tags
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.optimizers.Adam(0.01, amsgrad=True),
+        lambda: keras.optimizers.RMSprop(0.01, momentum=0.5),
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+        lambda: keras.optimizers.Nadam(0.01),
+    ],
+    ids=["Adam", "RMSprop", "SGD", "Nadam"],
+)
+def test_any_optimizer_goes_on(start, tmp_path, tiny_examples, make):
+    examples = Fixed(tiny_examples.images, tiny_examples.labels, 3)
+
+    def run_to(steps, log_dir):
+        model = network()
+        sact_tf.load_slim_checkpoint(model, start)
+        optimizer = make()
+        training.train(
+            model, examples, str(log_dir), steps, 4, optimizer=optimizer, verbose=0
+        )
+        return model, optimizer
+
+    model, optimizer = run_to(4, tmp_path / "whole")
+    run_to(2, tmp_path / "parts")
+    resumed, other = run_to(4, tmp_path / "parts")
+    for variables in ((model, resumed), (optimizer, other)):
+        for one, two in zip(*(v.variables for v in variables)):
+            np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+    # The network alone loads from what training wrote.
+    sact_tf.load_slim_checkpoint(network(), str(tmp_path / "parts"))
+
+
+def test_another_optimizer_does_not_go_on(start, tmp_path, tiny_examples):
+    examples = Fixed(tiny_examples.images, tiny_examples.labels, 3)
+    run(start, tmp_path / "run", examples, steps=1)
+    adam = keras.optimizers.Adam()
+    with pytest.raises(sact_tf.CheckpointMismatchError, match="optimizer/m"):
+        training.train(
+            network(), examples, str(tmp_path / "run"), 2, 4, optimizer=adam, verbose=0
+        )
+
+
+def test_networks_have_a_schedule_of_their_own():
+    cifar = network().default_learning_rate(1000, 50000, 128)
+    assert [float(cifar(step)) for step in (0, 601, 751, 901)] == pytest.approx(
+        [0.1, 0.01, 0.001, 0.0001]
+    )
+    imagenet = sact_tf.imagenet_resnet("1_1_1_1", base_channels=2)
+    rate = imagenet.default_learning_rate(None, 1000, 10)
+    assert [float(rate(step)) for step in (0, 2999, 3000)] == pytest.approx(
+        [0.05, 0.05, 0.005]
+    )
