@@ -19,7 +19,7 @@ from absl import flags
 
 import sact_tf
 from experiments.common import imagenet, programs
-from sact_tf import visualization
+from sact_tf import halting, visualization
 from sact_tf.end_points import ADAPTIVE_METRICS
 
 FLAGS = flags.FLAGS
@@ -58,8 +58,10 @@ def main() -> None:
     if os.path.exists(path):
         raise ValueError(f"--export_path={path}: exists; name a file that does not")
     programs.make_directory("export_path", os.path.dirname(os.path.abspath(path)))
-    if FLAGS.model_type == "vanilla":
-        raise ValueError("--model_type=vanilla: must be adaptive: act or sact")
+    if not halting.model_type(FLAGS.model_type).is_adaptive:
+        raise ValueError(
+            f"--model_type={FLAGS.model_type}: must be adaptive: act or sact"
+        )
     examples = imagenet.load_examples(FLAGS.split_name).first(FLAGS.num_examples)
     model = imagenet.make_model(examples.num_classes)
     sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))

@@ -14,7 +14,7 @@ from object_detection.evaluation import to_original
 from object_detection.faster_rcnn import FasterRCNN
 from object_detection.visualization import draw_detections
 from sact_tf import optimization, training, visualization
-from sact_tf.checkpoints import newest_checkpoint
+from sact_tf.checkpoints import has_variables
 from sact_tf.end_points import metric_values
 from sact_tf.summaries import Summaries
 
@@ -66,13 +66,7 @@ def load_first_weights(model: FasterRCNN, checkpoint_path: str) -> list[str]:
         CheckpointMismatchError: It is another network's.
     """
     path = os.path.expanduser(checkpoint_path)
-    if os.path.isdir(path):
-        path = newest_checkpoint(path) or path
-    try:
-        names = [name for name, _ in tf.train.list_variables(path)]
-    except (tf.errors.OpError, ValueError):
-        names = []  # which loading explains
-    if any(name.startswith("rpn/") for name in names):
+    if has_variables(path, "rpn/"):
         return sact_tf.load_slim_checkpoint(model, path, fresh_halting=None)
     return sact_tf.load_slim_checkpoint(
         model.network, path, fresh_halting=None, without_classifier=True

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import glob
 import json
 import os
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 
@@ -82,6 +85,8 @@ def _collect(layer, scope, variables):
 def newest_checkpoint(directory: str) -> str | None:
     """Returns the prefix of the newest complete checkpoint, None if there is none.
 
+    The newest is what the file `checkpoint` says, and where that is missing, damaged or
+    wrong, the one of the highest step. When files were written or copied tells nothing.
     Warns of newer ones that are passed over because their files are cut off or missing.
 
     Args:
@@ -91,15 +96,15 @@ def newest_checkpoint(directory: str) -> str | None:
         FileNotFoundError: There are checkpoints, and none is complete.
     """
     directory = os.fspath(directory)
-    state = tf.train.get_checkpoint_state(directory)
-    listed = list(state.all_model_checkpoint_paths) if state else []
+    state = _directory_state(directory)
     last = [state.model_checkpoint_path] if state else []
+    listed = list(state.all_model_checkpoint_paths) if state else []
     found = [
         path.removesuffix(".index")
         for path in glob.glob(os.path.join(glob.escape(directory), "*.index"))
     ]
-    found.sort(key=lambda prefix: os.path.getmtime(f"{prefix}.index"), reverse=True)
-    candidates = list(dict.fromkeys([*last, *reversed(listed), *found]))
+    others = sorted(dict.fromkeys([*listed, *found]), key=_age, reverse=True)
+    candidates = list(dict.fromkeys([*last, *others]))
     for k, prefix in enumerate(candidates):
         if _is_complete(prefix, _stamps(prefix)):
             if k:
@@ -118,6 +123,60 @@ def newest_checkpoint(directory: str) -> str | None:
     return None
 
 
+def _directory_state(directory: str):
+    """Reads a directory's file `checkpoint`; None if it is not there or damaged."""
+    try:
+        state = tf.train.get_checkpoint_state(directory)
+    except (tf.errors.OpError, ValueError, UnicodeDecodeError):
+        state = None
+    return state if state and state.model_checkpoint_path else None
+
+
+def _age(prefix: str) -> tuple[int, list[int]]:
+    """Orders checkpoints: by the step in them, else by the numbers in their names."""
+    numbers = [int(digits) for digits in re.findall(r"\d+", os.path.basename(prefix))]
+    try:
+        reader = _reader(prefix)
+        if reader.has_tensor("global_step"):
+            return int(reader.get_tensor("global_step")), numbers
+    except _READ_ERRORS:
+        pass
+    return (numbers[-1] if numbers else -1), numbers
+
+
+@functools.cache
+def _links() -> str:
+    """A directory for links, which goes with the process."""
+    directory = tempfile.mkdtemp(prefix="sact_tf_")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def plain_prefix(prefix: str) -> str:
+    """Returns a prefix that TensorFlow can read a checkpoint by.
+
+    TensorFlow takes prefixes for patterns, and does not find the files of a path with
+    `[`, `]`, `*`, `?` or a backslash in it. They are then read through links.
+
+    Args:
+        prefix: Of a checkpoint on this machine, or of a remote file system.
+    """
+    if not re.search(r"[][*?\\]", prefix):
+        return prefix
+    number = len(os.listdir(_links()))
+    directory = os.path.join(_links(), str(number))
+    os.mkdir(directory)
+    for path in glob.glob(f"{glob.escape(prefix)}.*"):
+        ending = path.removeprefix(prefix)
+        os.symlink(os.path.abspath(path), os.path.join(directory, f"model{ending}"))
+    return os.path.join(directory, "model")
+
+
+def _reader(prefix: str):
+    """Opens a checkpoint."""
+    return tf.train.load_checkpoint(plain_prefix(prefix))
+
+
 def _stamps(prefix: str) -> tuple[tuple[str, int, int], ...]:
     """Returns name, size and time of a checkpoint's files."""
     files = sorted(glob.glob(f"{glob.escape(prefix)}.*"))
@@ -128,7 +187,7 @@ def _stamps(prefix: str) -> tuple[tuple[str, int, int], ...]:
 def _is_complete(prefix: str, stamps: tuple) -> bool:
     """Whether all tensors of a checkpoint can be read; asked once per state of it."""
     try:
-        reader = tf.train.load_checkpoint(prefix)
+        reader = _reader(prefix)
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
     except _READ_ERRORS:
@@ -145,7 +204,7 @@ def _open(checkpoint_path: str):
             raise FileNotFoundError(f"no checkpoint in directory {path}")
         path = newest
     try:
-        return path, tf.train.load_checkpoint(path)
+        return path, _reader(path)
     except _READ_ERRORS as error:
         raise FileNotFoundError(
             f"no readable TF-Slim checkpoint at {path}: {str(error).splitlines()[0]}"
@@ -160,6 +219,21 @@ def _read(path: str, reader, names: Iterable[str]) -> dict[str, np.ndarray]:
         raise FileNotFoundError(
             f"TF-Slim checkpoint {path} is truncated or corrupt: {error}"
         ) from error
+
+
+def has_variables(checkpoint_path: str, part: str) -> bool:
+    """Tells whether a TF-Slim checkpoint has variables with a part in their names.
+
+    Args:
+        checkpoint_path: A checkpoint prefix, or a directory, whose latest checkpoint is
+            taken.
+        part: Such as "rpn/".
+
+    Raises:
+        FileNotFoundError: There is no readable checkpoint.
+    """
+    _, reader = _open(checkpoint_path)
+    return any(part in name for name in reader.get_variable_to_shape_map())
 
 
 def checkpoint_step(checkpoint_path: str) -> int:
@@ -388,7 +462,7 @@ def write_tensors(
             shape_and_slices=[""] * len(tensors),
             tensors=[tf.convert_to_tensor(tensor) for tensor in tensors.values()],
         )
-    state = tf.train.get_checkpoint_state(directory) if keep else None
+    state = _directory_state(directory) if keep else None
     others = list(state.all_model_checkpoint_paths) if state else []
     remembered = [os.path.join(directory, os.path.basename(other)) for other in others]
     remembered = [other for other in remembered if other != path] + [path]

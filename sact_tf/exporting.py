@@ -171,11 +171,8 @@ def export_onnx(model: keras.Model, path: str, execution: str | None = None) -> 
             "ONNX export needs the package tf2onnx: pip install 'sact-tf[onnx]'"
         ) from error
     model = model if execution is None else model.with_execution(execution)
-    options = model.get_config()
-    if options["model_type"] == "act_early_stopping":
-        weights = model.get_weights()
-        model = type(model)(**{**options, "model_type": "act"})
-        model.set_weights(weights)
+    if model.options.model_type == "act_early_stopping":
+        model = model.with_options(model_type="act")
     images = tf.TensorSpec([None, None, None, 3], name="images")
     with custom_ops.default_implementation("tensorflow"):
         serve = tf.function(_serving_function(model), autograph=False)

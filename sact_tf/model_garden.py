@@ -20,8 +20,9 @@ after block 4 the network's last ones. That needs no weights of its own, so ever
 checkpoint of the network fits every task.
 
 **Losses.** Each adaptive block adds tau times its mean ponder cost to `model.losses`
-(N + R, eq. 10), which every task of the Model Garden adds to its loss. Weight decay is
-the Model Garden's `losses.l2_weight_decay`, once, instead of the network's own.
+(N + R, SACT eq. 11), which every task of the Model Garden adds to its loss. Weight
+decay is the Model Garden's `losses.l2_weight_decay`, once, instead of the network's
+own.
 
 **Images** come as the Model Garden's pipelines normalize them, by mean and standard
 deviation of ImageNet, and are mapped to the [-1, 1] of the network and its checkpoints.
@@ -47,6 +48,7 @@ from official.vision.modeling.backbones import factory
 from official.vision.ops import preprocess_ops
 from official.vision.tasks import image_classification, retinanet, semantic_segmentation
 
+from sact_tf import halting
 from sact_tf.checkpoints import load_slim_checkpoint
 from sact_tf.layers import synchronize_batch_norm
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
@@ -251,7 +253,7 @@ class _ReportsAdaptivity:
         if not isinstance(config, SactResNet):
             return metrics
         names = ["flops"]
-        if config.model_type != "vanilla":
+        if halting.model_type(config.model_type).is_adaptive:
             names += ["ponder_cost", *(f"block{k}/units" for k in range(1, 5))]
         return metrics + [_EndPointMean(name, dtype=tf.float32) for name in names]
 

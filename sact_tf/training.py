@@ -13,12 +13,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from sact_tf import checkpoints, visualization
+from sact_tf import checkpoints, run_control, visualization
 from sact_tf.data.examples import Examples
 from sact_tf.data.imagenet import ImageExamples
 from sact_tf.end_points import ADAPTIVE_METRICS, metric_values
 from sact_tf.networks.network import Network
 from sact_tf.optimization import Momentum
+from sact_tf.run_control import Interruption
 from sact_tf.summaries import Summaries
 
 _ENDLESS_EPOCHS = 1_000_000
@@ -137,22 +138,29 @@ def _is_done(state: TrainingState, max_number_of_steps: int | None) -> bool:
 
 
 class _Checkpoints(keras.callbacks.Callback):
-    """Stops at the last step or on a loss not finite; saves by time and at the end."""
+    """Stops at the last step, on a signal or on a loss not finite; saves by time."""
 
     def __init__(
-        self, state: TrainingState, max_number_of_steps: int | None, secs: float
+        self,
+        state: TrainingState,
+        max_number_of_steps: int | None,
+        secs: float,
+        interruption: Interruption,
     ):
         super().__init__()
         self._state = state
         self._max_number_of_steps = max_number_of_steps
         self._secs = secs
+        self._interruption = interruption
         self._saved = time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
         # The logged loss is a running mean, which keeps any value that is not finite.
         if not abs(logs["loss"]) < float("inf"):
             raise self._state.diverged("loss")
-        if _is_done(self._state, self._max_number_of_steps):
+        if self._interruption.signal is not None or _is_done(
+            self._state, self._max_number_of_steps
+        ):
             self.model.stop_training = True
         elif time.monotonic() - self._saved >= self._secs:
             self._save()
@@ -243,6 +251,12 @@ def _explained_loss_of_peers(strategy, state):
             f"another process of this {type(strategy).__name__} is lost; start all of "
             f"them again to go on from {state.latest or 'the beginning'}"
         ) from error
+
+
+def _locked_by_chief(strategy, log_dir):
+    """Locks the directory of a run in the process that writes its checkpoints."""
+    is_chief = strategy.extended.should_checkpoint
+    return run_control.locked(log_dir) if is_chief else contextlib.nullcontext()
 
 
 def _callbacks(strategy, checkpointing, summaries):
@@ -347,6 +361,9 @@ def train(
     Raises:
         TrainingError: The loss or the weights are not finite any more, or another
             process of the cluster is lost.
+        DirectoryInUseError: Another process trains in `log_dir`.
+        SystemExit: The process was told to stop, by SIGTERM or Ctrl-C: after the step
+            in progress a checkpoint is written, and the exit code is 143 or 130.
         CheckpointMismatchError: `log_dir` holds the checkpoint of another network.
         FileNotFoundError: `log_dir` holds checkpoints, and none is complete.
         DataError: An image or file cannot be read.
@@ -418,7 +435,8 @@ def fit(
         Prefix of the last checkpoint.
 
     Raises:
-        ValueError, TrainingError, DataError, FileNotFoundError: As `train`.
+        ValueError, TrainingError, DataError, FileNotFoundError, DirectoryInUseError,
+        SystemExit: As `train`.
     """
     strategy = model.distribute_strategy
     if examples.num_examples < batch_size:
@@ -435,13 +453,18 @@ def fit(
         state = TrainingState(model, log_dir)
     # Replicas report the same metrics, which Keras would add up.
     model.distribute_reduction_method = "first"
-    if state.restore():
-        print(f"Continuing from {state.latest} at step {state.step}", flush=True)
-    with examples.explained_errors(), _explained_loss_of_peers(strategy, state):
+    with (
+        _locked_by_chief(strategy, log_dir),
+        Interruption() as interruption,
+        examples.explained_errors(),
+        _explained_loss_of_peers(strategy, state),
+    ):
+        if state.restore():
+            print(f"Continuing from {state.latest} at step {state.step}", flush=True)
         batches = _input(strategy, examples, batch_size, seed, data_service)
         callbacks = _callbacks(
             strategy,
-            _Checkpoints(state, max_number_of_steps, save_interval_secs),
+            _Checkpoints(state, max_number_of_steps, save_interval_secs, interruption),
             make_summaries(state),
         )
         while not _is_done(state, max_number_of_steps):
@@ -452,4 +475,11 @@ def fit(
                 max(examples.num_examples // batch_size, 1),
             )
             model.fit(batches, callbacks=callbacks, verbose=verbose, **epochs)
+            if interruption.signal is not None:
+                print(
+                    f"Stopped by {interruption.signal.name} at step {state.step}; "
+                    f"start again to go on from {state.latest}",
+                    flush=True,
+                )
+                sys.exit(interruption.exit_code)
     return state.latest

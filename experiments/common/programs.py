@@ -16,6 +16,7 @@ import sact_tf
 from sact_tf import halting
 from sact_tf.data.examples import DataError
 from sact_tf.networks.options import NetworkOptions
+from sact_tf.run_control import DirectoryInUseError
 from sact_tf.training import TrainingError, keep_freed_memory
 
 # Flags defined here belong to the program that asks for them, and to its --help.
@@ -26,7 +27,7 @@ FAMILIES = {"imagenet": sact_tf.imagenet_resnet, "cifar": sact_tf.cifar_resnet}
 
 # The library raises these with a message that names argument or file, value and what is
 # accepted.
-USER_ERRORS = (ValueError, OSError, TrainingError)
+USER_ERRORS = (ValueError, OSError, TrainingError, DirectoryInUseError)
 
 
 def run(main: Callable[[], None]) -> None:

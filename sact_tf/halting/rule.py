@@ -130,6 +130,11 @@ class ModelType:
     early_stopping: bool = False
     description: str = ""
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether blocks decide how many of their units to run."""
+        return self.rule is not None
+
     def make_rule(self, name: str, options: Mapping[str, Any]) -> HaltingRule | None:
         """Makes the rule, None for a network that runs all units.
 

@@ -1,10 +1,13 @@
 """TF-Slim checkpoints: round trip, complaints, two-stage initialisation."""
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import sact_tf
+from sact_tf import checkpoints
 from sact_tf.checkpoints import write_tensors
 
 
@@ -141,3 +144,59 @@ def test_only_so_many_checkpoints_are_kept(tmp_path):
     state = tf.train.get_checkpoint_state(tmp_path)
     assert len(state.all_model_checkpoint_paths) == 5
     assert state.model_checkpoint_path == str(tmp_path / "model.ckpt-7")
+
+
+def tiny(value=0.0):
+    network = sact_tf.cifar_resnet("1", "act", 3, 2)
+    network.stem.bias.assign([value, value])
+    return network
+
+
+@pytest.mark.parametrize(
+    "name", ["lr=[0.1,0.2]", "a*b", "what?", "back\\slash", "{x}", "plain name"]
+)
+def test_directories_of_any_name(tmp_path, name):
+    directory = tmp_path / name
+    prefix = str(directory / "model.ckpt-7")
+    sact_tf.save_slim_checkpoint(tiny(3.0), prefix, 7)
+    sact_tf.save_slim_checkpoint(tiny(4.0), str(directory / "model.ckpt-8"), 8)
+    assert sact_tf.newest_checkpoint(str(directory)).endswith("model.ckpt-8")
+    for path, value in ((prefix, 3.0), (str(directory), 4.0)):
+        network = tiny()
+        sact_tf.load_slim_checkpoint(network, path)
+        np.testing.assert_array_equal(network.stem.bias, [value, value])
+    assert sact_tf.checkpoint_step(str(directory)) == 8
+    squeezed = sact_tf.squeeze_checkpoint(prefix, str(directory / "to[1]"))
+    assert sact_tf.checkpoint_step(squeezed) == 7
+
+
+@pytest.mark.parametrize(
+    "index",
+    [None, b"", b"\xff\xfe\x00 not text", b"model_checkpoint_path", b"{}", b'all: "x"'],
+)
+def test_the_newest_is_that_of_the_highest_step(tmp_path, index):
+    """Whatever order the files were copied in, with or without their list."""
+    for step in (9, 100, 20):  # by name, 9 would come last
+        sact_tf.save_slim_checkpoint(tiny(), str(tmp_path / f"model.ckpt-{step}"), step)
+    listing = tmp_path / "checkpoint"
+    listing.unlink() if index is None else listing.write_bytes(index)
+    for name, age in (("9", 3000), ("100", 1000), ("20", 2000)):
+        for path in tmp_path.glob(f"model.ckpt-{name}.*"):
+            os.utime(path, (age, age))
+    assert sact_tf.newest_checkpoint(tmp_path).endswith("model.ckpt-100")
+    # And the next one written there is the newest.
+    sact_tf.save_slim_checkpoint(tiny(), str(tmp_path / "model.ckpt-3"), 3)
+    assert sact_tf.newest_checkpoint(tmp_path).endswith("model.ckpt-3")
+
+
+def test_the_step_counts_and_not_the_name(tmp_path):
+    sact_tf.save_slim_checkpoint(tiny(), str(tmp_path / "best"), 50)
+    sact_tf.save_slim_checkpoint(tiny(), str(tmp_path / "model.ckpt-60"), 40)
+    (tmp_path / "checkpoint").unlink()
+    assert sact_tf.newest_checkpoint(tmp_path).endswith("best")
+
+
+def test_part_of_names(tmp_path):
+    prefix = sact_tf.save_slim_checkpoint(tiny(), str(tmp_path / "model.ckpt-1"))
+    assert checkpoints.has_variables(prefix, "/halting_proba/") is False  # one unit
+    assert checkpoints.has_variables(prefix, "logits/") is True
