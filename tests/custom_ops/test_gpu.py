@@ -14,6 +14,7 @@ from custom_ops import build
 KERNELS = pathlib.Path(build.__file__).parent / "kernels"
 OPS = [
     "PerforatedConv2D",
+    "PerforatedConv2DAt",
     "PerforatedConv2DInputGradient",
     "PerforatedConv2DFilterGradient",
 ]
