@@ -29,6 +29,39 @@ def kernel_initializer() -> keras.initializers.Initializer:
     )
 
 
+@functools.cache
+def _empty_batches_lose_shape() -> bool:
+    """Whether convolutions give an empty batch the shape of their input.
+
+    TensorFlow's do with oneDNN, which it chooses by the processor.
+    """
+    with tf.init_scope():
+        empty = tf.nn.conv2d(tf.zeros([0, 2, 2, 1]), tf.ones([1, 1, 1, 2]), 1, "SAME")
+        return empty.shape[-1] != 2
+
+
+class _Conv2D(keras.layers.Conv2D):
+    """Keras' convolution, whose results for an empty batch have the right shape."""
+
+    def convolution_op(self, x, kernel):
+        y = super().convolution_op(x, kernel)
+        if x.shape[0] or not _empty_batches_lose_shape():
+            return y
+        batch, height, width = tf.unstack(tf.shape(x)[:3])
+        sides = [
+            (side - (size - 1 if self.padding == "valid" else 0) + stride - 1) // stride
+            for side, size, stride in zip(
+                (height, width), self.kernel_size, self.strides
+            )
+        ]
+        # Through an operation that TensorFlow's optimizer knows nothing of: it would
+        # find the shape to be what it believes it is, and drop the reshape.
+        shape = tf.maximum([batch, *sides, self.filters], 0)
+        y = tf.reshape(y, shape)
+        y.set_shape(self.compute_output_shape(x.shape))
+        return y
+
+
 def conv2d(
     filters: int,
     kernel_size: int,
@@ -51,7 +84,7 @@ def conv2d(
         bias_initializer: Constant the bias starts from.
         name: Keras name of the layer.
     """
-    return keras.layers.Conv2D(
+    return _Conv2D(
         filters,
         kernel_size,
         strides,
