@@ -46,7 +46,7 @@ class Domain:
     >>> Domain(1, is_integer=True).check(float("nan"), "--steps")
     Traceback (most recent call last):
     ...
-    ValueError: --steps: must be an integer >= 1 within 64 bits; got nan
+    ValueError: --steps must be an integer >= 1 within 64 bits; got nan
     """
 
     low: float | None = None
@@ -103,7 +103,7 @@ class Domain:
         try:
             return self.convert(value)
         except ValueError:
-            raise ValueError(f"{name}: must be {self}; got {brief(value)}") from None
+            raise ValueError(f"{name} must be {self}; got {brief(value)}") from None
 
     def parse(self, text: str, name: str) -> int | float:
         """Returns the number that a text stands for, as of a flag.
@@ -117,12 +117,14 @@ class Domain:
                 return self.convert(number(text))
             except (ValueError, OverflowError):
                 continue
-        raise ValueError(f"{name}: must be {self}; got {brief(text)}")
+        raise ValueError(f"{name} must be {self}; got {brief(text)}")
 
 
 FINITE = Domain()
 AT_LEAST_0 = Domain(0)
 POSITIVE = Domain(0, above=True)
+SIGMA = Domain(0, 10000)
+"""Blurs in pixels; of wider ones, filters fill any memory."""
 COUNT = Domain(1, is_integer=True)
 FRACTION = Domain(0, 1)
 SIDE = Domain(1, MAX_SIDE, is_integer=True)

@@ -107,8 +107,8 @@ def require_finite(images: np.ndarray | tf.Tensor, name: str) -> None:
     if values.dtype.kind not in "biu" and not np.isfinite(values).all():
         count = int(values.size - np.isfinite(values).sum())
         raise DataError(
-            f"{name}: {count} of {values.size} values are NaN or infinite; an image "
-            "must be finite"
+            f"{name}: {count} of {values.size} values are NaN or infinite; all must be "
+            "finite"
         )
 
 
