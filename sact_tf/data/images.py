@@ -94,6 +94,20 @@ def image_size(path: str) -> tuple[int, int]:
     return (width, height) if is_transposed else (height, width)
 
 
+def encoded_size(encoded: tf.Tensor) -> tuple[int, int]:
+    """Returns (height, width) of an upright image, outside of graphs.
+
+    Args:
+        encoded: String [], a JPEG or PNG file.
+    """
+    if bool(_is_jpeg(encoded)):  # of which the header is enough
+        height, width = tf.io.extract_jpeg_shape(encoded).numpy()[:2].tolist()
+    else:
+        height, width = tf.io.decode_png(encoded).shape[:2]
+    is_transposed = int(orientation(encoded)) in _TRANSPOSED
+    return (width, height) if is_transposed else (height, width)
+
+
 def require_finite(images: np.ndarray | tf.Tensor, name: str) -> None:
     """Raises DataError where an image has NaN or infinite values.
 

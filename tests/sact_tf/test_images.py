@@ -47,6 +47,7 @@ def test_upright_as_by_pillow(tmp_path, kind, endian, how):
     path = tmp_path / "x"
     path.write_bytes(encoded)
     assert images.image_size(path) == expected.shape[:2]
+    assert images.encoded_size(encoded) == expected.shape[:2]
     np.testing.assert_array_equal(images.read_image(str(path)), got)
 
 
