@@ -61,7 +61,7 @@ def perforated_bottleneck(
 
     The residual is conv3(f(norm1(conv2(f(norm0(conv1(f(preactivation(x))))))) + bias,
     where f is ReLU. The 3x3 and the last 1x1 convolution run at the mask, the first 1x1
-    where the 3x3 reads: at the mask dilated by 3x3 (SACT, section 4.1).
+    where the 3x3 reads: at the mask dilated by 3x3 (SACT, section 2.3).
 
     Args:
         x: Float32 or float64 [batch, height, width, channels].

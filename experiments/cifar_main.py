@@ -4,12 +4,12 @@ Train, and evaluate the newest checkpoint:
 
     python -m experiments.cifar_main --model=5 --model_type=sact --tau=0.01 \\
         --dataset_dir=DIR --train_log_dir=/tmp/sact
-    python -m experiments.cifar_main --mode=eval --evaluate_once --model=5
-    --model_type=sact \\
-        --tau=0.01 --dataset_dir=DIR --checkpoint_dir=/tmp/sact --eval_dir=/tmp/sact
+    python -m experiments.cifar_main --mode=eval --evaluate_once --model=5 \\
+        --model_type=sact --tau=0.01 --dataset_dir=DIR --checkpoint_dir=/tmp/sact \\
+        --eval_dir=/tmp/sact
 
-Training that was stopped, by whatever, goes on from its newest checkpoint when started
-again.
+Training that was stopped, for any reason, continues from its newest checkpoint when you
+start it again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments import distribution, evaluating, programs
+from experiments.common import distribution, evaluating, programs
 from sact_tf import optimization, training
 from sact_tf.data import cifar, shapes
 
@@ -170,7 +170,7 @@ def train() -> None:
 
 
 def evaluate() -> None:
-    """Evaluates the newest checkpoint once, or every new one for ever."""
+    """Evaluates the newest checkpoint once, or every new one, without end."""
     evaluating.evaluate_newest(
         make_model(cifar.NUM_CLASSES),
         lambda: load_examples(FLAGS.split_name),

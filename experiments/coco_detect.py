@@ -8,7 +8,7 @@ Writes `<name>_detections.png` of every JPEG or PNG file, for SACT networks also
 `<name>_map.png`, `<name>_overlay.png` and `<name>_blocks.png` (the ponder cost of
 blocks 1 to 3), and `detections.json`: all detections in COCO's format of results, in
 pixels of the original images, with `file_name` beside `image_id`. A file that cannot be
-read is named and passed over; the exit status then is not zero.
+read is named and skipped; the exit status is then not zero.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from absl import flags
 from matplotlib.image import imsave
 
 import sact_tf
-from experiments import detection, evaluating, programs
+from experiments.common import detection, evaluating, programs
 from object_detection import evaluation
 from object_detection.data import coco
 from object_detection.data.examples import resize

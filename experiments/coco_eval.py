@@ -7,7 +7,7 @@
 
 Prints the twelve numbers of the COCO challenge, the average precision of every class
 and the operations of the feature extractor, absolute and relative to the ordinary
-network (table 1 of the paper). Writes `eval.json`, and all detections in COCO's format,
+network (SACT, table 1). Writes `eval.json`, and all detections in COCO's format,
 in pixels of the original images, to `detections.json`.
 """
 
@@ -20,7 +20,7 @@ import sys
 from absl import flags
 
 import sact_tf
-from experiments import detection, evaluating, programs
+from experiments.common import detection, evaluating, programs
 from object_detection import evaluation
 from object_detection.data import coco
 from sact_tf.data.examples import DataError

@@ -1,19 +1,19 @@
 """Trains Faster R-CNN with ordinary or adaptive features on data in COCO's format.
 
-As in the paper, from a classification network, which this finds blocks 1 to 4 in:
+As in the SACT paper, blocks 1 to 4 start from a classification network:
 
     python -m experiments.coco_train --annotations=instances_train.json --images=DIR \\
         --model_type=sact --tau=0.005 --finetune_path=/tmp/resnet --train_log_dir=/tmp/d
 
-From nothing, batch normalization then has to train too:
+To train from nothing, batch normalization has to train too:
 
     python -m experiments.coco_train --dataset=shapes --short_side=128 \\
         --model=1_1_2_1 --base_channels=8 --anchor_sizes=16,32,64 --train_batch_norm \\
         --batch_size=4 --learning_rate=0.01 --max_number_of_steps=2000 \\
         --train_log_dir=/tmp/shapes
 
-Training that was stopped, by whatever, goes on from its newest checkpoint when started
-again.
+Training that was stopped, for any reason, continues from its newest checkpoint when you
+start it again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import tf_keras as keras
 from absl import flags
 
-from experiments import detection, distribution, programs
+from experiments.common import detection, distribution, programs
 from object_detection import training
 from sact_tf.data.examples import DataError
 
@@ -38,7 +38,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_float("learning_rate", 3e-4, "Learning rate at first.", lower_bound=0.0)
 flags.DEFINE_integer(
-    "warmup_steps", 0, "Steps in which the rate grows from zero.", lower_bound=0
+    "warmup_steps", 0, "Steps in which the learning rate grows from 0.", lower_bound=0
 )
 flags.DEFINE_float("momentum", 0.9, "Of the optimizer.", 0.0, 1.0)
 flags.DEFINE_float(
@@ -54,7 +54,7 @@ flags.DEFINE_integer(
     "num_region_samples", 256, "Proposals per image to learn from.", lower_bound=1
 )
 flags.DEFINE_bool(
-    "flip_vertically", False, "Flip images that way too, such as microscopy's."
+    "flip_vertically", False, "Also flip images upside down, as suits microscopy."
 )
 flags.DEFINE_bool("cache_images", False, "Keep resized images in memory.")
 flags.DEFINE_string(

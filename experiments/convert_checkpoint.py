@@ -22,7 +22,7 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments import programs
+from experiments.common import programs
 
 FLAGS = flags.FLAGS
 _LARGEST_DIFFERENCE = 1e-5

@@ -5,7 +5,7 @@
 Writes `<number>_image.png`, `<number>_map.png` and `<number>_overlay.png` of every
 image, and `colour_bar.png`: all maps have the same colours, from the 0.1 to the 99.9
 percentile of all their values. `grid.png` shows images sorted by their ponder cost, as
-figure 9 of the paper.
+in SACT, figure 9.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from absl import flags
 
-from experiments import programs
+from experiments.common import programs
 from sact_tf import visualization
 
 FLAGS = flags.FLAGS

@@ -16,7 +16,7 @@ import os
 from absl import flags
 
 import sact_tf
-from experiments import programs
+from experiments.common import programs
 from sact_tf import exporting
 from sact_tf.blocks import EXECUTIONS
 

@@ -14,7 +14,7 @@ import os
 from absl import flags
 
 import sact_tf
-from experiments import programs
+from experiments.common import programs
 from sact_tf.blocks import EXECUTIONS
 
 FLAGS = flags.FLAGS
@@ -32,7 +32,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
     "image_size",
     None,
-    "Side of the images that encoded ones are made; by default 224 or 32.",
+    "Side that encoded images are resized to; by default 224 or 32.",
     lower_bound=32,
 )
 

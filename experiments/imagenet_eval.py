@@ -3,15 +3,15 @@
     python -m experiments.imagenet_eval --dataset_dir=DIR --checkpoint_dir=/tmp/sact \\
         --eval_dir=/tmp/sact --model_type=sact --tau=0.005 --evaluate_once
 
-Follows new checkpoints for ever without --evaluate_once. A larger --image_size tests at
-a higher resolution than the network was trained at.
+Without --evaluate_once it waits for new checkpoints and evaluates each of them. A
+larger --image_size tests at a higher resolution than the network was trained at.
 """
 
 from __future__ import annotations
 
 from absl import flags
 
-from experiments import evaluating, imagenet, programs
+from experiments.common import evaluating, imagenet, programs
 
 FLAGS = flags.FLAGS
 
@@ -44,7 +44,7 @@ programs.define_unused_flags("master")
 
 
 def main() -> None:
-    """Evaluates the newest checkpoint once, or every new one for ever."""
+    """Evaluates the newest checkpoint once, or every new one, without end."""
     programs.note_unused_flags()
     examples = imagenet.load_examples(FLAGS.split_name).first(FLAGS.num_examples)
     evaluating.evaluate_newest(

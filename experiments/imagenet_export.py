@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import flags
 
 import sact_tf
-from experiments import imagenet, programs
+from experiments.common import imagenet, programs
 from sact_tf import visualization
 from sact_tf.end_points import ADAPTIVE_METRICS
 

@@ -4,10 +4,9 @@
         --images_pattern='photos/*.jpg' --image_size=600 --output_dir=maps
 
 Writes `<name>_image.png`, `<name>_map.png`, `<name>_overlay.png`,
-`<name>_colour_bar.png`, `<name>_figure.png` (these beside each other) and
-`<name>_blocks.png` (the map of every block, as figure 8 of the paper) of every JPEG or
-PNG file. A file that cannot be read is named and passed
-over; the exit status then is not zero.
+`<name>_colour_bar.png`, `<name>_figure.png` (these side by side) and
+`<name>_blocks.png` (the map of every block, as in SACT, figure 8) of every JPEG or PNG
+file. A file that cannot be read is named and skipped; the exit status is then not zero.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import tensorflow as tf
 from absl import flags
 
 import sact_tf
-from experiments import programs
+from experiments.common import programs
 from sact_tf import visualization
 from sact_tf.data import imagenet, inception
 from sact_tf.data.examples import DataError

@@ -1,18 +1,20 @@
 """Trains an ImageNet residual network, adaptive or not.
 
-From nothing, and then, as in the paper, an adaptive network from an ordinary one:
+First an ordinary network from nothing; then, as in the SACT paper, an adaptive network
+that starts from it:
 
     python -m experiments.imagenet_train --dataset_dir=DIR --train_log_dir=/tmp/vanilla
     python -m experiments.imagenet_train --dataset_dir=DIR --train_log_dir=/tmp/sact \\
         --model_type=sact --tau=0.005 --finetune_path=/tmp/vanilla
 
-The paper's non-adaptive baseline of a trained SACT network, as deep as that on average:
+The SACT paper's baseline: an ordinary network, as deep as a trained SACT network is on
+average:
 
     python -m experiments.imagenet_train --dataset_dir=DIR --train_log_dir=/tmp/base \\
         --model=auto --units_from=/tmp/sact/eval.json --finetune_path=/tmp/vanilla
 
-Training that was stopped, by whatever, goes on from its newest checkpoint when started
-again.
+Training that was stopped, for any reason, continues from its newest checkpoint when you
+start it again.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments import distribution, imagenet, programs
+from experiments.common import distribution, imagenet, programs
 from sact_tf import optimization, training
 
 FLAGS = flags.FLAGS
@@ -32,15 +34,13 @@ flags.DEFINE_integer("batch_size", 32, "Images per training step.", lower_bound=
 flags.DEFINE_float("learning_rate", 0.05, "Learning rate at first.", lower_bound=0.0)
 flags.DEFINE_float("momentum", 0.9, "Of the optimizer.", 0.0, 1.0)
 flags.DEFINE_float(
-    "learning_rate_decay_factor", 0.1, "Multiplies the rate now and then.", 0.0, 1.0
+    "learning_rate_decay_factor", 0.1, "Factor of each decay of the rate.", 0.0, 1.0
 )
-flags.DEFINE_float(
-    "num_epochs_per_decay", 30.0, "Epochs from one such time to the next.", 0.0
-)
+flags.DEFINE_float("num_epochs_per_decay", 30.0, "Epochs between two decays.", 0.0)
 flags.DEFINE_integer(
     "max_number_of_steps",
     None,
-    "Training steps of the whole run; by default it has no end.",
+    "Training steps of the whole run; by default there is no end.",
     lower_bound=1,
 )
 flags.DEFINE_string(

@@ -28,7 +28,7 @@ from official.core import (
 from official.modeling import hyperparams, performance
 from official.vision.utils import summary_manager
 
-from experiments import programs
+from experiments.common import programs
 from sact_tf import model_garden
 
 FLAGS = flags.FLAGS

@@ -1,4 +1,4 @@
-"""Plots accuracy over operations from evaluations, as figure 7 of the paper.
+"""Plots accuracy over operations from evaluations, as in SACT, figure 7.
 
     python -m experiments.plot_tradeoff --output_file=tradeoff.png \\
         --curve='ResNet=runs/vanilla_*/eval.json' --curve='SACT=runs/sact_*/eval.json'
@@ -12,7 +12,7 @@ import os
 
 from absl import flags
 
-from experiments import programs
+from experiments.common import programs
 from sact_tf import visualization
 
 FLAGS = flags.FLAGS

@@ -17,7 +17,7 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments import programs
+from experiments.common import programs
 from sact_tf import evaluation, training, visualization
 from sact_tf.data import shapes
 
@@ -107,7 +107,7 @@ def main() -> None:
     for name, model in (("vanilla", vanilla), ("sact", sact)):
         results[name] = evaluation.evaluate(model, test.evaluation_batches(100))
     full = results["vanilla"]["Total Flops/mean"]
-    print("\nSACT starts from the trained vanilla network, as in the paper.")
+    print("\nSACT starts from the trained vanilla network, as in the SACT paper.")
     print(f"{'network':10}{'accuracy':>10}{'FLOPs':>12}{'relative FLOPs':>16}")
     for name, values in results.items():
         mean = values["Total Flops/mean"]

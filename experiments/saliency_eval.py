@@ -1,4 +1,4 @@
-"""Scores the ponder cost of a SACT network as a map of visual saliency (section 4.3).
+"""Scores a SACT network's ponder cost as a map of saliency (SACT, section 4.3).
 
     python -m experiments.saliency_eval --dataset_format=cat2000 \\
         --dataset_dir=cat2000/trainSet --image_size=320x180 --model=101 \\
@@ -24,7 +24,7 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments import programs
+from experiments.common import programs
 from sact_tf import evaluation, saliency
 from sact_tf.data.examples import DataError
 from sact_tf.data.imagenet import read_image
@@ -69,7 +69,7 @@ flags.DEFINE_float(
     "human_sigma",
     None,
     "Blur of human maps in pixels of the original images; by default the MIT "
-    "benchmark's. Data sets' own maps go before.",
+    "benchmark's. Maps that come with a data set take precedence.",
     lower_bound=0.0,
 )
 flags.DEFINE_bool(

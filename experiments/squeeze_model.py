@@ -11,7 +11,7 @@ import os
 from absl import flags
 
 import sact_tf
-from experiments import programs
+from experiments.common import programs
 
 FLAGS = flags.FLAGS
 

@@ -213,7 +213,7 @@ def evaluate(
     Returns:
         What `average_precision` returns, with `Total Flops/mean` and `/std` (of the
         feature extractor, per image), `Relative Flops/mean` and `/std` (divided by
-        those of the ordinary network on the same image: table 1), the mean and
+        those of the ordinary network on the same image: SACT, table 1), the mean and
         deviation of `<block>/{flops,ponder_cost,num_units}`; and all detections in
         COCO's format.
     """

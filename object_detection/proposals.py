@@ -93,7 +93,8 @@ def propose(
         allowed: Bool [batch, n]; other anchors propose nothing.
         image_sizes: [batch, 2], heights and widths inside of which boxes are clipped.
         num_proposals: p, how many are made of each image.
-        nms_iou: Of two proposals that overlap more, one goes.
+        nms_iou: Where two proposals overlap with a larger IoU, only the one with the
+            higher score is kept.
         pre_nms_top_k: How many of the best anchors are looked at.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Exact operation counts per image, of convolutions only (section 4.1).
+"""Exact operation counts per image, of convolutions only (SACT, section 4.1).
 
 int64, two for each multiply-add.
 """
@@ -42,7 +42,7 @@ def dilate(active: tf.Tensor) -> tf.Tensor:
     """Dilates a bool mask [batch, height, width] by the 3x3 square.
 
     These are the positions at which a following 3x3 convolution reads its input, and
-    hence where the convolution before it has to be computed (section 4.1).
+    hence where the convolution before it has to be computed (SACT, section 2.3).
     """
     for axis in (1, 2):
         size = tf.shape(active)[axis]

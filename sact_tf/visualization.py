@@ -25,7 +25,7 @@ def has_maps(end_points: Mapping[str, object]) -> bool:
 
 
 def sact_map(end_points: Mapping[str, object], key: str = "ponder_cost") -> tf.Tensor:
-    """Sums the maps of all blocks at the size of the input (section 4.1).
+    """Sums the maps of all blocks at the size of the input (SACT, section 4.1).
 
     Args:
         end_points: Of a SACT network.
@@ -204,7 +204,7 @@ def colour_bar(low: float, high: float, label: str = "ponder cost") -> Figure:
 def block_figure(
     image: np.ndarray, maps: Mapping[str, np.ndarray], title: str = "ponder cost"
 ) -> Figure:
-    """Draws an image and the map of every block, each with its colour bar (figure 8).
+    """Draws an image and the map of every block, with colour bars (SACT, figure 8).
 
     Args:
         image: uint8, or float in [0, 1], [height, width, 3].
@@ -257,7 +257,7 @@ def side_by_side(image: np.ndarray, values: np.ndarray) -> Figure:
 def sorted_grid(
     images: np.ndarray, maps: np.ndarray, rows: int = 4, columns: int = 8
 ) -> Figure:
-    """Draws images, from the least to the largest mean ponder cost (figure 9).
+    """Draws images, from the least to the largest mean ponder cost (SACT, figure 9).
 
     Args:
         images: [n, height, width, 3], uint8, or float in [0, 1].
@@ -298,7 +298,7 @@ _TRADEOFF = {
 
 
 def tradeoff_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Draws accuracy over operations, one line per kind of network (figure 7).
+    """Draws accuracy over operations, one line per kind of network (SACT, figure 7).
 
     Args:
         curves: Label of a line to evaluations, as `sact_tf.evaluation.evaluate` returns

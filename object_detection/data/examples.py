@@ -21,7 +21,7 @@ from sact_tf.data.examples import (
 from sact_tf.domains import INPUT_SIDE
 
 SHORT_SIDE = 600
-"""Short side of resized images (appendix A.2)."""
+"""Short side of resized images (SACT, appendix A.2)."""
 LONG_SIDE = 1024
 """Images whose long side would become larger are resized to that, and stay smaller."""
 _SHUFFLE_BUFFER = 512  # resized images

@@ -1,4 +1,4 @@
-"""Ponder cost as a map of visual saliency (section 4.3 of the SACT paper).
+"""Ponder cost as a map of visual saliency (SACT, section 4.3).
 
 A ponder cost map, blurred and blended with a prior for the centre, predicts where
 people look: `maps` makes the prediction, `metrics` scores it, `data` reads recorded

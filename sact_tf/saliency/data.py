@@ -101,7 +101,7 @@ class FixationData:
 def load_cat2000(directory: str) -> FixationData:
     """Reads the training set of CAT2000 (Borji and Itti, 2015).
 
-    The first half of every category's images is for tuning, as in the paper.
+    The first half of every category's images is for tuning, as in the SACT paper.
 
     Args:
         directory: Holds `Stimuli/<category>/*.jpg`, `FIXATIONLOCS/<category>/*.mat` and

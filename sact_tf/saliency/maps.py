@@ -1,4 +1,4 @@
-"""From a ponder cost map to a saliency map (sections 4.3 and A.3 of the SACT paper)."""
+"""From a ponder cost map to a saliency map (SACT, sections 4.3 and A.3)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def blend(values: np.ndarray, centre: np.ndarray, gamma: float) -> np.ndarray:
 
 
 def saliency_map(ponder_cost: np.ndarray, sigma: float, gamma: float) -> np.ndarray:
-    """Normalises, blurs and adds the centre prior (section A.3).
+    """Normalises, blurs and adds the centre prior (SACT, section A.3).
 
     Args:
         ponder_cost: [height, width], summed over blocks at the network's input size, or
@@ -155,7 +155,7 @@ def _resize_matrix(size, new_size):
 
 
 def display_softmax(values: np.ndarray, temperature: float = 0.2) -> np.ndarray:
-    """Sharpens a map for display, as the figures of the paper do.
+    """Sharpens a map for display, as the figures of the SACT paper do.
 
     Args:
         values: [height, width].

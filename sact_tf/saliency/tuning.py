@@ -13,9 +13,9 @@ from sact_tf.saliency import maps, metrics
 from sact_tf.saliency.data import Stimulus
 
 SIGMAS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
-"""Blurs that are tried by default; the paper found 10."""
+"""Blurs that are tried by default; the SACT paper found 10."""
 GAMMAS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Weights of the centre prior that are tried by default; the paper found 0.005."""
+"""Weights of the centre prior that are tried by default; the SACT paper found 0.005."""
 
 METRICS = ("auc_judd", "auc_shuffled", "nss", "cc", "kl", "sim")
 """What `score` returns; of `kl` less is better, of all others more."""

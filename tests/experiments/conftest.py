@@ -19,7 +19,8 @@ _PATIENCE = 600  # seconds
 
 
 def _name(request):
-    return request.module.__name__.rpartition(".")[2].removeprefix("test_")
+    """Returns the module a test file is of: `experiments.benchmarks.input`, say."""
+    return request.module.__name__.removeprefix("tests.").replace("test_", "")
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +28,13 @@ def program(request):
     """The program that a test file is named after, its flags defined and parsed."""
     name = _name(request)
     before = set(flags.FLAGS)
-    module = importlib.import_module(f"experiments.{name}")
+    module = importlib.import_module(name)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS([name])
     yield module
     for flag in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, flag)
-    del sys.modules[f"experiments.{name}"]
+    del sys.modules[name]
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def start(request):
     def start(*arguments, **values):
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", f"experiments.{_name(request)}"),
+                *(sys.executable, "-m", _name(request)),
                 *(f"--{flag}={value}" for flag, value in values.items()),
                 *arguments,
             ],

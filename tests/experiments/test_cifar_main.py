@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import sact_tf
-from experiments import programs
+from experiments.common import programs
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from experiments.benchmark_tools import imposed_units, in_tiles
+from experiments.benchmarks.tools import imposed_units, in_tiles
 
 
 @pytest.fixture

@@ -1,0 +1,150 @@
+"""What the benchmarks share: imposed halting, timing by turns, flags' values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+
+def parse_sides(flag: str, text: str) -> tuple[int, int]:
+    """Reads "38x63"."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
+        raise ValueError(
+            f"--{flag}: expected two sizes >= 1 such as 38x63; got {text!r}"
+        )
+    return int(parts[0]), int(parts[1])
+
+
+def parse_numbers(flag: str, texts: list[str], low: float, high: float) -> list[float]:
+    """Reads numbers of an interval."""
+    try:
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(low <= number <= high for number in numbers):
+        raise ValueError(
+            f"--{flag}: expected numbers in [{low:g}, {high:g}], joined by commas; got "
+            f"{','.join(texts)!r}"
+        )
+    return numbers
+
+
+def ranks(height: int, width: int, pattern: str) -> np.ndarray:
+    """Orders positions: [height, width], ranks in [0, 1), small ones run longer."""
+    if pattern == "random":
+        field = np.random.default_rng(0).random([height, width])
+    else:  # an ellipse off the centre
+        y, x = np.mgrid[:height, :width]
+        field = ((y / height - 0.55) / 0.8) ** 2 + (x / width - 0.4) ** 2
+    order = np.argsort(field, axis=None, kind="stable")
+    result = np.empty(height * width)
+    result[order] = np.arange(height * width) / (height * width)
+    return result.reshape(height, width)
+
+
+def imposed_units(
+    height: int, width: int, num_units: int, mean: float, pattern: str
+) -> np.ndarray:
+    """Returns how many of a block's units every position runs, int [height, width].
+
+    Unit k of n runs at a share (1 - (k - 1) / n) ** g of the positions, with g such
+    that positions run `mean` units on average.
+    """
+    if pattern in ("full", "empty"):
+        return np.full([height, width], num_units if pattern == "full" else 1)
+    low, high = -12.0, 12.0  # logarithm of g
+    for _ in range(60):
+        middle = (low + high) / 2
+        shares = (1 - np.arange(num_units) / num_units) ** np.exp(middle)
+        low, high = (middle, high) if shares.sum() > mean else (low, middle)
+    shares[0] = 1.0
+    return (ranks(height, width, pattern)[..., None] < shares).sum(-1)
+
+
+def in_tiles(units: Callable, tile_size: int) -> Callable:
+    """Makes a function of an image size to units per position the same within tiles."""
+
+    def tiled(height, width):
+        tiles = units(-(-height // tile_size), -(-width // tile_size))
+        spread = tiles.repeat(tile_size, 0).repeat(tile_size, 1)
+        return spread[:height, :width]
+
+    return tiled
+
+
+class ImposedHead(keras.layers.Layer):
+    """Runs a halting head, and then halts where it is told to.
+
+    Args:
+        head: The head of unit `k` (from 1).
+        units: Function from an image size to how many units each position runs.
+    """
+
+    def __init__(self, head, k, units):
+        super().__init__(name=head.name)
+        self.head, self.k, self.units = head, k, units
+        self.flops = head.flops
+
+    def _impose(self, scores, x):
+        # Scores so small that they change nothing, but not so that the head is dropped.
+        halts = tf.constant(self.units(*x.shape[1:3]) <= self.k, tf.float32)
+        if scores.shape.rank == 1:
+            halts = halts[0, 0]
+        return tf.maximum(halts, 1e-6 * scores)
+
+    def call(self, x, active=None, training=None, valid=None):
+        scores = self.head(x, active=active, training=training, valid=valid)
+        return self._impose(scores, x)
+
+    def run_active(self, x, active, sums):
+        return self._impose(self.head.run_active(x, active, sums), x)
+
+
+def time_by_turns(calls: dict, repetitions: int) -> dict[str, float]:
+    """Returns median seconds of each call; the first two rounds warm up."""
+    times = {name: [] for name in calls}
+    for repetition in range(repetitions + 2):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if repetition >= 2:
+                times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def impose_halting(
+    blocks: Sequence[keras.layers.Layer],
+    means: Sequence[float],
+    pattern: str,
+    tile_size: int = 1,
+) -> None:
+    """Makes adaptive blocks halt where a pattern says.
+
+    Args:
+        blocks: As many as there are means, or more, which stay as they are.
+        means: Mean units run at a position, for each block.
+        pattern: As in `imposed_units`.
+        tile_size: Side of the tiles that halt together.
+
+    Raises:
+        ValueError: Naming --units_per_block, if a block has fewer units.
+    """
+    for block, mean in zip(blocks, means):
+        num_units = len(block.units)
+        if not mean <= num_units:
+            raise ValueError(
+                f"--units_per_block: {block.name} has {num_units} units; got {mean:g}"
+            )
+
+        def units(height, width, num_units=num_units, mean=mean):
+            return imposed_units(height, width, num_units, mean, pattern)
+
+        if tile_size > 1:
+            units = in_tiles(units, tile_size)
+        for k, head in enumerate(getattr(block, "heads", []), 1):
+            block.heads[k - 1] = ImposedHead(head, k, units)

@@ -1,0 +1,1 @@
+"""What the programs share: flags and their meaning, running, evaluating."""

@@ -1,0 +1,128 @@
+"""How the training programs use devices and machines: flags and their meaning."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import tensorflow as tf
+import tf_keras as keras
+from absl import flags
+
+from sact_tf.layers import synchronize_batch_norm
+
+FLAGS = flags.FLAGS
+# Flags defined here belong to the program that asks for them, and to its --help.
+flags.disclaim_key_flags()
+
+_PRECISIONS = {
+    "float32": "float32",
+    "bfloat16": "mixed_bfloat16",
+    "float16": "mixed_float16",
+}
+_CLUSTER_STRATEGIES = ("multi_worker_mirrored", "parameter_server")
+
+
+def define_flags() -> None:
+    """Defines --distribution_strategy and what goes with it."""
+    flags.DEFINE_enum(
+        "distribution_strategy",
+        "one_device",
+        ["one_device", "mirrored", *_CLUSTER_STRATEGIES],
+        "one_device; mirrored: all GPUs of this machine share every batch; "
+        "multi_worker_mirrored: those of all machines do; parameter_server: every "
+        "worker makes steps of its own, asynchronously, as in the SACT paper. The last "
+        "two read the cluster from the environment variable TF_CONFIG.",
+    )
+    flags.DEFINE_bool(
+        "sync_batch_norm",
+        True,
+        "Whether devices that share a batch normalize with the statistics of all of "
+        "it, rather than each with those of its part.",
+    )
+    flags.DEFINE_enum(
+        "mixed_precision",
+        "float32",
+        list(_PRECISIONS),
+        "Type that layers compute in; weights and halting stay float32.",
+    )
+    flags.DEFINE_bool("jit_compile", False, "Compile the training step with XLA.")
+    flags.DEFINE_string(
+        "data_service",
+        None,
+        "Address of a tf.data service that prepares the batches, such as "
+        "grpc://localhost:5000.",
+    )
+
+
+def make_strategy() -> tf.distribute.Strategy:
+    """Makes what --distribution_strategy names, before anything else of TensorFlow.
+
+    Also sets --mixed_precision. In worker and parameter server tasks of a
+    `parameter_server` cluster it serves the coordinator, and never returns.
+
+    Raises:
+        ValueError: TF_CONFIG is missing or not what the strategy needs.
+    """
+    name = FLAGS.distribution_strategy
+    if name in _CLUSTER_STRATEGIES:
+        _check_cluster(name)
+        # Waiting for lost peers without end would hide that they are lost.
+        os.environ.setdefault("GRPC_FAIL_FAST", "use_caller")
+    if name == "parameter_server":
+        _serve_unless_coordinator()
+    # Takes seconds to import, which waiting for flags need not.
+    from official.common import distribute_utils
+
+    num_gpus = len(tf.config.list_physical_devices("GPU"))
+    if name == "one_device":
+        num_gpus = min(num_gpus, 1)
+    strategy = distribute_utils.get_distribution_strategy(name, num_gpus)
+    keras.mixed_precision.set_global_policy(_PRECISIONS[FLAGS.mixed_precision])
+    return strategy
+
+
+def _check_cluster(name: str) -> None:
+    """Raises ValueError unless TF_CONFIG describes a cluster for the strategy."""
+    example = {"cluster": {"worker": ["host0:5000", "host1:5000"]}}
+    example["task"] = {"type": "worker", "index": 0}
+    if name == "parameter_server":
+        example["cluster"] = {
+            "chief": ["host0:5000"],
+            "worker": ["host1:5000", "host2:5000"],
+            "ps": ["host0:5001"],
+        }
+    text = os.environ.get("TF_CONFIG", "")
+    try:
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        cluster[task["type"]][int(task["index"])]
+        is_complete = all(cluster.get(job) for job in example["cluster"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        is_complete = False
+    if not is_complete:
+        raise ValueError(
+            f"--distribution_strategy={name}: needs the environment variable "
+            f"TF_CONFIG, such as {json.dumps(example)}; got {text!r}"
+        )
+
+
+def _serve_unless_coordinator() -> None:
+    """Runs the tasks that only serve; they end when they are told to from outside."""
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    if resolver.task_type not in ("worker", "ps"):
+        return
+    server = tf.distribute.Server(
+        resolver.cluster_spec(),
+        job_name=resolver.task_type,
+        task_index=resolver.task_id,
+        protocol=resolver.rpc_layer or "grpc",
+    )
+    print(f"Serving as {resolver.task_type} {resolver.task_id}", flush=True)
+    server.join()
+
+
+def training_options(model: keras.Model) -> dict[str, object]:
+    """Returns the options that flags give to `training.train`; prepares the model."""
+    synchronize_batch_norm(model, FLAGS.sync_batch_norm)
+    return dict(jit_compile=FLAGS.jit_compile, data_service=FLAGS.data_service)

@@ -1,0 +1,120 @@
+"""What the evaluating programs share: one checkpoint, or every new one, without end."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import tensorflow as tf
+import tf_keras as keras
+
+import sact_tf
+from experiments.common import programs
+from sact_tf import evaluation, visualization
+from sact_tf.end_points import ADAPTIVE_METRICS
+
+
+def evaluate_checkpoint(
+    model: keras.Model,
+    examples,
+    checkpoint: str,
+    eval_dir: str,
+    split_name: str,
+    batch_size: int,
+    recall_at: int | None = None,
+) -> None:
+    """Evaluates one checkpoint; prints, writes eval.json and summaries.
+
+    Args:
+        model: The checkpoint's network.
+        examples: The split to evaluate.
+        checkpoint: TF-Slim checkpoint.
+        eval_dir: Where to write.
+        split_name: Noted in eval.json.
+        batch_size: Images per step.
+        recall_at: As in `evaluation.evaluate`.
+    """
+    sact_tf.load_slim_checkpoint(model, checkpoint)
+    step = sact_tf.checkpoint_step(checkpoint)
+    with examples.explained_errors():
+        results = evaluation.evaluate(
+            model, examples.evaluation_batches(batch_size), recall_at
+        )
+        images, _ = next(iter(examples.evaluation_batches(3)))
+    print(f"Evaluated {checkpoint} on {examples.num_examples} images")
+    for name, value in results.items():
+        print(f"{name}[{value:.8g}]", flush=True)
+    evaluation.write_json(
+        os.path.join(eval_dir, "eval.json"),
+        {
+            "checkpoint": checkpoint,
+            "global_step": step,
+            "split_name": split_name,
+            "num_examples": examples.num_examples,
+            **results,
+        },
+    )
+    _, end_points = model.with_end_points(images, training=False)
+    writer = tf.summary.create_file_writer(eval_dir)
+    with writer.as_default(step):
+        for name, value in results.items():
+            tf.summary.scalar(name, value)
+        if visualization.has_maps(end_points):
+            for key in ADAPTIVE_METRICS:
+                tf.summary.image(
+                    f"heatmaps/{key}", visualization.heatmap(end_points, key)
+                )
+    writer.close()
+
+
+def newest_checkpoint(path: str) -> str | None:
+    """Returns the newest checkpoint of a directory; the path itself if it is none."""
+    if os.path.isdir(path):
+        return sact_tf.newest_checkpoint(path)
+    return path if tf.io.gfile.exists(f"{path}.index") else None
+
+
+def evaluate_newest(
+    model: keras.Model,
+    load_examples,
+    checkpoint_dir: str,
+    eval_dir: str,
+    evaluate_once: bool,
+    interval_secs: float,
+    **options,
+) -> None:
+    """Evaluates the newest checkpoint once, or every new one, without end.
+
+    Args:
+        model: The checkpoints' network.
+        load_examples: Function that returns the split to evaluate.
+        checkpoint_dir: Directory of checkpoints, or one checkpoint.
+        eval_dir: Where to write.
+        evaluate_once: Whether to do so once.
+        interval_secs: Seconds between looks for a new checkpoint.
+        **options: As in `evaluate_checkpoint`.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint to evaluate once.
+    """
+    eval_dir = programs.make_directory("eval_dir", eval_dir)
+    path = os.path.expanduser(checkpoint_dir)
+    if evaluate_once and newest_checkpoint(path) is None:
+        raise FileNotFoundError(f"--checkpoint_dir={path}: holds no checkpoint")
+    examples = load_examples()
+    evaluated = None
+    while True:
+        try:
+            checkpoint = newest_checkpoint(path)
+        except FileNotFoundError as error:  # being copied, perhaps
+            print(error, flush=True)
+            checkpoint = None
+        if checkpoint is None:
+            print(f"Waiting for a checkpoint in {path}", flush=True)
+        elif checkpoint != evaluated:
+            evaluate_checkpoint(model, examples, checkpoint, eval_dir, **options)
+            evaluated = checkpoint
+            if evaluate_once:
+                return
+            continue
+        time.sleep(interval_secs)

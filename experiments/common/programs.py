@@ -1,0 +1,209 @@
+"""What the programs share: one line for an error users can mend, checked flags."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import tensorflow as tf
+import tf_keras as keras
+from absl import app, flags
+
+import sact_tf
+from sact_tf.data.examples import DataError
+from sact_tf.networks.residual_network import MODEL_TYPES
+from sact_tf.training import TrainingError, keep_freed_memory
+
+# Flags defined here belong to the program that asks for them, and to its --help.
+flags.disclaim_key_flags()
+
+FAMILIES = {"imagenet": sact_tf.imagenet_resnet, "cifar": sact_tf.cifar_resnet}
+"""Networks by the name of their family."""
+
+# The library raises these with a message that names argument or file, value and what is
+# accepted.
+USER_ERRORS = (ValueError, OSError, TrainingError)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags and runs `main`; errors users can mend end it with one message."""
+    keep_freed_memory()
+
+    def checked_main(argv: Sequence[str]):
+        if len(argv) > 1:
+            raise app.UsageError(f"unknown argument {argv[1]!r}; flags start with --")
+        try:
+            main()
+        except USER_ERRORS as error:
+            sys.exit(f"{os.path.basename(sys.argv[0])}: error: {error}")
+
+    app.run(checked_main)
+
+
+def define_model_type(default: str = "vanilla") -> None:
+    """Defines --model_type."""
+    flags.DEFINE_enum(
+        "model_type",
+        default,
+        MODEL_TYPES,
+        "vanilla (basic ResNet), act (Adaptive Computation Time), act_early_stopping "
+        "(the same, skipping units once the whole batch has halted), sact (Spatially "
+        "Adaptive Computation Time).",
+    )
+
+
+def define_network_flags(checkpoint_dir: bool = True) -> None:
+    """Defines --network, --model, --num_classes, --base_channels and --tile_size.
+
+    Args:
+        checkpoint_dir: Also --checkpoint_dir.
+    """
+    flags.DEFINE_enum("network", "imagenet", list(FAMILIES), "Family of networks.")
+    flags.DEFINE_string(
+        "model", "101", "Residual units per block, as in the training programs."
+    )
+    flags.DEFINE_integer("num_classes", 1001, "Of the network.", lower_bound=1)
+    flags.DEFINE_integer(
+        "base_channels",
+        None,
+        "Channels of the first block; by default 64 (imagenet) or 16 (cifar).",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer("tile_size", 1, "As the network was trained.", lower_bound=1)
+    if checkpoint_dir:
+        flags.DEFINE_string(
+            "checkpoint_dir",
+            "",
+            "Directory, its newest checkpoint is taken, or a checkpoint.",
+        )
+
+
+def make_network(model_type: str, execution: str) -> keras.Model:
+    """Builds the network of `define_network_flags`, with fresh weights."""
+    values = flags.FLAGS
+    options = dict(execution=execution, tile_size=values.tile_size)
+    if values.base_channels:
+        options["base_channels"] = values.base_channels
+    return FAMILIES[values.network](
+        values.model, model_type, values.num_classes, **options
+    )
+
+
+@contextlib.contextmanager
+def naming_dataset_dir() -> Iterator[None]:
+    """Puts --dataset_dir before what goes wrong with a data set in a `with` block."""
+    try:
+        yield
+    except (DataError, FileNotFoundError) as error:
+        directory = flags.FLAGS.dataset_dir or "(default)"
+        raise DataError(f"--dataset_dir={directory}: {error}") from error
+
+
+def define_log_flags(
+    train_log_dir: str,
+    save_summaries_secs: float = 600,
+    save_interval_secs: float = 600,
+) -> None:
+    """Defines the flags of these names, with these defaults."""
+    flags.DEFINE_string(
+        "train_log_dir",
+        train_log_dir,
+        "Directory for checkpoints and TensorBoard summaries of training.",
+    )
+    flags.DEFINE_float(
+        "save_summaries_secs",
+        save_summaries_secs,
+        "Seconds between training summaries.",
+        lower_bound=0,
+    )
+    flags.DEFINE_float(
+        "save_interval_secs",
+        save_interval_secs,
+        "Seconds between checkpoints.",
+        lower_bound=0,
+    )
+
+
+def start_from_finetune_path(
+    log_dir: str, load: Callable[[str], Sequence[str]]
+) -> None:
+    """Loads --finetune_path, unless a run in the directory is to go on.
+
+    Args:
+        log_dir: Directory of the run's checkpoints.
+        load: Loads a checkpoint, and returns the names of its variables.
+    """
+    path = flags.FLAGS.finetune_path
+    if not path or sact_tf.newest_checkpoint(log_dir) is not None:
+        return
+    loaded = load(os.path.expanduser(path))
+    print(f"Starting from {len(loaded)} variables of {path}")
+
+
+_UNUSED_FLAGS = {"master": "", "ps_tasks": 0, "task": 0, "startup_delay_steps": 15}
+
+
+def define_unused_flags(*names: str) -> None:
+    """Defines flags of the original that have no meaning in TensorFlow 2."""
+    for name in names:
+        default = _UNUSED_FLAGS[name]
+        define = flags.DEFINE_string if default == "" else flags.DEFINE_integer
+        define(name, default, "Not used: configured TensorFlow 1.")
+
+
+def note_unused_flags() -> None:
+    """Says so if one of these flags is set."""
+    for name, default in _UNUSED_FLAGS.items():
+        if name in flags.FLAGS and flags.FLAGS[name].value != default:
+            print(f"Note: --{name} has no effect; it configured TensorFlow 1.")
+
+
+def require(*names: str) -> None:
+    """Raises ValueError if one of these flags is not given."""
+    for name in names:
+        if not flags.FLAGS[name].value:
+            raise ValueError(f"--{name}: must be given ({flags.FLAGS[name].help})")
+
+
+def named_files(flag: str) -> list[str]:
+    """Returns the files that a flag's pattern matches, sorted.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ValueError: Two have the same name but for the extension; what is written of
+            them would take that name.
+    """
+    pattern = os.path.expanduser(flags.FLAGS[flag].value)
+    paths = sorted(tf.io.gfile.glob(pattern))
+    if not paths:
+        raise FileNotFoundError(f"--{flag}={pattern}: matches no file")
+    names = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"--{flag}={pattern}: matches several files of the same name, such as "
+            f"{max(names, key=names.count)}"
+        )
+    return paths
+
+
+def make_directory(flag: str, path: str) -> str:
+    """Creates the directory a flag names, and checks that files can be written there.
+
+    Raises:
+        OSError: Naming the flag, where that fails.
+    """
+    path = os.path.expanduser(path)
+    probe = os.path.join(path, ".writable")
+    try:
+        os.makedirs(path, exist_ok=True)
+        with open(probe, "w"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise OSError(
+            f"--{flag}={path}: cannot be written to ({error.strerror}); "
+            "name a directory that can"
+        ) from error
+    return path
