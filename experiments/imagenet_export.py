@@ -21,6 +21,7 @@ import sact_tf
 from experiments.common import imagenet, programs
 from sact_tf import visualization
 from sact_tf.end_points import ADAPTIVE_METRICS
+from sact_tf.writing import atomic_file
 
 FLAGS = flags.FLAGS
 
@@ -69,8 +70,14 @@ def main() -> None:
         return export_values(model.with_end_points(images, training=False)[1])
 
     written = 0
-    unfinished = f"{path}.unfinished"
-    with h5py.File(unfinished, "w") as file, examples.explained_errors():
+    # Through a file of Python's: where the disk is full, the HDF5 library's own ends
+    # the process.
+    with (
+        examples.explained_errors(),
+        atomic_file(path) as temporary,
+        open(temporary, "wb+") as opened,
+        h5py.File(opened, "w") as file,
+    ):
         file.attrs["block_scopes"] = model.block_scopes
         for images, _ in examples.evaluation_batches(FLAGS.batch_size):
             for name, value in run(images).items():
@@ -81,7 +88,6 @@ def main() -> None:
                 file[name][written : written + len(value)] = value
             written += len(images)
             print(f"{written} of {examples.num_examples} images", flush=True)
-    os.rename(unfinished, path)
     print(f"Wrote {path}")
 
 

@@ -12,6 +12,9 @@ MAX_INT64 = 2**63 - 1
 MAX_SIDE = 65535
 """Largest side of an image in pixels; that of the JPEG format."""
 
+MAX_UNITS = 1000
+"""Most residual units of a block; more are built for ever."""
+
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 80
 
@@ -118,6 +121,24 @@ class Domain:
             except (ValueError, OverflowError):
                 continue
         raise ValueError(f"{name} must be {self}; got {brief(text)}")
+
+
+def check_unit_counts(model: object, name: str) -> None:
+    """Checks numbers of residual units per block, as in "3_4_23_3", where it is such.
+
+    Args:
+        model: What tells a network's depth; what else it may be, the network checks.
+        name: What an error calls it.
+
+    Raises:
+        ValueError: There are more than `MAX_UNITS` in a block.
+    """
+    for part in str(model).split("_"):
+        if part.isdecimal() and (len(part) > 9 or int(part) > MAX_UNITS):
+            raise ValueError(
+                f"{name} must have at most {MAX_UNITS} residual units per block; got "
+                f"{brief(model)}"
+            )
 
 
 FINITE = Domain()

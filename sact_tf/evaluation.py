@@ -10,9 +10,6 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf.end_points import metric_values
-from sact_tf.writing import write_json
-
-__all__ = ["Moments", "evaluate", "write_json"]
 
 
 @dataclasses.dataclass

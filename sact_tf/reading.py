@@ -236,6 +236,49 @@ def read_hdf5(path: str, fields: Mapping[str, tuple[int, str]]) -> dict:
         raise DataError(f"{path}: is no HDF5 file of this kind ({reason})") from error
 
 
+def check_member(member: zipfile.ZipInfo) -> None:
+    """Raises ValueError if a member of an archive cannot be as large as it claims."""
+    possible = _MOST_DENSE * (member.compress_size + 1)
+    if member.file_size > possible:
+        raise ValueError(
+            f"{member.filename} claims {member.file_size} bytes and has at most "
+            f"{possible}"
+        )
+
+
+def check_hdf5(group) -> None:
+    """Checks that an HDF5 file holds groups and arrays, and no more than there is.
+
+    Args:
+        group: `h5py.File` or group.
+
+    Raises:
+        ValueError: It leads to other files or elsewhere, or an array claims more bytes
+            than it can have.
+    """
+    import h5py
+
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{group.name}/{name} leads elsewhere")
+        entry = group[name]
+        if isinstance(entry, h5py.Group):
+            check_hdf5(entry)
+        elif isinstance(entry, h5py.Dataset):
+            check_dataset(entry)
+
+
+def check_dataset(dataset) -> None:
+    """Raises ValueError if an HDF5 array claims more bytes than the file can hold."""
+    if dataset.is_virtual or dataset.external:
+        raise ValueError(f"{dataset.name} leads to other files")
+    stored = dataset.id.get_storage_size()
+    if dataset.nbytes > _MOST_DENSE * stored:
+        raise ValueError(
+            f"{dataset.name} claims {dataset.nbytes} bytes and has {stored}"
+        )
+
+
 def _read_dataset(file, name, rank, kinds):
     import h5py
 
@@ -247,7 +290,5 @@ def _read_dataset(file, name, rank, kinds):
             f"{name} must be numbers with {rank} axes; got {dataset.dtype} "
             f"{list(dataset.shape)}"
         )
-    stored = dataset.id.get_storage_size()
-    if dataset.nbytes > _MOST_DENSE * stored:
-        raise ValueError(f"{name} claims {dataset.nbytes} bytes and has {stored}")
+    check_dataset(dataset)
     return dataset[()]

@@ -290,11 +290,12 @@ def sorted_grid(
     return figure
 
 
-_TRADEOFF = {
+TRADEOFF = {
     "Total Flops/mean": reading.number(AT_LEAST_0),
     "eval/Accuracy": reading.number(FRACTION),
     "Total Flops/std": reading.number(AT_LEAST_0),
 }
+"""What `tradeoff_figure` reads of an evaluation."""
 
 
 def tradeoff_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
@@ -311,8 +312,8 @@ def tradeoff_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figu
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axis = figure.subplots()
     for label, evaluations in curves.items():
-        rows = reading.checked_rows(evaluations, _TRADEOFF, label)
-        points = sorted([row[name] for name in _TRADEOFF] for row in rows)
+        rows = reading.checked_rows(evaluations, TRADEOFF, label)
+        points = sorted([row[name] for name in TRADEOFF] for row in rows)
         flops, accuracy, deviation = np.transpose(points)
         axis.errorbar(
             flops, 100 * accuracy, xerr=deviation, marker="o", capsize=3, label=label

@@ -47,8 +47,8 @@ class WritingError(OSError):
 
 def _reason(error: Exception) -> str | None:
     """Returns why the disk could not be written to, None if that is not what failed."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)  # h5py tells long stories
     # h5py and TensorFlow put the system's words into errors of their own.
     found = [text for text in _DISK_ERRORS if text in str(error)]
     if found:

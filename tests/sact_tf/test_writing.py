@@ -1,9 +1,6 @@
 """Files appear whole or not at all, whatever fails in between."""
 
-import contextlib
 import os
-import resource
-import signal
 import stat
 
 import numpy as np
@@ -14,24 +11,11 @@ from sact_tf import writing
 from sact_tf.writing import WritingError
 
 
-@contextlib.contextmanager
-def no_file_larger_than(size):
-    """Has the system refuse to write more to any file, as a full disk does."""
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
-
-
 def names(directory):
     return sorted(os.listdir(directory))
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path):
+def test_a_full_disk_leaves_what_was_there(tmp_path, no_file_larger_than):
     path = tmp_path / "a.bin"
     path.write_bytes(b"before")
     with no_file_larger_than(100):
@@ -45,7 +29,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     assert path.read_bytes() == b"after" and names(tmp_path) == ["a.bin"]
 
 
-def test_what_others_write(tmp_path):
+def test_what_others_write(tmp_path, no_file_larger_than):
     """Libraries that open files by name find their extension, and fail as one error."""
     path = tmp_path / "x.npz"
     with no_file_larger_than(100):
@@ -59,7 +43,7 @@ def test_what_others_write(tmp_path):
     assert names(tmp_path) == ["x.npz"]
 
 
-def test_tensorflow_writes_a_directory(tmp_path):
+def test_tensorflow_writes_a_directory(tmp_path, no_file_larger_than):
     module = tf.Module()
     module.values = tf.Variable(tf.ones([1000]))
     path = tmp_path / "model"

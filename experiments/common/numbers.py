@@ -1,0 +1,89 @@
+"""What the numbers of flags may be: checked once, before a program does anything."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from sact_tf.domains import (
+    COUNT,
+    FINITE,
+    INPUT_SIDE,
+    POSITIVE,
+    SEED,
+    SIGMA,
+    Domain,
+    brief,
+    check_unit_counts,
+)
+
+FLAGS = flags.FLAGS
+
+_INTEGER = Domain(is_integer=True)
+_MANY = Domain(1, 100000, is_integer=True)
+_DOMAINS = {
+    "base_channels": Domain(1, 1024, is_integer=True),
+    "batch_size": Domain(1, 65536, is_integer=True),
+    "crop_size": Domain(7, 448, is_integer=True),
+    "eval_batch_size": Domain(1, 65536, is_integer=True),
+    "human_sigma": SIGMA,
+    "image_size": Domain(0, INPUT_SIDE.high, is_integer=True),
+    "long_side": INPUT_SIDE,
+    "max_detections": _MANY,
+    "max_number_of_steps": COUNT,
+    "num_classes": _MANY,
+    "num_epochs_per_decay": POSITIVE,
+    "num_figures": Domain(0, 1000, is_integer=True),
+    "num_proposals": _MANY,
+    "num_region_samples": _MANY,
+    "seed": SEED,
+    "short_side": INPUT_SIDE,
+    "tile_size": INPUT_SIDE,
+}
+"""Of flags by their names; of all others: what is finite, or has 64 bits."""
+
+
+def check() -> None:
+    """Checks the numbers of all flags that this project defines.
+
+    Raises:
+        ValueError: Naming flag, value and what is accepted.
+    """
+    for module, defined in FLAGS.flags_by_module_dict().items():
+        if module.partition(".")[0] == "absl":
+            continue
+        for flag in defined:
+            _check_number(flag)
+            if flag.name == "model":
+                check_unit_counts(flag.value, f"--model={brief(flag.value)}:")
+
+
+def _check_number(flag) -> None:
+    is_integer = isinstance(flag.parser, flags.IntegerParser)
+    if flag.value is None or not (
+        is_integer or isinstance(flag.parser, flags.FloatParser)
+    ):
+        return
+    domain = _DOMAINS.get(flag.name, _INTEGER if is_integer else FINITE)
+    try:
+        domain.convert(flag.value)
+    except ValueError:
+        raise ValueError(
+            f"--{flag.name}={brief(flag.value)}: must be {domain}"
+        ) from None
+
+
+def parse_list(flag: str, domain: Domain) -> list[int | float]:
+    """Returns the numbers of a list flag.
+
+    Args:
+        flag: Its name.
+        domain: Of each number.
+
+    Raises:
+        ValueError: Naming flag and value, if there is none, or one is something else.
+    """
+    texts = FLAGS[flag].value
+    name = f"--{flag}={brief(','.join(map(str, texts)))}"
+    if not texts:
+        raise ValueError(f"{name}: must be numbers, joined by commas")
+    return [domain.parse(text, f"{name}: each number") for text in texts]
