@@ -123,22 +123,16 @@ class Domain:
         raise ValueError(f"{name} must be {self}; got {brief(text)}")
 
 
-def check_unit_counts(model: object, name: str) -> None:
-    """Checks numbers of residual units per block, as in "3_4_23_3", where it is such.
+def has_too_many_units(model: object) -> bool:
+    """Whether numbers of residual units per block, as in "3_4_23_3", are too large.
 
     Args:
         model: What tells a network's depth; what else it may be, the network checks.
-        name: What an error calls it.
-
-    Raises:
-        ValueError: There are more than `MAX_UNITS` in a block.
     """
-    for part in str(model).split("_"):
-        if part.isdecimal() and (len(part) > 9 or int(part) > MAX_UNITS):
-            raise ValueError(
-                f"{name} must have at most {MAX_UNITS} residual units per block; got "
-                f"{brief(model)}"
-            )
+    return any(
+        part.isdecimal() and (len(part) > 9 or int(part) > MAX_UNITS)
+        for part in str(model).split("_")
+    )
 
 
 FINITE = Domain()

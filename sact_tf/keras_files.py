@@ -19,7 +19,7 @@ import tf_keras as keras
 
 from sact_tf import reading
 from sact_tf.data.examples import DataError
-from sact_tf.domains import brief, check_unit_counts
+from sact_tf.domains import MAX_UNITS, brief, has_too_many_units
 from sact_tf.writing import atomic_file, naming, write_bytes
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
@@ -139,7 +139,11 @@ def _check_config(path, config):
                 f"{path}: {_CONFIG} has {key} {brief(value)}; expected numbers and "
                 "strings"
             )
-    check_unit_counts(options.get("model"), f"{path}: {_CONFIG}: model")
+    if has_too_many_units(options.get("model")):
+        raise DataError(
+            f"{path}: {_CONFIG} has model {brief(options['model'])}; expected at most "
+            f"{MAX_UNITS} residual units per block"
+        )
 
 
 def _is_plain(value):

@@ -79,6 +79,8 @@ def define_model_flags() -> None:
 
 def load_examples(split: str) -> imagenet.ImageExamples:
     """Opens the split of the data set that the flags name."""
+    if "units_from" in FLAGS:
+        units()  # what is wrong with it shows before images are read or made
     with programs.naming_dataset_dir():
         if FLAGS.dataset == "shapes":
             return imagenet.load_shapes(split, FLAGS.image_size)

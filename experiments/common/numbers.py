@@ -8,12 +8,13 @@ from sact_tf.domains import (
     COUNT,
     FINITE,
     INPUT_SIDE,
+    MAX_UNITS,
     POSITIVE,
     SEED,
     SIGMA,
     Domain,
     brief,
-    check_unit_counts,
+    has_too_many_units,
 )
 
 FLAGS = flags.FLAGS
@@ -53,8 +54,11 @@ def check() -> None:
             continue
         for flag in defined:
             _check_number(flag)
-            if flag.name == "model":
-                check_unit_counts(flag.value, f"--model={brief(flag.value)}:")
+            if flag.name == "model" and has_too_many_units(flag.value):
+                raise ValueError(
+                    f"--model={flag.value}: must have at most {MAX_UNITS} residual "
+                    "units per block"
+                )
 
 
 def _check_number(flag) -> None:
@@ -67,9 +71,7 @@ def _check_number(flag) -> None:
     try:
         domain.convert(flag.value)
     except ValueError:
-        raise ValueError(
-            f"--{flag.name}={brief(flag.value)}: must be {domain}"
-        ) from None
+        raise ValueError(f"--{flag.name}={flag.value}: must be {domain}") from None
 
 
 def parse_list(flag: str, domain: Domain) -> list[int | float]:

@@ -153,7 +153,7 @@ def test_killed_at_any_moment_it_goes_on(kill_training, image_folder):
         (
             "model",
             "1000000000",
-            "model must have at most 1000 residual units per block",
+            "must have at most 1000 residual units per block",
         ),
         ("model", "3_4_1001_3", "must have at most 1000 residual units per block"),
     ],
@@ -162,7 +162,7 @@ def test_numbers_that_cannot_be(refusal, flag, value, expected):
     """Flag, value and what is accepted, before anything is built or written."""
     message = refusal(train_log_dir="/nowhere/log", **{flag: value})
     assert message.startswith(f"--{flag}={value}"[:40]) and "\n" not in message
-    assert expected.replace("model must", "must") in message
+    assert expected in message
 
 
 @pytest.mark.parametrize(

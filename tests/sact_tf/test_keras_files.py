@@ -119,14 +119,14 @@ LAMBDA = {"module": "keras.layers", "class_name": "Lambda", "config": {}}
         (lambda c: c["config"].update(base_channels="2"), "holds no network of this p"),
         (
             lambda c: c["config"].update(model="1000000000"),
-            "model must have at most 1000 residual units per block; got '1000000000'",
+            "has model '1000000000'; expected at most 1000 residual units per block",
         ),
         (lambda c: [c], "is of null; expected a network"),
     ],
 )
 def test_configurations_of_other_things(archive, tmp_path, change, message):
     path = changed(archive, tmp_path / "x.keras", change)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataError, match=message):
         keras_files.load_network(path)
 
 
