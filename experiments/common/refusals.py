@@ -22,8 +22,8 @@ def explain(error: Exception) -> str:
         message = f"{os.fsdecode(error.filename)}: {error.strerror}"
     if message.startswith("--"):
         return message
-    flag = _by_argument(message) or _by_path(message)
-    return f"--{flag.name}={_shown(flag)}: {message}" if flag else message
+    name = _by_argument(message) or _by_path(message)
+    return f"--{name}={_shown(FLAGS[name].value)}: {message}" if name else message
 
 
 def _defined() -> Iterator[flags.Flag]:
@@ -32,18 +32,17 @@ def _defined() -> Iterator[flags.Flag]:
             yield from defined
 
 
-def _shown(flag) -> str:
-    value = flag.value
+def _shown(value) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _by_argument(message: str) -> flags.Flag | None:
+def _by_argument(message: str) -> str | None:
     """The flag that has the name with which a message begins."""
     word = re.match(r"\w+", message)
-    return next((f for f in _defined() if word and f.name == word[0]), None)
+    return next((f.name for f in _defined() if word and f.name == word[0]), None)
 
 
-def _by_path(message: str) -> flags.Flag | None:
+def _by_path(message: str) -> str | None:
     """The flag whose value is the longest path in a message."""
     found = []
     for flag in _defined():
@@ -57,5 +56,5 @@ def _by_path(message: str) -> flags.Flag | None:
             for form in {path.rstrip(os.sep), os.path.realpath(path)}:
                 pattern = rf"(^|[\s'\"(=]){re.escape(form)}($|[{os.sep}\s'\":,;.)])"
                 if form and re.search(pattern, message):
-                    found.append((len(form), flag.name, flag))
-    return max(found)[2] if found else None
+                    found.append((len(form), flag.name))
+    return max(found)[1] if found else None
