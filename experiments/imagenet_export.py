@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 
-import h5py
 import numpy as np
 import tensorflow as tf
 from absl import flags
@@ -21,7 +20,7 @@ import sact_tf
 from experiments.common import imagenet, programs
 from sact_tf import visualization
 from sact_tf.end_points import ADAPTIVE_METRICS
-from sact_tf.writing import atomic_file
+from sact_tf.writing import atomic_hdf5
 
 FLAGS = flags.FLAGS
 
@@ -70,14 +69,7 @@ def main() -> None:
         return export_values(model.with_end_points(images, training=False)[1])
 
     written = 0
-    # Through a file of Python's: where the disk is full, the HDF5 library's own ends
-    # the process.
-    with (
-        examples.explained_errors(),
-        atomic_file(path) as temporary,
-        open(temporary, "wb+") as opened,
-        h5py.File(opened, "w") as file,
-    ):
+    with examples.explained_errors(), atomic_hdf5(path) as (file, check_disk):
         file.attrs["block_scopes"] = model.block_scopes
         for images, _ in examples.evaluation_batches(FLAGS.batch_size):
             for name, value in run(images).items():
@@ -87,6 +79,7 @@ def main() -> None:
                     file.create_dataset(name, shape, np.float32, compression="lzf")
                 file[name][written : written + len(value)] = value
             written += len(images)
+            check_disk()
             print(f"{written} of {examples.num_examples} images", flush=True)
     print(f"Wrote {path}")
 

@@ -13,8 +13,10 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
+import h5py
 import tensorflow as tf
 
 _NAME_LENGTH = 200
@@ -183,3 +185,68 @@ def write_json(path: str, values: object) -> None:
     """Writes a JSON file whole or not at all; see `atomic_file`."""
     text = json.dumps(values, indent=2)
     write_bytes(path, f"{text}\n".encode())
+
+
+class _PatientFile:
+    """A file for the HDF5 library, which ends the process where a disk is full.
+
+    What cannot be written is dropped, and the first error kept.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._error: OSError | None = None
+        self.seek, self.tell, self.read = file.seek, file.tell, file.read
+
+    def _try(self, function, *arguments):
+        try:
+            return function(*arguments)
+        except OSError as error:
+            self._error = self._error or error
+            return None
+
+    def write(self, content) -> int:
+        place = self._file.tell()
+        if self._try(self._file.write, content) is None:
+            self._file.seek(place + len(content))
+        return len(content)
+
+    def readinto(self, content) -> int:
+        count = self._try(self._file.readinto, content) or 0
+        content[count:] = bytes(len(content) - count)  # what was dropped
+        return len(content)
+
+    def truncate(self, size=None) -> None:
+        self._try(self._file.truncate, size)
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def check(self) -> None:
+        """Raises what kept anything from being written so far."""
+        if self._error is not None:
+            raise self._error
+
+
+@contextlib.contextmanager
+def atomic_hdf5(path: str) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """Gives an HDF5 file, which becomes `path` when all went well.
+
+    Args:
+        path: As of `atomic_file`.
+
+    Yields:
+        The open file; and a function that raises at once what would be raised at the
+        end: the disk is full.
+
+    Raises:
+        WritingError: The file cannot be written. What was there is as before.
+    """
+    with (
+        atomic_file(path) as temporary,
+        open(temporary, "wb+", buffering=0) as opened,
+    ):
+        patient = _PatientFile(opened)
+        with h5py.File(patient, "w") as file:
+            yield file, patient.check
+        patient.check()

@@ -45,3 +45,14 @@ def test_errors_name_the_flag(run, tmp_path):
         run(execution="tiled")
     with pytest.raises(FileNotFoundError, match="no readable .* /nowhere"):
         run(checkpoint_dir="/nowhere")
+
+
+def test_a_full_disk_leaves_nothing(run, tmp_path, no_file_larger_than):
+    with no_file_larger_than(2000):
+        with pytest.raises(OSError, match=r"out: cannot be written \(File too large"):
+            run()
+    assert not list((tmp_path / "out").iterdir())
+    run()
+    assert {"saved_model.pb", "variables"} <= {
+        entry.name for entry in (tmp_path / "out").iterdir()
+    }

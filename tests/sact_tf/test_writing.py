@@ -3,6 +3,7 @@
 import os
 import stat
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -94,3 +95,38 @@ def test_directories_links_and_modes(tmp_path):
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
     writing.write_bytes(tmp_path / ("n" * 255), b"3")  # the longest name there is
     writing.write_bytes(os.devnull, b"4")
+
+
+def test_hdf5_files(tmp_path, no_file_larger_than):
+    """The library alone ends the process on a full disk, at the latest on closing."""
+    path, values = tmp_path / "a.h5", np.random.default_rng(0).random([50, 200])
+
+    def write(check_often):
+        with writing.atomic_hdf5(path) as (file, check):
+            dataset = file.create_dataset("x", values.shape, "f8", compression="lzf")
+            for k, row in enumerate(values):
+                dataset[k] = row
+                if check_often:
+                    file.flush()
+                    check()
+            file["y"] = values
+            file.attrs["z"] = ["a", "b"]
+
+    for size in (100, 3000, 90000):
+        for check_often in (False, True):
+            with no_file_larger_than(size):
+                with pytest.raises(
+                    WritingError, match=r"a\.h5: cannot be .* \(File too"
+                ):
+                    write(check_often)
+            assert names(tmp_path) == []
+    for _ in range(2):
+        write(True)
+        with h5py.File(path) as file:
+            np.testing.assert_array_equal(file["x"], values)
+            np.testing.assert_array_equal(file["y"], values)
+            assert list(file.attrs["z"]) == ["a", "b"]
+    with pytest.raises(ZeroDivisionError):
+        with writing.atomic_hdf5(path) as (file, _):
+            file["x"] = 1 / 0
+    assert names(tmp_path) == ["a.h5"]
