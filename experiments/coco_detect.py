@@ -76,7 +76,7 @@ def image_ids(paths: Sequence[str], ids: Mapping[str, int | str]) -> list[int | 
     """Returns the id of every file, as the annotations have it.
 
     A file is the image whose `file_name` its path ends in, or else the only one of
-    that last name. Others get numbers that no image has.
+    that last name. No two files are the same image; others get numbers of no image.
 
     Args:
         paths: Of the files.
@@ -85,18 +85,22 @@ def image_ids(paths: Sequence[str], ids: Mapping[str, int | str]) -> list[int | 
     last = collections.defaultdict(set)
     for name, image_id in ids.items():
         last[os.path.basename(name)].add(image_id)
-    taken = set(ids.values())
-    free = (number for number in itertools.count(1) if number not in taken)
-    found = []
+    found: dict[str, int | str] = {}
+
+    def give(path, candidates):
+        left = [i for i in candidates if i not in found.values()]
+        if path not in found and len(left) == len(candidates) == 1:
+            found[path] = left[0]
+
     for path in paths:
         parts = os.path.abspath(path).split(os.sep)
-        ends = ["/".join(parts[k:]) for k in range(len(parts))]
-        known = next((ids[end] for end in ends if end in ids), None)
-        alike = last[parts[-1]]
-        if known is None:
-            known = next(iter(alike)) if len(alike) == 1 else next(free)
-        found.append(known)
-    return found
+        ends = ("/".join(parts[k:]) for k in range(len(parts)))
+        give(path, [ids[end] for end in ends if end in ids][:1])
+    for path in paths:
+        give(path, last[os.path.basename(path)])
+    taken = set(ids.values())
+    free = (number for number in itertools.count(1) if number not in taken)
+    return [found[path] if path in found else next(free) for path in paths]
 
 
 def detect(model, path: str) -> tuple[np.ndarray, evaluation.Detections, dict]:

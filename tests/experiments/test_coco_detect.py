@@ -115,7 +115,7 @@ def test_errors_name_the_flag(run, values, message):
     "ids, expected",
     [
         ({}, [1, 2, 3]),
-        ({"1.jpg": 2, "x/1.jpg": 9}, [1, 2, 2]),
+        ({"1.jpg": 2, "x/1.jpg": 9}, [1, 2, 3]),
         ({"b/1.jpg": 1}, [2, 1, 3]),
         ({"0.jpg": "x", "b/1.jpg": "y", "c/1.jpg": 7}, ["x", "y", 7]),
         ({"other/0.jpg": 0}, [0, 1, 2]),
