@@ -13,7 +13,6 @@ from sact_tf.domains import (
     SEED,
     SIGMA,
     Domain,
-    brief,
     has_too_many_units,
 )
 
@@ -72,20 +71,3 @@ def _check_number(flag) -> None:
         domain.convert(flag.value)
     except ValueError:
         raise ValueError(f"--{flag.name}={flag.value}: must be {domain}") from None
-
-
-def parse_list(flag: str, domain: Domain) -> list[int | float]:
-    """Returns the numbers of a list flag.
-
-    Args:
-        flag: Its name.
-        domain: Of each number.
-
-    Raises:
-        ValueError: Naming flag and value, if there is none, or one is something else.
-    """
-    texts = FLAGS[flag].value
-    name = f"--{flag}={brief(','.join(map(str, texts)))}"
-    if not texts:
-        raise ValueError(f"{name}: must be numbers, joined by commas")
-    return [domain.parse(text, f"{name}: each number") for text in texts]

@@ -10,6 +10,7 @@ import tensorflow as tf
 from official.vision.ops import preprocess_ops
 
 from sact_tf.data.examples import (
+    UNREADABLE,
     DataError,
     Shard,
     fetch_ahead,
@@ -160,7 +161,9 @@ class DetectionExamples:
         """Turns TensorFlow's errors of reading, in a `with` block, into `DataError`."""
         try:
             yield
-        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+        except (*UNREADABLE, tf.errors.DataLossError) as error:
+            raise DataError(f"{self.name}: {error.message.splitlines()[0]}") from error
+        except tf.errors.InvalidArgumentError as error:
             lines = [line for line in error.message.splitlines() if line.strip()]
             problem = named_problem(error.message)
             if problem:
@@ -171,7 +174,7 @@ class DetectionExamples:
                 raise DataError(
                     f"{name or self.name}: an image cannot be decoded ({lines[0]})"
                 ) from error
-            if "image" in error.message or "No such file" in error.message:
+            if "image" in error.message:
                 raise DataError(f"{self.name}: {lines[0]}") from error
             raise
 

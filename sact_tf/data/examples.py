@@ -21,6 +21,13 @@ class DataError(ValueError):
     """A data set cannot be used; the message names file, record and what is wrong."""
 
 
+UNREADABLE = (
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,
+)
+"""What TensorFlow raises on files that went away, or are directories now."""
+
 Shard = tuple[int, int]
 """How many parts a data set is dealt into, one for every process, and which one."""
 

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from sact_tf.data import inception, shapes
 from sact_tf.data.examples import (
+    UNREADABLE,
     DataError,
     Shard,
     check_records,
@@ -139,6 +140,8 @@ class ImageExamples:
         except tf.errors.DataLossError as error:
             where = self.corrupt_file() or f"a file of {self.name}"
             raise DataError(f"{where}: truncated or corrupt") from error
+        except UNREADABLE as error:
+            raise DataError(f"{self.name}: {error.message.splitlines()[0]}") from error
         except tf.errors.InvalidArgumentError as error:
             problem = named_problem(error.message)
             if problem:

@@ -368,3 +368,14 @@ def test_a_picture_that_cannot_be_decoded_is_named(load, coco_dataset):
     (folder / "9.png").write_text("no picture")
     with pytest.raises(DataError, match="9.png: cannot be read as JPEG or PNG image"):
         load()
+
+
+def test_a_picture_that_goes_away_while_it_is_read(load, coco_dataset):
+    _, folder, _ = coco_dataset
+    examples = load()
+    (folder / "9.png").unlink()
+    with pytest.raises(DataError, match="9.png"), examples.explained_errors():
+        list(examples.evaluation_batches())
+    (folder / "9.png").mkdir()
+    with pytest.raises(DataError, match="9.png"), examples.explained_errors():
+        list(examples.evaluation_batches())

@@ -294,3 +294,17 @@ def test_records_that_are_no_files(tmp_path):
     (tmp_path / "validation-00000-of-00001").symlink_to("nowhere")
     with pytest.raises(DataError, match="of-00001: cannot be read .No such file"):
         imagenet.load_tfrecord(str(tmp_path), "validation")
+
+
+def test_files_that_go_away_while_they_are_read(records, folder):
+    for load, path in (
+        (imagenet.load_folder, folder / "dog" / "deep.png"),
+        (imagenet.load_tfrecord, records / "validation-00001-of-00002"),
+    ):
+        examples = load(str(records), "validation", 32)
+        path.unlink()
+        with pytest.raises(DataError, match=path.name), examples.explained_errors():
+            list(examples.evaluation_batches(2))
+        path.mkdir()
+        with pytest.raises(DataError, match=path.name), examples.explained_errors():
+            list(examples.evaluation_batches(2))
