@@ -147,7 +147,7 @@ def read_json(path: str) -> object:
         with open(path, encoding="utf-8-sig") as file:
             return json.load(file)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: does not exist") from None
+        raise FileNotFoundError(f"{path}: No such file or directory") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except RecursionError as error:

@@ -1,8 +1,12 @@
 """The program that exports SavedModels."""
 
+import io
+
+import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
+from PIL import Image
 
 import sact_tf
 
@@ -56,3 +60,16 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, no_file_larger_than):
     assert {"saved_model.pb", "variables"} <= {
         entry.name for entry in (tmp_path / "out").iterdir()
     }
+
+
+def test_photographs_are_served_upright(run, tmp_path):
+    run(image_size=32)
+    serve = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_bytes"]
+    pixels = np.random.default_rng(0).integers(0, 256, [40, 60, 3]).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = io.BytesIO(), io.BytesIO()
+    Image.fromarray(pixels).save(files[0], "PNG", exif=exif)
+    Image.fromarray(np.rot90(pixels, -1)).save(files[1], "PNG")
+    served = serve(image_bytes=tf.constant([file.getvalue() for file in files]))
+    np.testing.assert_allclose(served["logits"][0], served["logits"][1], atol=1e-5)

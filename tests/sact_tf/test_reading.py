@@ -96,7 +96,7 @@ def test_json(tmp_path):
             reading.read_json(path)
     with pytest.raises(DataError, match="cannot be read .Is a directory"):
         reading.read_json(tmp_path)
-    with pytest.raises(FileNotFoundError, match="none.json: does not exist"):
+    with pytest.raises(FileNotFoundError, match="none.json: No such file"):
         reading.read_json(tmp_path / "none.json")
 
 
