@@ -53,6 +53,7 @@ setup(
         "h5py>=3.8",
         "matplotlib>=3.7",
         "numpy>=1.26",
+        "pillow>=9.2",
         "pycocotools>=2.0.7",
         "scipy>=1.11",
         "tensorflow~=2.20.0",

@@ -6,7 +6,9 @@ the same library; where they can not be compiled, one warning says why, and the 
 is for CPUs alone. Environment variables:
 
 * `SACT_CACHE_DIR`: where libraries are kept; by default `sact_tf` in `XDG_CACHE_HOME`
-  or `~/.cache`, and in the temporary directory where neither can be written.
+  or `~/.cache`, and in the temporary directory where neither can be written. Loading a
+  library is running it: directories and files that are links, belong to another user,
+  or can be written by others are passed over.
 * `CXX`: the C++ compiler; by default `c++`, `g++` or `clang++`, whichever comes first.
 * `NVCC`: the CUDA compiler, with options if need be (`nvcc -ccbin g++-12`); by default
   `nvcc`, or `/usr/local/cuda/bin/nvcc`. Set to nothing, it leaves out the CUDA part.
@@ -19,8 +21,8 @@ is for CPUs alone. Environment variables:
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import os
@@ -29,6 +31,7 @@ import platform
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -36,6 +39,11 @@ import threading
 import warnings
 
 import tensorflow as tf
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _KERNELS = pathlib.Path(__file__).parent / "kernels"
 # Those that take longest to compile first.
@@ -163,13 +171,72 @@ def _key(cuda: _Cuda | None = None) -> str:
 def _cache_directories() -> list[pathlib.Path]:
     """Returns where a library may be kept, the best place first."""
     chosen = os.environ.get("SACT_CACHE_DIR")
-    if chosen:
-        return [pathlib.Path(chosen)]
-    base = os.environ.get("XDG_CACHE_HOME")
-    home = pathlib.Path(base) if base else pathlib.Path.home() / ".cache"
-    # A name of the user's own: nobody loads a library that somebody else wrote.
-    shared = pathlib.Path(tempfile.gettempdir()) / f"sact_tf-{os.getuid()}"
-    return [home / "sact_tf", shared]
+    try:
+        if chosen:
+            return [pathlib.Path(chosen).expanduser()]
+    except RuntimeError as error:
+        raise BuildError(f"SACT_CACHE_DIR={chosen}: {error}") from error
+    places = []
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # Without HOME, and without a name in the system's list of users, there is none.
+    with contextlib.suppress(RuntimeError):
+        home = pathlib.Path(base) if os.path.isabs(base) else None
+        places.append((home or pathlib.Path.home() / ".cache") / "sact_tf")
+    with contextlib.suppress(OSError):
+        # A name of the user's own, beside those of others.
+        shared = pathlib.Path(tempfile.gettempdir())
+        places.append(shared / f"sact_tf-{os.geteuid()}")
+    return places
+
+
+def _distrust(path: pathlib.Path) -> str | None:
+    """Returns why others may have written a file or directory; None: it is ours.
+
+    What does not exist is as the closest directory above it that does: one of another
+    user is no place for files of ours.
+    """
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        above = next(filter(os.path.exists, path.absolute().parents), None)
+        owner = os.geteuid() if above is None else above.stat().st_uid
+        is_ours = owner in (0, os.geteuid())
+        return None if is_ours else f"would lie in {above}, which is of user {owner}"
+    except OSError as error:
+        return f"cannot be looked at ({error.strerror})"
+    if stat.S_ISLNK(found.st_mode):
+        return "is a link"
+    if found.st_uid != os.geteuid():
+        return f"belongs to user {found.st_uid}"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"can be written by other users (mode {stat.S_IMODE(found.st_mode):o})"
+    return None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _own_directories() -> list[pathlib.Path]:
+    """Returns the places that nobody else can write to; warns of others.
+
+    Raises:
+        BuildError: If there is none.
+    """
+    problems = {place: _distrust(place) for place in _cache_directories()}
+    own = [place for place, problem in problems.items() if problem is None]
+    text = "; ".join(
+        f"{place} {problem}" for place, problem in problems.items() if problem
+    )
+    if not own:
+        raise BuildError(
+            "there is no place for the library that is this user's alone: "
+            f"{text or 'neither a home nor a temporary directory'} (set SACT_CACHE_DIR)"
+        )
+    if text:
+        _warn_once(f"The native kernels are kept in {own[0]}, because {text}")
+    return own
 
 
 def _usable(directory: pathlib.Path) -> bool:
@@ -177,9 +244,42 @@ def _usable(directory: pathlib.Path) -> bool:
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=directory):
-            return directory.stat().st_uid == os.getuid()
+            return _distrust(directory) is None
     except OSError:
         return False
+
+
+def _digest_file(library: pathlib.Path) -> pathlib.Path:
+    return library.with_name(f"{library.name}.sha256")
+
+
+def _digest(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _keep(unfinished: pathlib.Path, path: pathlib.Path) -> None:
+    """Gives a whole library its name, and notes what it holds."""
+    unfinished.chmod(0o700)  # whatever the mask that new files get
+    note = unfinished.with_name("digest")
+    note.write_text(_digest(unfinished))
+    note.chmod(0o600)
+    note.rename(_digest_file(path))
+    unfinished.rename(path)
+
+
+def _damage(library: pathlib.Path) -> str | None:
+    """Returns why a library is not to be loaded, None if it is whole and ours.
+
+    The system ends a process that loads a library whose end is missing.
+    """
+    problem = _distrust(library) or _distrust(_digest_file(library))
+    if problem is not None:
+        return problem
+    try:
+        noted = _digest_file(library).read_text()
+        return None if _digest(library) == noted else "is damaged"
+    except (OSError, ValueError):
+        return "is without its digest"
 
 
 def _compile(output: pathlib.Path, cuda: _Cuda | None) -> BuildError | None:
@@ -234,11 +334,15 @@ def _say(verbose: bool, text: str) -> None:
 
 
 def _cached(name: str) -> pathlib.Path | None:
-    """Returns a file in a cache directory of ours, or None."""
-    for directory in _cache_directories():
+    """Returns a file in a cache directory, both of them ours, or None."""
+    for directory in _own_directories():
         path = directory / name
-        if path.is_file() and directory.stat().st_uid == os.getuid():
+        if not os.path.lexists(path):
+            continue
+        problem = _damage(path) if path.suffix == ".so" else _distrust(path)
+        if problem is None:
             return path
+        _warn_once(f"{path} {problem}; the native kernels are compiled anew")
     return None
 
 
@@ -259,7 +363,7 @@ def _name(cuda: _Cuda | None) -> str:
 
 def _make(cuda: _Cuda | None, verbose: bool, retry: bool):
     """Compiles the library; returns it, and why it lacks the CUDA part, or None."""
-    directories = _cache_directories()
+    directories = _own_directories()
     directory = next(filter(_usable, directories), None)
     if directory is None:
         raise BuildError(
@@ -277,11 +381,13 @@ def _make(cuda: _Cuda | None, verbose: bool, retry: bool):
                 _say(verbose, "compiling")
                 failure = _compile(unfinished, cuda)
                 path = directory / (name if failure is None else _name(None))
-                unfinished.rename(path)
+                _keep(unfinished, path)
             if failure is not None:
                 # The next process need not find out again; another compiler, or
                 # `retry`, tries again.
-                (directory / f"{name}.failed").write_text(str(failure))
+                note = directory / f"{name}.failed"
+                note.write_text(str(failure))
+                note.chmod(0o600)
     _say(verbose, f"built: {path}")
     return path, failure
 
@@ -302,15 +408,20 @@ def build(verbose: bool = False, retry: bool = False) -> pathlib.Path:
     Raises:
         BuildError: If there is no compiler, it fails, or nothing can be written.
     """
+    if fcntl is None:
+        raise BuildError(f"they need a system with file locks; this is {sys.platform}")
     try:
         cuda, failure = _cuda(), None
     except BuildError as error:
         cuda, failure = None, error
-    path, cuda_failure = _find(cuda, retry)
-    if path is not None:
-        _say(verbose, f"up to date: {path}")
-    else:
-        path, cuda_failure = _make(cuda, verbose, retry)
+    try:
+        path, cuda_failure = _find(cuda, retry)
+        if path is not None:
+            _say(verbose, f"up to date: {path}")
+        else:
+            path, cuda_failure = _make(cuda, verbose, retry)
+    except OSError as error:
+        raise BuildError(f"the library cannot be kept: {error}") from error
     failure = failure or cuda_failure
     if failure is not None:
         _say(verbose, "CUDA: no")

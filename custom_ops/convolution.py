@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from custom_ops.implementation import load, native_library
 from custom_ops.positions import ActivePositions, coordinates, split, where_flat
 
+_MAX_INT = 2**31 - 1
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 
@@ -29,9 +33,10 @@ def perforated_conv2d(
 ) -> tf.Tensor:
     """Convolves at the active positions only (SACT, section 2.3).
 
-    Differentiable with respect to everything but the mask; gradients too are computed
-    at active positions only. Inputs that no active position reads are not touched:
-    whatever they hold, NaN included, has no effect.
+    Differentiable with respect to everything but the mask, any number of times and in
+    forward mode; gradients too are computed at active positions only. Inputs that no
+    active position reads are not touched: whatever they hold, NaN included, has no
+    effect.
 
     Args:
         input: Float [batch, height, width, in].
@@ -62,7 +67,7 @@ def perforated_conv2d(
             a mask of numbers holds NaN or infinity.
         RuntimeError: If `implementation` is "native" and there is no kernel.
     """
-    input = tf.convert_to_tensor(input)
+    input = _convert("input", input)
     if input.dtype not in _FLOATS:
         raise ValueError(
             f"input must be one of {', '.join(t.name for t in _FLOATS)}; got "
@@ -100,7 +105,7 @@ def perforated_conv2d(
             _check_size(name, vector, 0, size, "the channels")
         vectors[name] = vector
     slope, activation = _parse_activation(activation)
-    if not 0 <= input_slope <= 1:
+    if not _is_fraction(input_slope):
         raise ValueError(f"input_slope must lie in [0, 1]; got {input_slope}")
 
     library = native_library(implementation, "PerforatedConv2DAt", input.dtype)
@@ -188,6 +193,54 @@ def _native_gradient(op, gradient):
     )
 
 
+_WINDOW = ("strides", "dilations", "padding", "explicit_paddings")
+
+
+def _window(op):
+    values = {name: op.get_attr(name) for name in _WINDOW}
+    return {**values, "padding": values["padding"].decode()}
+
+
+def _plain_conv2d(library, input, filters, mask, window):
+    """The kernel's convolution and nothing else."""
+    none = tf.zeros([0], input.dtype)
+    return library.perforated_conv2d(
+        input, filters, mask, none, none, none, input_slope=1.0, slope=1.0, **window
+    )
+
+
+# Both gradients of a convolution are linear in what they take, and so are convolutions
+# or gradients of such again.
+
+
+@tf.RegisterGradient("PerforatedConv2DInputGradient")
+def _second_input_gradient(op, gradient):
+    library, window = load(), _window(op)
+    _, filters, mask, inner = op.inputs
+    return (
+        None,
+        library.perforated_conv2d_filter_gradient(
+            tf.shape(filters), gradient, mask, inner, **window
+        ),
+        None,
+        _plain_conv2d(library, gradient, filters, mask, window),
+    )
+
+
+@tf.RegisterGradient("PerforatedConv2DFilterGradient")
+def _second_filter_gradient(op, gradient):
+    library, window = load(), _window(op)
+    _, input, mask, inner = op.inputs
+    return (
+        None,
+        library.perforated_conv2d_input_gradient(
+            tf.shape(input), gradient, mask, inner, **window
+        ),
+        None,
+        _plain_conv2d(library, input, gradient, mask, window),
+    )
+
+
 def _activation_gradient(output, gradient, slope):
     """Gradient of max(x, slope * x), whose output has the sign of its input."""
     if slope == 1.0:
@@ -195,6 +248,49 @@ def _activation_gradient(output, gradient, slope):
     return tf.where(output > 0, gradient, tf.cast(slope, gradient.dtype) * gradient)
 
 
+def _checked_sizes(run):
+    """Has the twin refuse what the kernels do, of sizes known only at run time."""
+
+    @functools.wraps(run)
+    def checked(input, filters, mask, **options):
+        channels = tf.shape(input)[3]
+        expected = {
+            "bias": tf.shape(filters)[3],
+            "input_scale": channels,
+            "input_shift": channels,
+        }
+        checks = [
+            tf.debugging.assert_equal(
+                tf.shape(filters)[2], channels, "filters must have the input's channels"
+            )
+        ]
+        checks += [
+            tf.debugging.assert_equal(
+                tf.size(options[name]), size, f"{name} must have as many channels"
+            )
+            for name, size in expected.items()
+            if options[name] is not None
+        ]
+        with tf.control_dependencies(checks):
+            input = tf.identity(input)
+
+        def empty():
+            height, width = tf.unstack(tf.shape(mask)[-2:])
+            return tf.zeros([tf.shape(input)[0], height, width, 0], input.dtype)
+
+        # TensorFlow refuses to scatter vectors of no elements.
+        if filters.shape[3] is None:
+            return tf.cond(
+                tf.shape(filters)[3] > 0,
+                lambda: run(input, filters, mask, **options),
+                empty,
+            )
+        return run(input, filters, mask, **options) if filters.shape[3] else empty()
+
+    return checked
+
+
+@_checked_sizes
 def _tensorflow_conv2d(
     input,
     filters,
@@ -305,12 +401,22 @@ def activate(x: tf.Tensor, slope: float) -> tf.Tensor:
 
 
 def _like(name: str, tensor, dtype: tf.DType) -> tf.Tensor:
-    tensor = tf.convert_to_tensor(tensor, dtype_hint=dtype)
+    tensor = _convert(name, tensor, dtype)
     if tensor.dtype != dtype:
         raise ValueError(
             f"{name} must be {dtype.name} like the input; got {tensor.dtype.name}"
         )
     return tensor
+
+
+def _convert(name: str, value, dtype: tf.DType | None = None) -> tf.Tensor:
+    try:
+        return tf.convert_to_tensor(value, dtype_hint=dtype)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{name} must be a tensor; got {type(value).__name__}: {reason}"
+        ) from error
 
 
 def _check_rank(name, tensor, ranks, expected) -> None:
@@ -328,10 +434,34 @@ def _check_size(name, tensor, axis, expected, what) -> None:
 
 
 def _pair(name: str, value: int | Sequence[int]) -> list[int]:
-    values = list(value) if isinstance(value, Sequence) else [value, value]
-    if len(values) != 2 or not all(v == int(v) and v >= 1 for v in values):
-        raise ValueError(f"{name} must be one or two integers >= 1; got {value!r}")
-    return [int(v) for v in values]
+    values = [value, value]
+    if isinstance(value, (list, tuple)) or (
+        isinstance(value, np.ndarray) and value.ndim == 1
+    ):
+        values = list(value)
+    integers = [_whole(v) for v in values]
+    if len(integers) != 2 or None in integers or min(integers) < 1:
+        raise ValueError(
+            f"{name} must be one or two integers from 1 to {_MAX_INT}; got {value!r}"
+        )
+    return integers
+
+
+def _is_fraction(value) -> bool:
+    try:
+        return bool(0 <= value <= 1)
+    except (TypeError, ValueError):
+        return False
+
+
+def _whole(value) -> int | None:
+    """Returns a whole number of at most 31 bits as int, None for anything else."""
+    try:
+        integer = None if isinstance(value, (str, bytes)) else int(value)
+        is_same = integer is not None and bool(value == integer)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return integer if is_same and abs(integer) <= _MAX_INT else None
 
 
 def _parse_padding(padding) -> tuple[str, list[int]]:
@@ -340,10 +470,12 @@ def _parse_padding(padding) -> tuple[str, list[int]]:
         if padding.upper() in ("SAME", "VALID"):
             return padding.upper(), [0, 0, 0, 0]
     else:
-        pairs = [list(pair) for pair in padding]
-        sides = [side for pair in pairs for side in pair]
-        if [len(pair) for pair in pairs] == [2, 2] and min(sides) >= 0:
-            return "EXPLICIT", [int(side) for side in sides]
+        with contextlib.suppress(TypeError):
+            pairs = [list(pair) for pair in padding]
+            sides = [_whole(side) for pair in pairs for side in pair]
+            is_pairs = [len(pair) for pair in pairs] == [2, 2]
+            if is_pairs and None not in sides and min(sides) >= 0:
+                return "EXPLICIT", sides
     raise ValueError(
         "padding must be 'SAME', 'VALID' or [[top, bottom], [left, right]] >= 0; got "
         f"{padding!r}"

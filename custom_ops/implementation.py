@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 from tensorflow.python.framework import kernels
+from tensorflow.python.ops import control_flow_util
 
 IMPLEMENTATIONS = ("auto", "native", "tensorflow")
 """`native` are the compiled kernels; `tensorflow` plain TensorFlow operations, which
@@ -51,6 +52,10 @@ def load():
     """Returns the native library as a module of op functions, or None.
 
     Compiles it if it has to; where that fails, warns once per process.
+
+    A SavedModel that was exported with `implementation="native"` needs this before
+    `tf.saved_model.load`, which otherwise says that an op "PerforatedConv2D" or
+    "PerforatedBottleneck" is not registered.
     """
     # Here, so that `python -m custom_ops.build` is not imported before it runs.
     from custom_ops import build
@@ -85,6 +90,13 @@ def has_kernel(op: str, device: str, dtype: tf.DType) -> bool:
     )
 
 
+def _is_compiled_by_xla() -> bool:
+    """Whether XLA is to compile what is traced; it knows TensorFlow's own ops only."""
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
+        tf.compat.v1.get_default_graph()
+    )
+
+
 def native_library(implementation: str, op: str, dtype: tf.DType):
     """Returns the library whose function runs an op, or None for plain TensorFlow.
 
@@ -95,13 +107,21 @@ def native_library(implementation: str, op: str, dtype: tf.DType):
 
     Raises:
         ValueError: On an unknown `implementation`.
-        RuntimeError: If it is `native` and there is no native kernel for the op.
+        RuntimeError: If it is `native` and there is no native kernel for the op, or
+            XLA is to compile it.
     """
     _check(implementation)
     if implementation == "auto":
         implementation = _default.get()
+    if implementation == "auto" and _is_compiled_by_xla():
+        implementation = "tensorflow"
     if implementation == "tensorflow":
         return None
+    if _is_compiled_by_xla():
+        raise RuntimeError(
+            f"implementation='native', but {op} cannot be compiled by XLA "
+            "(jit_compile=True); use implementation='tensorflow'"
+        )
     if implementation == "auto":
         return load() if not _has_gpu() and has_kernel(op, "CPU", dtype) else None
     devices = ("GPU", "CPU") if _has_gpu() else ("CPU",)

@@ -21,6 +21,7 @@ import sact_tf
 from experiments.common import distribution, evaluating, programs
 from sact_tf import optimization, training
 from sact_tf.data import cifar, shapes
+from sact_tf.domains import COUNT
 
 FLAGS = flags.FLAGS
 
@@ -134,12 +135,14 @@ def train() -> None:
     if FLAGS.seed is not None:
         keras.utils.set_random_seed(FLAGS.seed)
     try:
-        boundaries = [int(step) for step in FLAGS.learning_rate_boundaries]
+        boundaries = [
+            COUNT.parse(step, "a step") for step in FLAGS.learning_rate_boundaries
+        ]
         rate = optimization.cifar_learning_rate(FLAGS.max_number_of_steps, boundaries)
     except ValueError as error:
         raise ValueError(
             f"--learning_rate_boundaries={','.join(FLAGS.learning_rate_boundaries)}: "
-            "must be 3 increasing steps such as 60000,75000,90000"
+            "must be 3 increasing steps >= 1 within 64 bits, such as 60000,75000,90000"
         ) from error
     log_dir = programs.make_directory("train_log_dir", FLAGS.train_log_dir)
     with strategy.scope():

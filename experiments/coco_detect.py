@@ -13,13 +13,15 @@ read is named and skipped; the exit status is then not zero.
 
 from __future__ import annotations
 
+import collections
+import itertools
 import os
 import sys
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 from absl import flags
-from matplotlib.image import imsave
 
 import sact_tf
 from experiments.common import detection, evaluating, programs
@@ -29,8 +31,8 @@ from object_detection.data.examples import resize
 from object_detection.visualization import draw_detections
 from sact_tf import visualization
 from sact_tf.data.examples import DataError
-from sact_tf.data.imagenet import read_image
-from sact_tf.evaluation import write_json
+from sact_tf.data.images import read_image
+from sact_tf.writing import write_json
 
 FLAGS = flags.FLAGS
 
@@ -58,7 +60,7 @@ detection.define_model_flags()
 detection.define_detection_flags()
 
 
-def categories_and_ids() -> tuple[list, dict[str, int]]:
+def categories_and_ids() -> tuple[list, dict[str, int | str]]:
     """Returns the categories, and ids of images by the names of their files."""
     if not FLAGS.categories:
         if FLAGS.num_classes is None:
@@ -66,8 +68,39 @@ def categories_and_ids() -> tuple[list, dict[str, int]]:
         numbers = range(1, FLAGS.num_classes + 1)
         return [{"id": k, "name": f"class {k}"} for k in numbers], {}
     content = coco.read_annotations(FLAGS.categories)
-    ids = {os.path.basename(i["file_name"]): i["id"] for i in content["images"]}
+    ids = {image["file_name"]: image["id"] for image in content["images"]}
     return coco.sorted_categories(content), ids
+
+
+def image_ids(paths: Sequence[str], ids: Mapping[str, int | str]) -> list[int | str]:
+    """Returns the id of every file, as the annotations have it.
+
+    A file is the image whose `file_name` its path ends in, or else the only one of
+    that last name. No two files are the same image; others get numbers of no image.
+
+    Args:
+        paths: Of the files.
+        ids: By `file_name`.
+    """
+    last = collections.defaultdict(set)
+    for name, image_id in ids.items():
+        last[os.path.basename(name)].add(image_id)
+    found: dict[str, int | str] = {}
+
+    def give(path, candidates):
+        left = [i for i in candidates if i not in found.values()]
+        if path not in found and len(left) == len(candidates) == 1:
+            found[path] = left[0]
+
+    for path in paths:
+        parts = os.path.abspath(path).split(os.sep)
+        ends = ("/".join(parts[k:]) for k in range(len(parts)))
+        give(path, [ids[end] for end in ends if end in ids][:1])
+    for path in paths:
+        give(path, last[os.path.basename(path)])
+    taken = set(ids.values())
+    free = (number for number in itertools.count(1) if number not in taken)
+    return [found[path] if path in found else next(free) for path in paths]
 
 
 def detect(model, path: str) -> tuple[np.ndarray, evaluation.Detections, dict]:
@@ -93,23 +126,23 @@ def detect(model, path: str) -> tuple[np.ndarray, evaluation.Detections, dict]:
 def write_pictures(start: str, image, found, end_points, names) -> None:
     """Writes what was found in an image, and where computation was spent."""
     drawn = draw_detections(image, *found, names, FLAGS.min_score)
-    imsave(f"{start}_detections.png", drawn)
+    visualization.save_picture(f"{start}_detections.png", drawn)
     if not visualization.has_maps(end_points):
         return
     values = visualization.sact_map(end_points)[0].numpy()
     colours = visualization.colour_map(values)
-    imsave(f"{start}_map.png", colours)
+    visualization.save_picture(f"{start}_map.png", colours)
     size = (image.shape[1], image.shape[0])
     enlarged = np.asarray(tf.image.resize(colours, size[::-1], "nearest"))
     overlay = visualization.overlay(image, enlarged)
-    imsave(
-        f"{start}_overlay.png", draw_detections(overlay, *found, names, FLAGS.min_score)
-    )
+    drawn = draw_detections(overlay, *found, names, FLAGS.min_score)
+    visualization.save_picture(f"{start}_overlay.png", drawn)
     maps = {
         block: end_points[f"{block}/ponder_cost"][0].numpy()
         for block in end_points["block_scopes"]
     }
-    visualization.block_figure(image, maps).savefig(f"{start}_blocks.png", dpi=120)
+    figure = visualization.block_figure(image, maps)
+    visualization.save_figure(figure, f"{start}_blocks.png")
 
 
 def main() -> None:
@@ -129,7 +162,7 @@ def main() -> None:
     sact_tf.load_slim_checkpoint(model, checkpoint)
     run = model.compiled()
     results, failed = [], 0
-    for k, path in enumerate(paths, 1):
+    for path, image_id in zip(paths, image_ids(paths, ids)):
         name = os.path.basename(path)
         try:
             image, found, end_points = detect(run, path)
@@ -139,7 +172,7 @@ def main() -> None:
             continue
         start = os.path.join(output_dir, os.path.splitext(name)[0])
         write_pictures(start, image, found, end_points, names)
-        for row in evaluation.to_coco(ids.get(name, k), found, categories):
+        for row in evaluation.to_coco(image_id, found, categories):
             results.append({**row, "file_name": name})
         relative = float(end_points["flops"][0] / end_points["dense_flops"][0])
         count = int(np.sum(found[1] >= FLAGS.min_score))

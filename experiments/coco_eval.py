@@ -13,7 +13,6 @@ in pixels of the original images, to `detections.json`.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
@@ -23,8 +22,9 @@ import sact_tf
 from experiments.common import detection, evaluating, programs
 from object_detection import evaluation
 from object_detection.data import coco
+from sact_tf import reading
 from sact_tf.data.examples import DataError
-from sact_tf.evaluation import write_json
+from sact_tf.writing import write_json
 
 FLAGS = flags.FLAGS
 
@@ -45,28 +45,13 @@ detection.define_model_flags()
 detection.define_detection_flags()
 
 
-def read_detections(path: str) -> list[dict]:
-    """Reads a file of COCO results.
-
-    Raises:
-        DataError: Naming the flag, if it is no JSON file.
-        OSError: It cannot be read.
-    """
-    try:
-        with open(os.path.expanduser(path)) as file:
-            return json.load(file)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"--detections={path}: is no JSON file ({error})") from error
-
-
 def evaluate_detections() -> dict[str, float]:
     """Scores the file of --detections."""
     programs.require("annotations")
     ground_truth = coco.read_annotations(FLAGS.annotations)
     try:
-        return evaluation.average_precision(
-            ground_truth, read_detections(FLAGS.detections)
-        )
+        results = reading.read_json(FLAGS.detections)
+        return evaluation.average_precision(ground_truth, results)
     except DataError as error:
         raise DataError(f"--detections={FLAGS.detections}: {error}") from error
 

@@ -8,6 +8,7 @@
 Names ending in .keras are whole Keras models, which know their own architecture; those
 in .weights.h5 are weights of Keras models; any other is a TF-Slim checkpoint, or as
 input a directory of them, as the training programs and the original code write them.
+A .keras file is read only if it holds a network of this project; no code of it runs.
 The written file is loaded again, and both networks run on a random image.
 """
 
@@ -23,6 +24,7 @@ from absl import flags
 
 import sact_tf
 from experiments.common import programs
+from sact_tf import keras_files
 
 FLAGS = flags.FLAGS
 _LARGEST_DIFFERENCE = 1e-5
@@ -46,13 +48,13 @@ def load(flag: str, path: str, like: keras.Model | None = None) -> keras.Model:
     """
     try:
         if path.endswith(".keras"):
-            return keras.models.load_model(path, compile=False)
+            return keras_files.load_network(path)
         if like is None:
             model = programs.make_network(FLAGS.model_type, "masked")
         else:
             model = type(like).from_config(like.get_config())
         if path.endswith(".weights.h5"):
-            model.load_weights(path)
+            keras_files.load_weights(model, path)
         else:
             sact_tf.load_slim_checkpoint(model, path)
     except (OSError, ValueError, KeyError) as error:
@@ -63,9 +65,9 @@ def load(flag: str, path: str, like: keras.Model | None = None) -> keras.Model:
 def save(model: keras.Model, path: str, step: int) -> None:
     """Writes a network as what the name says."""
     if path.endswith(".keras"):
-        model.save(path)
+        keras_files.save_network(model, path)
     elif path.endswith(".weights.h5"):
-        model.save_weights(path)
+        keras_files.save_weights(model, path)
     else:
         sact_tf.save_slim_checkpoint(model, path, step)
 

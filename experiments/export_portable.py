@@ -19,6 +19,7 @@ import sact_tf
 from experiments.common import programs
 from sact_tf import exporting
 from sact_tf.blocks import EXECUTIONS
+from sact_tf.writing import atomic_file
 
 FLAGS = flags.FLAGS
 
@@ -51,12 +52,14 @@ def main() -> None:
     sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))
     if suffix == ".onnx":
         try:
-            exporting.export_onnx(model, path)
+            with atomic_file(path) as temporary:
+                exporting.export_onnx(model, temporary)
         except ImportError as error:
             raise ValueError(f"--output_file={path}: {error}") from error
     else:
         size = (FLAGS.image_size, FLAGS.image_size) if FLAGS.image_size else None
-        exporting.export_tflite(model, path, size, FLAGS.batch_size)
+        with atomic_file(path) as temporary:
+            exporting.export_tflite(model, temporary, size, FLAGS.batch_size)
     print(f"Wrote {path}, {os.path.getsize(path) / 1e6:.1f} MB")
 
 

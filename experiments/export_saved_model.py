@@ -16,6 +16,7 @@ from absl import flags
 import sact_tf
 from experiments.common import programs
 from sact_tf.blocks import EXECUTIONS
+from sact_tf.writing import atomic_directory
 
 FLAGS = flags.FLAGS
 
@@ -45,9 +46,10 @@ def main() -> None:
         raise ValueError(f"--output_dir={output_dir}: must be empty")
     model = programs.make_network(FLAGS.model_type, FLAGS.execution)
     sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))
-    model.export_saved_model(
-        output_dir, implementation=FLAGS.implementation, image_size=FLAGS.image_size
-    )
+    with atomic_directory(output_dir) as temporary:
+        model.export_saved_model(
+            temporary, implementation=FLAGS.implementation, image_size=FLAGS.image_size
+        )
     print(f"Wrote {output_dir}")
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 
-import h5py
 import numpy as np
 import tensorflow as tf
 from absl import flags
@@ -21,6 +20,7 @@ import sact_tf
 from experiments.common import imagenet, programs
 from sact_tf import halting, visualization
 from sact_tf.end_points import ADAPTIVE_METRICS
+from sact_tf.writing import atomic_hdf5
 
 FLAGS = flags.FLAGS
 
@@ -71,8 +71,7 @@ def main() -> None:
         return export_values(model.with_end_points(images, training=False)[1])
 
     written = 0
-    unfinished = f"{path}.unfinished"
-    with h5py.File(unfinished, "w") as file, examples.explained_errors():
+    with examples.explained_errors(), atomic_hdf5(path) as (file, check_disk):
         file.attrs["block_scopes"] = model.block_scopes
         for images, _ in examples.evaluation_batches(FLAGS.batch_size):
             for name, value in run(images).items():
@@ -82,8 +81,8 @@ def main() -> None:
                     file.create_dataset(name, shape, np.float32, compression="lzf")
                 file[name][written : written + len(value)] = value
             written += len(images)
+            check_disk()
             print(f"{written} of {examples.num_examples} images", flush=True)
-    os.rename(unfinished, path)
     print(f"Wrote {path}")
 
 

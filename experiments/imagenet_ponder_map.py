@@ -59,14 +59,16 @@ def draw(model, path: str, output_dir: str) -> str:
     shown = np.clip(image.numpy(), 0, 1)
     start = os.path.join(output_dir, os.path.splitext(os.path.basename(path))[0])
     visualization.save_pictures(start, shown, values, low, high)
-    visualization.colour_bar(low, high).savefig(f"{start}_colour_bar.png", dpi=120)
+    bar = visualization.colour_bar(low, high)
+    visualization.save_figure(bar, f"{start}_colour_bar.png")
     figure = visualization.side_by_side(shown, values)
-    figure.savefig(f"{start}_figure.png", dpi=120)
+    visualization.save_figure(figure, f"{start}_figure.png")
     maps = {
         block: end_points[f"{block}/ponder_cost"][0].numpy()
         for block in end_points["block_scopes"]
     }
-    visualization.block_figure(shown, maps).savefig(f"{start}_blocks.png", dpi=120)
+    figure = visualization.block_figure(shown, maps)
+    visualization.save_figure(figure, f"{start}_blocks.png")
     flops = int(end_points["flops"][0])
     return f"{path}: ponder cost {low:.2f} to {high:.2f}, {flops:.4g} FLOPs"
 

@@ -23,13 +23,13 @@ from official.core import (
     exp_factory,
     task_factory,
     train_lib,
-    train_utils,
 )
 from official.modeling import hyperparams, performance
 from official.vision.utils import summary_manager
 
 from experiments.common import programs
 from sact_tf import model_garden
+from sact_tf.writing import atomic_file
 
 FLAGS = flags.FLAGS
 MODES = ("train", "eval", "train_and_eval", "continuous_eval", "train_and_post_eval")
@@ -138,7 +138,8 @@ def main() -> None:
     parameters = load_parameters()
     model_dir = programs.make_directory("model_dir", FLAGS.model_dir)
     if "train" in FLAGS.mode:
-        train_utils.serialize_config(parameters, model_dir)
+        with atomic_file(os.path.join(model_dir, "params.yaml")) as temporary:
+            hyperparams.save_params_dict_to_yaml(parameters, temporary)
     elif FLAGS.mode == "eval" and tf.train.latest_checkpoint(model_dir) is None:
         raise FileNotFoundError(f"--model_dir={model_dir}: holds no checkpoint")
     runtime = parameters.runtime

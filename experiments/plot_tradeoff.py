@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 
 from absl import flags
 
 from experiments.common import programs
-from sact_tf import visualization
+from sact_tf import reading, visualization
+from sact_tf.data.examples import DataError
 
 FLAGS = flags.FLAGS
 
@@ -41,12 +41,11 @@ def read_curve(curve: str) -> tuple[str, list[dict[str, float]]]:
     evaluations = []
     for path in paths:
         try:
-            with open(path) as file:
-                evaluations.append(json.load(file))
-            visualization.tradeoff_figure({label: evaluations[-1:]})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            evaluations.append(reading.read_json(path))
+            reading.checked_row(evaluations[-1], visualization.TRADEOFF, "it")
+        except (OSError, DataError) as error:
             raise ValueError(
-                f"--curve={curve}: {path} is no evaluation ({error!r})"
+                f"--curve={curve}: {path} is no evaluation ({error})"
             ) from error
     return label, evaluations
 
@@ -61,7 +60,7 @@ def main() -> None:
         )
     programs.make_directory("output_file", os.path.dirname(path) or ".")
     curves = dict(map(read_curve, FLAGS.curve))
-    visualization.tradeoff_figure(curves).savefig(path, dpi=120)
+    visualization.save_figure(visualization.tradeoff_figure(curves), path)
     print(f"Wrote {path}: {sum(map(len, curves.values()))} evaluations")
 
 

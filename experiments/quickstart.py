@@ -20,6 +20,7 @@ import sact_tf
 from experiments.common import programs
 from sact_tf import evaluation, training, visualization
 from sact_tf.data import shapes
+from sact_tf.writing import atomic_directory, write_json
 
 FLAGS = flags.FLAGS
 
@@ -82,7 +83,8 @@ def ponder_inside_outside(maps: np.ndarray, boxes: np.ndarray) -> tuple[float, f
 
 def check_saved_model(model, path: str, images: tf.Tensor) -> float:
     """Exports and reloads a network; returns the largest difference of its logits."""
-    model.export_saved_model(path)
+    with atomic_directory(path) as temporary:
+        model.export_saved_model(temporary)
     serve = tf.saved_model.load(path).signatures["serving_default"]
     return float(
         tf.reduce_max(
@@ -129,9 +131,8 @@ def main() -> None:
 
     picture = os.path.join(output_dir, "ponder_maps.png")
     titles = [shapes.CLASS_NAMES[label] for label in test.labels[:8]]
-    visualization.ponder_figure(test.images[:8], maps[:8], titles).savefig(
-        picture, dpi=120
-    )
+    figure = visualization.ponder_figure(test.images[:8], maps[:8], titles)
+    visualization.save_figure(figure, picture)
     print(f"Wrote {picture}")
 
     images, _ = next(iter(test.evaluation_batches(4)))
@@ -142,7 +143,7 @@ def main() -> None:
     )
 
     results["seconds"] = time.monotonic() - start
-    evaluation.write_json(os.path.join(output_dir, "results.json"), results)
+    write_json(os.path.join(output_dir, "results.json"), results)
     print(f"Done in {results['seconds']:.0f} s")
 
 

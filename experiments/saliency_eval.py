@@ -14,22 +14,22 @@ an untrained network.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 
 import numpy as np
-import tensorflow as tf
 import tf_keras as keras
 from absl import flags
 
 import sact_tf
 from experiments.common import programs
-from sact_tf import evaluation, saliency
+from sact_tf import saliency, visualization
 from sact_tf.data.examples import DataError
-from sact_tf.data.imagenet import read_image
+from sact_tf.data.images import read_image
+from sact_tf.domains import AT_LEAST_0, INPUT_SIDE, SIGMA
 from sact_tf.saliency import pictures, ponder, tuning
 from sact_tf.saliency.data import HALVES
+from sact_tf.writing import write_json
 
 FLAGS = flags.FLAGS
 _READERS = {
@@ -79,6 +79,8 @@ flags.DEFINE_integer("num_figures", 8, "Images to draw.", lower_bound=0)
 flags.DEFINE_string("output_dir", "", "Directory to write to.")
 
 _MIN_SIZE = 32
+_MAX = int(INPUT_SIDE.high)
+DOMAINS = {"sigmas": SIGMA, "gammas": AT_LEAST_0}
 _TITLES = {
     "auc_judd": "AUC-Judd",
     "auc_shuffled": "sAUC",
@@ -95,10 +97,10 @@ def image_size() -> tuple[int, int] | int:
         sides = [int(side) for side in FLAGS.image_size.split("x")]
     except ValueError:
         sides = []
-    if len(sides) not in (1, 2) or min(sides) < _MIN_SIZE:
+    if len(sides) not in (1, 2) or not _MIN_SIZE <= min(sides) <= max(sides) <= _MAX:
         raise ValueError(
             f"--image_size={FLAGS.image_size}: must be WIDTHxHEIGHT or one number, at "
-            f"least {_MIN_SIZE}"
+            f"least {_MIN_SIZE} and at most {_MAX}"
         )
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
@@ -106,15 +108,15 @@ def image_size() -> tuple[int, int] | int:
 def numbers(flag: str) -> tuple[float, ...]:
     """Returns a list flag as numbers >= 0, in order."""
     try:
-        values = sorted({float(value) for value in FLAGS[flag].value})
+        values = {float(DOMAINS[flag].parse(text, flag)) for text in FLAGS[flag].value}
     except ValueError:
-        values = []
-    if not values or not 0 <= values[0] <= values[-1] < math.inf:
+        values = set()
+    if not values:
         raise ValueError(
             f"--{flag}={','.join(FLAGS[flag].value)}: must be numbers >= 0, joined by "
-            "commas"
+            f"commas, each {DOMAINS[flag]}"
         )
-    return tuple(values)
+    return tuple(sorted(values))
 
 
 def load_data() -> saliency.FixationData:
@@ -145,7 +147,9 @@ def make_network() -> tuple[keras.Model, dict[str, object]]:
         return model, {**settings, "random_seed": FLAGS.seed}
     path = os.path.expanduser(FLAGS.checkpoint_dir)
     sact_tf.load_slim_checkpoint(model, path)
-    path = os.path.abspath(tf.train.latest_checkpoint(path) or path)
+    if os.path.isdir(path):
+        path = sact_tf.newest_checkpoint(path)
+    path = os.path.abspath(path)
     changed = os.path.getmtime(f"{path}.index")
     return model, {**settings, "checkpoint": path, "changed": changed}
 
@@ -259,7 +263,8 @@ def draw(data, predictors, path: str) -> None:
         )
         for stimulus in stimuli
     ]
-    pictures.saliency_figure(rows, ["humans", *predictors]).savefig(path, dpi=110)
+    figure = pictures.saliency_figure(rows, ["humans", *predictors])
+    visualization.save_figure(figure, path, dpi=110)
 
 
 def main() -> None:
@@ -279,7 +284,7 @@ def main() -> None:
     print_table(rows)
     sigma, gamma = grid.best()
     path = os.path.join(output_dir, "results.json")
-    evaluation.write_json(
+    write_json(
         path,
         {
             "flags": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,12 @@ import tensorflow as tf
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from object_detection.data import coco
 from object_detection.data.examples import DetectionExamples
 from object_detection.faster_rcnn import FasterRCNN
+from sact_tf import reading
 from sact_tf.data.examples import DataError
+from sact_tf.domains import brief
 from sact_tf.end_points import metric_values
 from sact_tf.evaluation import Moments
 
@@ -57,7 +61,7 @@ def to_original(
 
 
 def to_coco(
-    image_id: int, detections: Detections, categories: Sequence[Mapping]
+    image_id: int | str, detections: Detections, categories: Sequence[Mapping]
 ) -> list[dict]:
     """Returns the detections of an image in COCO's format of results.
 
@@ -68,7 +72,7 @@ def to_coco(
     """
     return [
         {
-            "image_id": int(image_id),
+            "image_id": image_id if isinstance(image_id, str) else int(image_id),
             "category_id": categories[int(label) - 1]["id"],
             "bbox": [
                 round(float(v), 3) for v in (xmin, ymin, xmax - xmin, ymax - ymin)
@@ -87,24 +91,28 @@ def average_precision(
     All images count, those without detections too (the Model Garden's evaluator leaves
     them out).
 
+    Ids are integers or strings, and rows may have further fields.
+
     Args:
         ground_truth: COCO dictionary.
         results: Detections in COCO's format of results.
 
     Returns:
         The numbers of `METRICS`, and `AP/<category>` and `AP50/<category>`; -1 where
-        there is nothing to find, as by pycocotools.
+        there is nothing to find, as by pycocotools. Of categories of the same name, the
+        id is added to it.
 
     Raises:
-        DataError: The detections are not those of these images and categories.
+        DataError: The annotations are not right, or the detections are not those of
+            these images and categories.
     """
-    check_results(ground_truth, results)
+    ground_truth = coco.checked(ground_truth, "annotations")
+    results = checked_results(ground_truth, results)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = _complete(ground_truth)
+        truth.dataset, found = _numbered(ground_truth, results)
         truth.createIndex()
-        # A copy, because it writes into the rows.
-        found = truth.loadRes([dict(row) for row in results]) if results else COCO()
+        found = truth.loadRes(found) if results else COCO()
         evaluation = COCOeval(truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -112,44 +120,83 @@ def average_precision(
     metrics = dict(zip(METRICS, map(float, evaluation.stats)))
     # [IoU thresholds, recalls, categories, areas, numbers of detections]
     precision = evaluation.eval["precision"][..., 0, -1]
-    names = {
-        category["id"]: category["name"] for category in ground_truth["categories"]
-    }
-    for k, category_id in enumerate(evaluation.params.catIds):
+    for k, category in enumerate(_names(ground_truth)):
         for key, values in (("AP", precision[..., k]), ("AP50", precision[0, :, k])):
             values = values[values > -1]
-            name = f"{key}/{names[category_id]}"
-            metrics[name] = float(values.mean()) if values.size else -1.0
+            metrics[f"{key}/{category}"] = float(values.mean()) if values.size else -1.0
     return metrics
 
 
-def check_results(ground_truth: Mapping, results: Sequence[Mapping]) -> None:
-    """Raises DataError unless these are detections in images of this data set."""
+def _names(ground_truth):
+    """Names of the categories by their ids, made different where they are not."""
+    categories = coco.sorted_categories(ground_truth)
+    counts = collections.Counter(category["name"] for category in categories)
+    return [
+        c["name"] if counts[c["name"]] == 1 else f"{c['name']} ({c['id']})"
+        for c in categories
+    ]
+
+
+_RESULT = {
+    "image_id": reading.identity(),
+    "category_id": reading.identity(),
+    "bbox": coco.BOX,
+    "score": reading.number(),
+}
+
+
+def checked_results(ground_truth: Mapping, results: Sequence[Mapping]) -> list[dict]:
+    """Returns detections with all fields in their usual form.
+
+    Raises:
+        DataError: They are not, or are not of images and categories of this data set.
+    """
     known = {
         "image_id": {image["id"] for image in ground_truth["images"]},
         "category_id": {category["id"] for category in ground_truth["categories"]},
     }
-    if not isinstance(results, list):
+    if not isinstance(results, (list, tuple)):
         raise DataError("detections: no JSON list of COCO results")
-    for k, row in enumerate(results):
-        for key in ("image_id", "category_id", "bbox", "score"):
-            if not isinstance(row, dict) or key not in row:
-                raise DataError(f"detections[{k}] has no {key!r}")
+    rows = reading.checked_rows(results, _RESULT, "detections")
+    for k, row in enumerate(rows):
         for key, ids in known.items():
             if row[key] not in ids:
                 raise DataError(
-                    f"detections[{k}] has {key} {row[key]}, which the annotations do "
-                    "not have; they are of another data set"
+                    f"detections[{k}] has {key} {brief(row[key])}, which the "
+                    "annotations do not have; they are of another data set"
                 )
+    return rows
 
 
-def _complete(ground_truth):
-    """Adds what pycocotools needs and annotation files may lack."""
-    annotations = []
-    for annotation in ground_truth["annotations"]:
-        _, _, width, height = annotation["bbox"]
-        annotations.append({"iscrowd": 0, "area": width * height, **annotation})
-    return {**ground_truth, "annotations": annotations}
+def _numbered(ground_truth, results):
+    """Returns annotations and detections with numbers from 1 as ids.
+
+    pycocotools takes an annotation of id 0 for none, sorts ids of images, and looks for
+    further fields of detections. Numbers in the order of ids change nothing else.
+    """
+    images = {
+        image["id"]: k for k, image in enumerate(coco.by_id(ground_truth["images"]), 1)
+    }
+    categories = {
+        c["id"]: k for k, c in enumerate(coco.sorted_categories(ground_truth), 1)
+    }
+
+    def numbered(row, fields):
+        return {
+            "image_id": images[row["image_id"]],
+            "category_id": categories[row["category_id"]],
+            **{field: row[field] for field in fields},
+        }
+
+    truth = {
+        "images": [{"id": number} for number in images.values()],
+        "categories": [{"id": number} for number in categories.values()],
+        "annotations": [
+            {"id": k, **numbered(row, ("bbox", "area", "iscrowd"))}
+            for k, row in enumerate(ground_truth["annotations"], 1)
+        ],
+    }
+    return truth, [numbered(row, ("bbox", "score")) for row in results]
 
 
 def evaluate(
@@ -183,7 +230,8 @@ def evaluate(
             for name, value in values.items():
                 moments.setdefault(name, Moments()).add(value.numpy())
             originals = to_original(detections, batch["scale"].numpy())
-            for image_id, original in zip(batch["id"].numpy(), originals):
+            for number, original in zip(batch["id"].numpy(), originals):
+                image_id = examples.image_id(number)
                 results += to_coco(image_id, original, examples.categories)
             done += len(originals)
             if progress is not None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
-from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -97,12 +94,3 @@ def evaluate(
         results[f"{name}{separator}mean"] = value.mean
         results[f"{name}{separator}std"] = value.std
     return results
-
-
-def write_json(path: str, values: Mapping[str, object]) -> None:
-    """Writes a JSON file whole or not at all."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w") as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
-    os.replace(temporary, path)

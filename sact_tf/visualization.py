@@ -12,6 +12,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
+from sact_tf import reading
+from sact_tf.domains import AT_LEAST_0, FRACTION
+from sact_tf.writing import atomic_file
+
 
 def has_maps(end_points: Mapping[str, object]) -> bool:
     """Whether these end points hold a ponder cost per position (SACT networks do)."""
@@ -85,7 +89,7 @@ def ponder_figure(
         titles: One for each image.
 
     Returns:
-        The figure; `figure.savefig(path)` writes it.
+        The figure; `save_figure` writes it.
     """
     count = len(images)
     maps = np.reshape(maps, [count, *np.shape(maps)[1:3]])
@@ -152,9 +156,39 @@ def save_pictures(
     """
     image = np.clip(np.asarray(image) * 255 + 0.5, 0, 255).astype(np.uint8)
     colours = colour_map(values, low, high)
-    imsave(f"{prefix}_image.png", image)
-    imsave(f"{prefix}_map.png", colours)
-    imsave(f"{prefix}_overlay.png", overlay(image, colours))
+    save_picture(f"{prefix}_image.png", image)
+    save_picture(f"{prefix}_map.png", colours)
+    save_picture(f"{prefix}_overlay.png", overlay(image, colours))
+
+
+def save_picture(path: str, pixels: np.ndarray) -> None:
+    """Writes a picture, whole or not at all.
+
+    Args:
+        path: The file; its extension tells the format.
+        pixels: uint8 [height, width, 3].
+
+    Raises:
+        WritingError: Naming the file.
+    """
+    with atomic_file(path) as temporary:
+        imsave(temporary, pixels)
+
+
+def save_figure(figure: Figure, path: str, dpi: int = 120) -> None:
+    """Writes a figure, whole or not at all.
+
+    Args:
+        figure: Any.
+        path: The file; its extension tells the format.
+        dpi: Pixels per inch.
+
+    Raises:
+        WritingError: Naming the file.
+        ValueError: The extension is of no format.
+    """
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
 
 
 def colour_bar(low: float, high: float, label: str = "ponder cost") -> Figure:
@@ -256,6 +290,14 @@ def sorted_grid(
     return figure
 
 
+TRADEOFF = {
+    "Total Flops/mean": reading.number(AT_LEAST_0),
+    "eval/Accuracy": reading.number(FRACTION),
+    "Total Flops/std": reading.number(AT_LEAST_0),
+}
+"""What `tradeoff_figure` reads of an evaluation."""
+
+
 def tradeoff_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Draws accuracy over operations, one line per kind of network (SACT, figure 7).
 
@@ -265,19 +307,13 @@ def tradeoff_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figu
             images.
 
     Raises:
-        KeyError: An evaluation lacks accuracy or FLOPs.
+        DataError: An evaluation lacks accuracy or FLOPs, or they cannot be such.
     """
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axis = figure.subplots()
     for label, evaluations in curves.items():
-        points = sorted(
-            (
-                results["Total Flops/mean"],
-                results["eval/Accuracy"],
-                results["Total Flops/std"],
-            )
-            for results in evaluations
-        )
+        rows = reading.checked_rows(evaluations, TRADEOFF, label)
+        points = sorted([row[name] for name in TRADEOFF] for row in rows)
         flops, accuracy, deviation = np.transpose(points)
         axis.errorbar(
             flops, 100 * accuracy, xerr=deviation, marker="o", capsize=3, label=label

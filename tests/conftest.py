@@ -1,8 +1,11 @@
 """Fixtures that several test files use."""
 
+import contextlib
 import json
 import os
 import pathlib
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -102,3 +105,21 @@ def write_cifar(tmp_path):
         return directory
 
     return write
+
+
+@pytest.fixture
+def no_file_larger_than():
+    """Has the system refuse to write more to any file, in a block, as a full disk."""
+
+    @contextlib.contextmanager
+    def limit(size):
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, before)
+
+    return limit

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
+import time
 
 import tensorflow as tf
 import tf_keras as keras
@@ -20,6 +23,7 @@ _PRECISIONS = {
     "bfloat16": "mixed_bfloat16",
     "float16": "mixed_float16",
 }
+_SERVICE_PATIENCE = 30.0  # seconds until a tf.data service that starts is there
 _CLUSTER_STRATEGIES = ("multi_worker_mirrored", "parameter_server")
 
 
@@ -62,7 +66,8 @@ def make_strategy() -> tf.distribute.Strategy:
     `parameter_server` cluster it serves the coordinator, and never returns.
 
     Raises:
-        ValueError: TF_CONFIG is missing or not what the strategy needs.
+        ValueError: TF_CONFIG is missing or not what the strategy needs, or nothing
+            answers at --data_service.
     """
     name = FLAGS.distribution_strategy
     if name in _CLUSTER_STRATEGIES:
@@ -71,6 +76,8 @@ def make_strategy() -> tf.distribute.Strategy:
         os.environ.setdefault("GRPC_FAIL_FAST", "use_caller")
     if name == "parameter_server":
         _serve_unless_coordinator()
+    if FLAGS.data_service is not None:
+        await_data_service(FLAGS.data_service)
     # Takes seconds to import, which waiting for flags need not.
     from official.common import distribute_utils
 
@@ -80,6 +87,45 @@ def make_strategy() -> tf.distribute.Strategy:
     strategy = distribute_utils.get_distribution_strategy(name, num_gpus)
     keras.mixed_precision.set_global_policy(_PRECISIONS[FLAGS.mixed_precision])
     return strategy
+
+
+def await_data_service(address: str, patience: float | None = None) -> None:
+    """Returns once something answers there; TensorFlow would wait for ever, silently.
+
+    Args:
+        address: Of --data_service.
+        patience: Seconds; None: 30.
+
+    Raises:
+        ValueError: It is no address, or nothing answers.
+    """
+    found = re.fullmatch(r"grpcs?://(\[[^]]+\]|[^:/\s]+):(\d{1,5})", address)
+    if not found or not 1 <= int(found[2]) <= 65535:
+        raise ValueError(
+            f"--data_service={address}: must be an address such as "
+            "grpc://localhost:5000"
+        )
+    patience = _SERVICE_PATIENCE if patience is None else patience
+    place, start = (found[1].strip("[]"), int(found[2])), time.monotonic()
+    has_told = False
+    while True:
+        try:
+            with socket.create_connection(place, timeout=max(patience, 1.0)):
+                return
+        except OSError as error:
+            if time.monotonic() - start >= patience:
+                raise ValueError(
+                    f"--data_service={address}: nothing answers there "
+                    f"({error.strerror or error}); start a tf.data service first"
+                ) from error
+        if not has_told:
+            print(
+                f"--data_service={address}: nothing answers there yet; waiting up to "
+                f"{patience:g} s",
+                flush=True,
+            )
+            has_told = True
+        time.sleep(min(1.0, patience / 10))
 
 
 def _check_cluster(name: str) -> None:

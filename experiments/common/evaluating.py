@@ -12,6 +12,7 @@ import sact_tf
 from experiments.common import programs
 from sact_tf import evaluation, visualization
 from sact_tf.end_points import ADAPTIVE_METRICS
+from sact_tf.writing import write_json
 
 
 def evaluate_checkpoint(
@@ -44,7 +45,7 @@ def evaluate_checkpoint(
     print(f"Evaluated {checkpoint} on {examples.num_examples} images")
     for name, value in results.items():
         print(f"{name}[{value:.8g}]", flush=True)
-    evaluation.write_json(
+    write_json(
         os.path.join(eval_dir, "eval.json"),
         {
             "checkpoint": checkpoint,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import tf_keras as keras
@@ -10,10 +9,16 @@ from absl import flags
 
 import sact_tf
 from experiments.common import programs
+from sact_tf import reading
 from sact_tf.data import imagenet
 from sact_tf.data.examples import DataError
+from sact_tf.domains import MAX_UNITS, Domain
 
 FLAGS = flags.FLAGS
+_MEAN_UNITS = {
+    f"block{b}/num_units_mean": reading.number(Domain(0, MAX_UNITS))
+    for b in range(1, 5)
+}
 # Flags defined here belong to the program that asks for them, and to its --help.
 flags.disclaim_key_flags()
 
@@ -65,6 +70,8 @@ def define_model_flags() -> None:
 
 def load_examples(split: str) -> imagenet.ImageExamples:
     """Opens the split of the data set that the flags name."""
+    if "units_from" in FLAGS:
+        units()  # what is wrong with it shows before images are read or made
     with programs.naming_dataset_dir():
         if FLAGS.dataset == "shapes":
             return imagenet.load_shapes(split, FLAGS.image_size)
@@ -94,14 +101,12 @@ def units() -> str:
     if not path:
         raise ValueError("--model=auto: needs --units_from, an eval.json")
     try:
-        with open(path) as file:
-            results = json.load(file)
-        means = [results[f"block{b}/num_units_mean"] for b in range(1, 5)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        row = reading.checked_row(reading.read_json(path), _MEAN_UNITS, "it")
+    except (DataError, OSError) as error:
         raise ValueError(
-            f"--units_from={path}: is no eval.json of an adaptive network ({error!r})"
+            f"--units_from={path}: is no eval.json of an adaptive network ({error})"
         ) from error
-    return "_".join(str(max(round(mean), 1)) for mean in means)
+    return "_".join(str(max(round(row[name]), 1)) for name in _MEAN_UNITS)
 
 
 def make_model(num_classes: int) -> keras.Model:

@@ -13,6 +13,8 @@ import tf_keras as keras
 from absl import app, flags
 
 import sact_tf
+from experiments.common import numbers
+from experiments.common.refusals import explain
 from sact_tf import halting
 from sact_tf.data.examples import DataError
 from sact_tf.networks.options import NetworkOptions
@@ -37,12 +39,18 @@ def run(main: Callable[[], None]) -> None:
     def checked_main(argv: Sequence[str]):
         if len(argv) > 1:
             raise app.UsageError(f"unknown argument {argv[1]!r}; flags start with --")
-        try:
-            main()
-        except USER_ERRORS as error:
-            sys.exit(f"{os.path.basename(sys.argv[0])}: error: {error}")
+        run_checked(main)
 
     app.run(checked_main)
+
+
+def run_checked(main: Callable[[], None]) -> None:
+    """Runs `main` once the numbers of all flags are such; see `run`."""
+    try:
+        numbers.check()
+        main()
+    except USER_ERRORS as error:
+        sys.exit(f"{os.path.basename(sys.argv[0])}: error: {explain(error)}")
 
 
 _OPTIONS = {field.name: field for field in dataclasses.fields(NetworkOptions)}

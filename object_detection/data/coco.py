@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import collections
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import tensorflow as tf
 
 from object_detection.data.examples import DetectionExamples, elements_in_memory
+from sact_tf import reading
 from sact_tf.data.examples import DataError
-from sact_tf.data.imagenet import decode_image
+from sact_tf.data.images import decode_image, image_size
+from sact_tf.domains import AT_LEAST_0, Domain, brief
 
-_REQUIRED = {
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
+BOX = reading.numbers(4, "x, y, width, height")
+"""A box in COCO's format."""
+
+
+def _side() -> reading.Field:
+    """A side of an image; what is not known is -1, null, or not there."""
+    domain = Domain(1, is_integer=True)
+
+    def convert(value):
+        return None if value == -1 else domain.convert(value)
+
+    return reading.Field(convert, f"{domain}, or -1 or null: not known", None)
+
+
+_FIELDS = {
+    "images": {
+        "id": reading.identity(),
+        "file_name": reading.text(),
+        "width": _side(),
+        "height": _side(),
+    },
+    "annotations": {
+        "id": reading.identity(),
+        "image_id": reading.identity(),
+        "category_id": reading.identity(),
+        "bbox": BOX,
+        "area": reading.number(AT_LEAST_0, default=None),
+        "iscrowd": reading.truth(),
+    },
+    "categories": {"id": reading.identity(), "name": reading.text()},
 }
 
 
@@ -28,6 +55,9 @@ def load(annotations: str, images: str, **options) -> DetectionExamples:
     training; evaluation has pycocotools treat crowds as COCO defines. All of these are
     counted in `notes`.
 
+    Boxes refer to images that are upright, as their EXIF data say. Sizes that the file
+    does not have (-1 or null, as some tools write) are those of the pictures.
+
     Args:
         annotations: JSON file.
         images: Folder that the files' names are relative to.
@@ -36,7 +66,7 @@ def load(annotations: str, images: str, **options) -> DetectionExamples:
     Raises:
         FileNotFoundError: File, folder or images are missing.
         DataError: The file is no COCO file, has no images, uses an id twice, or one
-            that is not defined.
+            that is not defined; or a picture is of another size than it says.
     """
     ground_truth = read_annotations(annotations)
     folder = os.path.expanduser(images)
@@ -50,16 +80,20 @@ def load(annotations: str, images: str, **options) -> DetectionExamples:
             f"{len(missing)} of {len(paths)} images of {annotations} are missing, such "
             f"as {missing[0]}"
         )
+    ground_truth["images"] = _with_sizes(ground_truth["images"], paths, annotations)
     boxes, classes, notes = training_boxes(ground_truth)
-
     ids = [image["id"] for image in ground_truth["images"]]
+    numbers, image_ids = ids, None
+    if any(isinstance(image_id, str) for image_id in ids):
+        numbers = range(1, len(ids) + 1)
+        image_ids = dict(zip(numbers, ids))
 
     def decode(image_id, path, boxes, classes):
         image = decode_image(tf.io.read_file(path), path)
         return dict(id=image_id, image=image, boxes=boxes, classes=classes)
 
     return DetectionExamples(
-        elements_in_memory(ids, paths, boxes, classes),
+        elements_in_memory(numbers, paths, boxes, classes),
         decode,
         len(paths),
         sorted_categories(ground_truth),
@@ -68,72 +102,97 @@ def load(annotations: str, images: str, **options) -> DetectionExamples:
         str(annotations),
         sum(map(len, boxes)),
         notes,
+        name_of=lambda image_id, path, boxes, classes: path,
+        image_ids=image_ids,
         **options,
     )
 
 
+def _with_sizes(images, paths, annotations):
+    """Returns the images with the sizes of their pictures, which must be as given."""
+    with ThreadPoolExecutor() as pool:
+        sizes = list(pool.map(image_size, paths))
+    for k, (image, path, (height, width)) in enumerate(zip(images, paths, sizes)):
+        given = image["width"] or width, image["height"] or height
+        if given != (width, height):
+            raise DataError(
+                f"{annotations}: images[{k}] has width x height {given[0]}x{given[1]}, "
+                f"but {path}, upright, is {width}x{height}"
+            )
+    return [
+        {**image, "height": height, "width": width}
+        for image, (height, width) in zip(images, sizes)
+    ]
+
+
 def read_annotations(path: str) -> dict:
     """Reads and checks a COCO annotation file.
+
+    Returns:
+        What `checked` returns.
 
     Raises:
         FileNotFoundError: There is none.
         DataError: It is no COCO file, has no images, uses an id twice, or one that is
             not defined.
     """
-    try:
-        with open(os.path.expanduser(path)) as file:
-            content = json.load(file)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: is no JSON file ({error})") from error
-    _check(content, path)
-    return content
+    return checked(reading.read_json(path), path)
 
 
-def _check(content, path):
+def checked(content: object, name: str) -> dict:
+    """Returns a COCO dictionary with all fields in their usual form.
+
+    Sizes of images that are not known are None, areas that are not given those of the
+    boxes, and `iscrowd` is 0 or 1. Further fields are kept.
+
+    Args:
+        content: What a file holds.
+        name: What an error calls it.
+
+    Raises:
+        DataError: As `read_annotations`.
+    """
     if not isinstance(content, dict):
-        raise DataError(f"{path}: is no COCO annotation file: no JSON object")
-    for key, fields in _REQUIRED.items():
-        rows = content.get(key)
-        if not isinstance(rows, list):
-            raise DataError(f"{path}: is no COCO annotation file: no list {key!r}")
-        for k, row in enumerate(rows):
-            lacking = [f for f in fields if not isinstance(row, dict) or f not in row]
-            if lacking:
-                raise DataError(f"{path}: {key}[{k}] has no {lacking[0]!r}")
-        counts = collections.Counter(row["id"] for row in rows)
-        twice = [name for name, count in counts.items() if count > 1]
+        raise DataError(f"{name}: is no COCO annotation file: no JSON object")
+    result = dict(content)
+    for key, fields in _FIELDS.items():
+        if not isinstance(content.get(key), (list, tuple)):
+            raise DataError(f"{name}: is no COCO annotation file: no list {key!r}")
+        result[key] = reading.checked_rows(content[key], fields, f"{name}: {key}")
+        counts = collections.Counter(row["id"] for row in result[key])
+        twice = [row_id for row_id, count in counts.items() if count > 1]
         if twice:
             raise DataError(
-                f"{path}: {len(twice)} ids of {key} are used more than once, such as "
-                f"{twice[0]}"
+                f"{name}: {len(twice)} ids of {key} are used more than once, such as "
+                f"{brief(twice[0])}"
             )
-    if not content["images"]:
-        raise DataError(f"{path}: the split has no images")
-    if not content["categories"]:
-        raise DataError(f"{path}: has no categories")
+    if not result["images"]:
+        raise DataError(f"{name}: the split has no images")
+    if not result["categories"]:
+        raise DataError(f"{name}: has no categories")
     for key, rows in (("image_id", "images"), ("category_id", "categories")):
-        known = {row["id"] for row in content[rows]}
-        for k, annotation in enumerate(content["annotations"]):
+        known = {row["id"] for row in result[rows]}
+        for k, annotation in enumerate(result["annotations"]):
             if annotation[key] not in known:
                 raise DataError(
-                    f"{path}: annotations[{k}] has {key} {annotation[key]}, which is "
-                    f"not in {rows}"
+                    f"{name}: annotations[{k}] has {key} {brief(annotation[key])}, "
+                    f"which is not in {rows}"
                 )
-    for k, annotation in enumerate(content["annotations"]):
-        box = annotation["bbox"]
-        is_box = isinstance(box, list) and len(box) == 4
-        if not is_box or not all(
-            isinstance(v, (int, float)) and math.isfinite(v) for v in box
-        ):
-            raise DataError(
-                f"{path}: annotations[{k}] has bbox {box!r}; expected x, y, width, "
-                "height"
-            )
+    for annotation in result["annotations"]:
+        if annotation["area"] is None:
+            _, _, width, height = annotation["bbox"]
+            annotation["area"] = width * height
+    return result
+
+
+def by_id(rows: Sequence[Mapping]) -> list[Mapping]:
+    """Returns rows in the order of their ids, numbers before strings."""
+    return sorted(rows, key=lambda row: (isinstance(row["id"], str), row["id"]))
 
 
 def sorted_categories(ground_truth: Mapping) -> list[Mapping]:
     """Returns the categories of class 1, class 2, and so on: by their ids."""
-    return sorted(ground_truth["categories"], key=lambda category: category["id"])
+    return by_id(ground_truth["categories"])
 
 
 def training_boxes(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import tensorflow as tf
 
 from object_detection.data import coco
 from object_detection.data.examples import DetectionExamples
 from sact_tf.data.examples import DataError, take_shard
-from sact_tf.data.imagenet import decode_image
+from sact_tf.data.images import decode_image, encoded_size
 
 NAMES = {"tfds_coco": "coco/2017", "tfds_voc": "voc/2007"}
 """Names of data sets in TensorFlow Datasets."""
@@ -88,6 +86,7 @@ def load(
         ground_truth,
         name,
         notes=[f"{num_examples} images"],
+        name_of=lambda example: example["image/filename"],
         **options,
     )
 
@@ -111,11 +110,7 @@ def _ground_truth(dataset, categories):
     for example in dataset:
         image_id = int(_image_id(example))
         file_name = example["image/filename"].numpy().decode()
-        if re.search(r"\.jpe?g$", file_name, re.IGNORECASE):
-            size = tf.io.extract_jpeg_shape(example["image"]).numpy()
-        else:
-            size = tf.io.decode_image(example["image"]).shape
-        height, width = int(size[0]), int(size[1])
+        height, width = encoded_size(example["image"])
         images.append(
             dict(id=image_id, file_name=file_name, width=width, height=height)
         )

@@ -10,12 +10,16 @@ import tensorflow as tf
 from official.vision.ops import preprocess_ops
 
 from sact_tf.data.examples import (
+    UNREADABLE,
     DataError,
     Shard,
     fetch_ahead,
+    first_undecodable,
+    named_problem,
     number_with_seeds,
     take_shard,
 )
+from sact_tf.domains import INPUT_SIDE
 
 SHORT_SIDE = 600
 """Short side of resized images (SACT, appendix A.2)."""
@@ -46,6 +50,9 @@ class DetectionExamples:
         long_side: Largest long side; takes precedence.
         flip_vertically: Whether training flips that way too, as for microscopy.
         cache: Whether resized images are kept in memory.
+        name_of: Maps an element to what an error calls it, a string.
+        image_ids: Ids of images by the numbers that `decode` gives for them, where
+            these are not 64-bit integers.
     """
 
     elements: Callable[[bool, int | None, Shard | None], tf.data.Dataset]
@@ -61,15 +68,23 @@ class DetectionExamples:
     long_side: int = LONG_SIDE
     flip_vertically: bool = False
     cache: bool = False
+    name_of: Callable[..., tf.Tensor] = lambda *element: tf.constant("an image")
+    image_ids: Mapping[int, int | str] | None = None
 
     def __post_init__(self):
         if not self.num_examples:
             raise DataError(f"{self.name}: the split has no images")
+        for side in ("short_side", "long_side"):
+            INPUT_SIDE.check(getattr(self, side), side)
         if not 1 <= self.short_side <= self.long_side:
             raise ValueError(
                 f"short_side must be between 1 and long_side {self.long_side}; got "
                 f"{self.short_side}"
             )
+
+    def image_id(self, number: int) -> int | str:
+        """Returns the id of the image that batches call so."""
+        return int(number) if self.image_ids is None else self.image_ids[int(number)]
 
     @property
     def num_classes(self) -> int:
@@ -146,10 +161,20 @@ class DetectionExamples:
         """Turns TensorFlow's errors of reading, in a `with` block, into `DataError`."""
         try:
             yield
-        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+        except (*UNREADABLE, tf.errors.DataLossError) as error:
+            raise DataError(f"{self.name}: {error.message.splitlines()[0]}") from error
+        except tf.errors.InvalidArgumentError as error:
             lines = [line for line in error.message.splitlines() if line.strip()]
-            reading = ("ecode", "image", "No such file", "is cut off")
-            if any(word in error.message for word in reading):
+            problem = named_problem(error.message)
+            if problem:
+                raise DataError(problem) from error
+            if "ecode" in error.message:
+                elements = self.elements(False, None, None)
+                name = first_undecodable(elements, self.decode, self.name_of)
+                raise DataError(
+                    f"{name or self.name}: an image cannot be decoded ({lines[0]})"
+                ) from error
+            if "image" in error.message:
                 raise DataError(f"{self.name}: {lines[0]}") from error
             raise
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from object_detection.data import coco
 from object_detection.data.examples import DetectionExamples, elements_in_memory
+from sact_tf import domains
 from sact_tf.data import shapes
 
 SPLIT_SIZES = {"train": 1000, "validation": 200}
@@ -42,12 +43,14 @@ def load(
         raise ValueError(
             f"split must be one of {', '.join(SPLIT_SIZES)}; got {split!r}"
         )
+    domains.INPUT_SIDE.check(image_size, "image_size")
     if image_size < 2 * shapes.MIN_SIZE:
         raise ValueError(
             f"image_size must be at least {2 * shapes.MIN_SIZE}; got {image_size}"
         )
     if num_examples is None:
         num_examples = SPLIT_SIZES[split]
+    shapes.check_memory(domains.COUNT.check(num_examples, "num_examples"), image_size)
     split_id = list(SPLIT_SIZES).index(split)
     pixels, images, annotations = [], [], []
     for k in range(1, num_examples + 1):

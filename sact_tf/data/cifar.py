@@ -7,7 +7,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from sact_tf.data.examples import DataError, Examples
+from sact_tf.data.examples import DataError, Examples, check_records
 
 NUM_CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
@@ -19,7 +19,8 @@ DEFAULT_DIRECTORY = "~/tensorflow/data/cifar10"
 def load_tfrecord(directory: str | None, split: str) -> Examples:
     """Reads `cifar10_train.tfrecord` or `cifar10_test.tfrecord`, and checks it.
 
-    Records hold `image/encoded` (PNG or JPEG bytes) and `image/class/label`.
+    Records hold `image/encoded` (PNG or JPEG bytes) and `image/class/label`. As in the
+    original, EXIF data have no effect.
 
     Args:
         directory: Where the files are; None is `~/tensorflow/data/cifar10`.
@@ -39,6 +40,7 @@ def load_tfrecord(directory: str | None, split: str) -> Examples:
         raise FileNotFoundError(
             f"data directory {directory} has no file {os.path.basename(path)}"
         )
+    check_records([path])
     features = {
         "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
         "image/class/label": tf.io.FixedLenFeature([], tf.int64, -1),

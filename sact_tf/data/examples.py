@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import gzip
+import os
+import re
+import zlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +20,13 @@ _CROP_PADDING = 2
 class DataError(ValueError):
     """A data set cannot be used; the message names file, record and what is wrong."""
 
+
+UNREADABLE = (
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,
+)
+"""What TensorFlow raises on files that went away, or are directories now."""
 
 Shard = tuple[int, int]
 """How many parts a data set is dealt into, one for every process, and which one."""
@@ -60,6 +73,105 @@ def fetch_ahead(dataset: tf.data.Dataset, data_service: str | None) -> tf.data.D
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def check_records(files: Sequence[str]) -> None:
+    """Checks that these can be the TFRecord files of one split; reads few bytes.
+
+    Args:
+        files: Paths; `NAME-00000-of-00002` says how many there are.
+
+    Raises:
+        DataError: Naming a file that is a directory, cannot be read, or is compressed;
+            or those that are missing.
+    """
+    for file in files:
+        if os.path.isdir(file):
+            raise DataError(f"{file}: is a directory; expected a TFRecord file")
+        try:
+            is_compressed = _is_gzip(file)
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+        if is_compressed:
+            raise DataError(
+                f"{file}: is compressed by GZIP; expected a TFRecord file that is not "
+                "(gunzip -c FILE > NEW_FILE)"
+            )
+    _check_shards(files)
+
+
+def _is_gzip(file):
+    """Whether a file unpacks; a record of 559903 bytes begins as a GZIP file does."""
+    with open(file, "rb") as opened:
+        if opened.read(3) != b"\x1f\x8b\x08":
+            return False
+    try:
+        with gzip.open(file) as unpacked:
+            unpacked.read(8)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return False
+    return True
+
+
+def _check_shards(files):
+    """Raises DataError where files of a set in parts are missing."""
+    parts = collections.defaultdict(dict)
+    for file in files:
+        match = re.search(r"-(\d+)-of-(\d+)$", file)
+        if match:
+            parts[int(match[2])][int(match[1])] = file
+    if len(parts) > 1:
+        one, other = (min(files.values()) for files in list(parts.values())[:2])
+        raise DataError(
+            f"{one} and {os.path.basename(other)}: are of sets of "
+            f"{' and '.join(map(str, sorted(parts)))} files; expected one set"
+        )
+    for count, present in parts.items():
+        missing = [k for k in range(count) if k not in present]
+        if missing:
+            file = min(present.values())
+            start = file[: file.rindex("-of-")].rpartition("-")[0]
+            width = len(file.rpartition("-of-")[2])
+            raise DataError(
+                f"{start}-{missing[0]:0{width}}-of-{count:0{width}}: is missing, "
+                f"with {len(missing)} of {count} files"
+            )
+
+
+def named_problem(message: str) -> str | None:
+    """Returns "NAME is/has ..." of an assertion's message, None if it is another.
+
+    Args:
+        message: Of an error of TensorFlow.
+    """
+    found = re.search(
+        r"\[(?:b['\"])?([^\n]+?)['\"]?\] \[((?:is|has) [^\]\n]+)\]",
+        message.partition("assertion failed: ")[2],
+    )
+    return " ".join(found.groups()) if found else None
+
+
+def first_undecodable(
+    elements: tf.data.Dataset, decode: Callable, name_of: Callable
+) -> str | None:
+    """Returns the name of the first element that cannot be decoded, None without one.
+
+    TensorFlow's own errors do not tell, so that all before it are decoded again.
+
+    Args:
+        elements: In order.
+        decode: Maps an element to tensors.
+        name_of: Maps an element to its name.
+    """
+    decoded = elements.map(decode, tf.data.AUTOTUNE, deterministic=True)
+    count = 0
+    try:
+        for _ in decoded:
+            count += 1
+    except tf.errors.OpError:
+        for name in elements.skip(count).map(name_of):
+            return name.numpy().decode(errors="replace")
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """A split of a data set.
@@ -83,6 +195,10 @@ class Examples:
         if len(self.images) != len(self.labels):
             raise ValueError(
                 f"{len(self.images)} images, but {len(self.labels)} labels"
+            )
+        if np.asarray(self.images).dtype != np.uint8:
+            raise ValueError(
+                f"images must be uint8; got {np.asarray(self.images).dtype}"
             )
 
     @property

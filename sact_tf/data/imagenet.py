@@ -3,6 +3,9 @@
 Sources are the original code's TFRecord files, TensorFlow Datasets, a folder of images
 with one directory per class, and `shapes`. Images are preprocessed as by Inception v3.
 As in the original, class 0 is the background, which no image has; `shapes` has none.
+
+Files are turned upright as their EXIF data say, but in the original's TFRecord files,
+whose images it took as they are.
 """
 
 from __future__ import annotations
@@ -17,19 +20,37 @@ import tensorflow as tf
 
 from sact_tf.data import inception, shapes
 from sact_tf.data.examples import (
+    UNREADABLE,
     DataError,
     Shard,
+    check_records,
     fetch_ahead,
+    first_undecodable,
+    named_problem,
     number_with_seeds,
     take_shard,
 )
+from sact_tf.data.images import decode_image, read_image
+from sact_tf.domains import INPUT_SIDE, brief
+
+__all__ = [
+    "DEFAULT_DIRECTORY",
+    "SPLIT_SIZES",
+    "ImageExamples",
+    "decode_image",
+    "load_folder",
+    "load_shapes",
+    "load_tfds",
+    "load_tfrecord",
+    "read_image",
+]
 
 DEFAULT_DIRECTORY = "~/tensorflow/data/imagenet"
 SPLIT_SIZES = {"train": 1281167, "validation": 50000}
 """Images in the splits of ImageNet (ILSVRC 2012)."""
 _NUM_SHARDS = {"train": 1024, "validation": 128}  # of the original's files
 _NUM_CLASSES = 1001
-_IMAGE_FILES = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
+_IMAGE_FILES = re.compile(r"^[^.].*\.(jpe?g|png)$", re.IGNORECASE)
 _SHUFFLE_BUFFER = 2048  # encoded images
 _READ_FILES = 16  # at the same time
 
@@ -49,6 +70,7 @@ class ImageExamples:
         image_size: Side of the preprocessed images.
         name: What an error calls the data set.
         corrupt_file: Returns the first file that is truncated or corrupt, or None.
+        name_of: Maps an element to what an error calls it, a string.
     """
 
     elements: Callable[[bool, int | None, Shard | None], tf.data.Dataset]
@@ -58,6 +80,10 @@ class ImageExamples:
     image_size: int
     name: str
     corrupt_file: Callable[[], str | None] = lambda: None
+    name_of: Callable[..., tf.Tensor] = lambda *element: tf.constant("an image")
+
+    def __post_init__(self):
+        INPUT_SIDE.check(self.image_size, "image_size")
 
     def evaluation_batches(self, batch_size: int) -> tf.data.Dataset:
         """Centres of the images in [-1, 1] and labels, each once and in order."""
@@ -114,72 +140,20 @@ class ImageExamples:
         except tf.errors.DataLossError as error:
             where = self.corrupt_file() or f"a file of {self.name}"
             raise DataError(f"{where}: truncated or corrupt") from error
+        except UNREADABLE as error:
+            raise DataError(f"{self.name}: {error.message.splitlines()[0]}") from error
         except tf.errors.InvalidArgumentError as error:
-            named = re.search(r"\[b?'?([^'\]]+)'?\] \[(is [^\]]+)\]", error.message)
-            if named:
-                raise DataError(" ".join(named.groups())) from error
+            problem = named_problem(error.message)
+            if problem:
+                raise DataError(problem) from error
             if "Decode" in error.message or "decode" in error.message:
+                elements = self.elements(False, None, None)
+                name = first_undecodable(elements, self.decode, self.name_of)
                 raise DataError(
-                    f"{self.name}: an image cannot be decoded "
+                    f"{name or self.name}: an image cannot be decoded "
                     f"({error.message.splitlines()[0]})"
                 ) from error
             raise
-
-
-def decode_image(encoded: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
-    """Decodes a JPEG or PNG image of any kind (grey, CMYK, with alpha, 16 bits) to RGB.
-
-    Args:
-        encoded: String [].
-        name: String [], what an error calls the image.
-
-    Returns:
-        uint8 [height, width, 3].
-
-    Raises:
-        tf.errors.InvalidArgumentError: Naming the image, if it is cut off or neither.
-    """
-    is_jpeg = tf.strings.substr(encoded, 0, 2) == b"\xff\xd8"
-    is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
-    # Cameras may leave something behind the end of a JPEG image.
-    length = tf.strings.length(encoded)
-    tail = tf.strings.substr(encoded, tf.maximum(length - 4096, 0), 4096)
-    tail = tf.io.decode_raw(tail, tf.uint8)
-    has_end = (is_jpeg & _contains(tail, b"\xff\xd9")) | _contains(tail, b"IEND")
-    checks = [
-        tf.debugging.Assert(is_jpeg | is_png, [name, "is no JPEG or PNG image"]),
-        tf.debugging.Assert(has_end, [name, "is cut off"]),
-    ]
-    with tf.control_dependencies([c for c in checks if c is not None]):
-        encoded = tf.identity(encoded)
-    return tf.cond(
-        is_jpeg,
-        lambda: tf.io.decode_jpeg(encoded, channels=3),
-        lambda: tf.io.decode_png(encoded, channels=3),
-    )
-
-
-def read_image(path: str) -> tf.Tensor:
-    """Reads a JPEG or PNG file with `decode_image`, outside of graphs.
-
-    Raises:
-        DataError: Naming the file, if it is missing, cut off, or no such image.
-    """
-    try:
-        return decode_image(tf.io.read_file(path), tf.constant(path))
-    except tf.errors.NotFoundError as error:
-        raise DataError(f"{path}: does not exist") from error
-    except tf.errors.OpError as error:
-        is_cut_off = "is cut off" in error.message
-        problem = "is cut off" if is_cut_off else "cannot be read as JPEG or PNG image"
-        raise DataError(f"{path}: {problem}") from error
-
-
-def _contains(values, pattern):
-    """Whether the bytes `pattern` stand somewhere in uint8 `values` [n]."""
-    last = tf.maximum(tf.size(values) - len(pattern) + 1, 0)
-    matches = [tf.equal(values[k : last + k], byte) for k, byte in enumerate(pattern)]
-    return tf.reduce_any(tf.reduce_all(matches, 0))
 
 
 def load_tfrecord(
@@ -202,6 +176,7 @@ def load_tfrecord(
     files = sorted(str(path) for path in root.glob(f"{split}-*"))
     if not files:
         raise FileNotFoundError(f"data directory {root} has no files {split}-*")
+    check_records(files)
     features = {
         "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
         "image/class/label": tf.io.FixedLenFeature([], tf.int64, -1),
@@ -227,14 +202,17 @@ def load_tfrecord(
         dataset = take_shard(dataset, None if by_file else shard)
         return dataset.shuffle(_SHUFFLE_BUFFER, seed)
 
+    def name_of(file, k, record):
+        return tf.strings.join([file, ": record ", tf.strings.as_string(k)])
+
     def decode(file, k, record):
         example = tf.io.parse_single_example(record, features)
-        name = tf.strings.join([file, ": record ", tf.strings.as_string(k)])
+        name = name_of(file, k, record)
         label = example["image/class/label"]
         is_label = (label >= 0) & (label < _NUM_CLASSES)
         check = tf.debugging.Assert(is_label, [name, "is without a label in 0..1000"])
         with tf.control_dependencies([check] if check is not None else []):
-            image = decode_image(example["image/encoded"], name)
+            image = decode_image(example["image/encoded"], name, upright=False)
         sides = [
             tf.sparse.to_dense(example[f"image/object/bbox/{side}"])
             for side in ("ymin", "xmin", "ymax", "xmax")
@@ -246,7 +224,7 @@ def load_tfrecord(
             try:
                 for _ in tf.data.TFRecordDataset(file):
                     pass
-            except tf.errors.DataLossError:
+            except tf.errors.OpError:
                 return file
         return None
 
@@ -255,7 +233,7 @@ def load_tfrecord(
     else:  # a part, or a set of one's own
         try:
             num_examples = sum(1 for _ in tf.data.TFRecordDataset(files))
-        except tf.errors.DataLossError as error:
+        except tf.errors.OpError as error:
             raise DataError(f"{corrupt_file()}: truncated or corrupt") from error
         if not num_examples:
             raise DataError(f"{root}: the files {split}-* hold no records")
@@ -267,13 +245,16 @@ def load_tfrecord(
         image_size,
         str(root),
         corrupt_file,
+        name_of,
     )
 
 
 def load_folder(directory: str, split: str, image_size: int = 224) -> ImageExamples:
     """Opens a folder of JPEG and PNG images with one directory per class.
 
-    Classes are numbered from 1 in the order of their directories' names.
+    Classes are numbered from 1 in the order of their directories' names, the same for
+    all splits: by the split `train`, or, where there is none, by all splits together.
+    Hidden files and directories are passed over.
 
     Args:
         directory: Holds the classes' directories, or one named like the split that
@@ -283,18 +264,28 @@ def load_folder(directory: str, split: str, image_size: int = 224) -> ImageExamp
 
     Raises:
         FileNotFoundError: The directory is missing.
-        DataError: It holds no classes, or a class no images.
+        DataError: It holds no classes, or a class no images, or one that is not among
+            those of `train`.
     """
     root = _existing_directory(directory)
-    root = root / split if (root / split).is_dir() else root
-    classes = sorted(path for path in root.iterdir() if path.is_dir())
+    classes = _subdirectories(root)
+    numbers = {path.name: k for k, path in enumerate(classes, 1)}
+    if (root / split).is_dir():
+        numbers = _class_numbers(root)
+        root = root / split
+        classes = _subdirectories(root)
     paths, labels = [], []
-    for label, path in enumerate(classes, 1):
+    for path in classes:
+        if path.name not in numbers:
+            raise DataError(
+                f"{path}: is no class of {root.parent / 'train'}, which has "
+                f"{brief(list(numbers))}"
+            )
         images = sorted(str(f) for f in path.iterdir() if _IMAGE_FILES.search(f.name))
         if not images:
             raise DataError(f"{path}: holds no JPEG or PNG images")
         paths += images
-        labels += [label] * len(images)
+        labels += [numbers[path.name]] * len(images)
     if not classes:
         raise DataError(f"{root}: holds no directories, one per class")
 
@@ -308,8 +299,27 @@ def load_folder(directory: str, split: str, image_size: int = 224) -> ImageExamp
         return image, tf.cast(label, tf.int64), tf.zeros([0, 4])
 
     return ImageExamples(
-        elements, decode, len(paths), len(classes) + 1, image_size, str(root)
+        elements,
+        decode,
+        len(paths),
+        len(numbers) + 1,
+        image_size,
+        str(root),
+        name_of=lambda path, label: path,
     )
+
+
+def _subdirectories(root):
+    """Directories that are not hidden; tools leave such as `.ipynb_checkpoints`."""
+    return sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+
+
+def _class_numbers(root):
+    """Numbers the classes of a folder of splits."""
+    is_given = (root / "train").is_dir()
+    splits = [root / "train"] if is_given else _subdirectories(root)
+    names = {path.name for split in splits for path in _subdirectories(split)}
+    return {name: k for k, name in enumerate(sorted(names), 1)}
 
 
 def load_tfds(
@@ -355,7 +365,15 @@ def load_tfds(
 
     num_examples = builder.info.splits[split].num_examples
     name = "imagenet2012 of TensorFlow Datasets"
-    return ImageExamples(elements, decode, num_examples, _NUM_CLASSES, image_size, name)
+    return ImageExamples(
+        elements,
+        decode,
+        num_examples,
+        _NUM_CLASSES,
+        image_size,
+        name,
+        name_of=lambda example: example["file_name"],
+    )
 
 
 def load_shapes(
@@ -369,6 +387,7 @@ def load_shapes(
         num_examples: How many; None is a default of `shapes.load`.
     """
     _check_split(split)
+    INPUT_SIDE.check(image_size, "image_size")
     side = max(shapes.MIN_SIZE, round(image_size / inception.CENTRAL_FRACTION))
     made = shapes.load("train" if split == "train" else "test", side, num_examples)
 

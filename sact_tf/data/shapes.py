@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sact_tf import domains
 from sact_tf.data.examples import Examples
 
 MIN_SIZE = 16
+MAX_BYTES = 2**36
+"""Most memory for the images of a split."""
 SPLIT_SIZES = {"train": 10000, "test": 2000}
 
 
@@ -82,16 +85,19 @@ def load(
         Examples with boxes. An object's radius is 11 to 16 % of the image side.
 
     Raises:
-        ValueError: On any other split, or an image too small.
+        ValueError: On any other split, or an image too small or too large.
     """
     if split not in SPLIT_SIZES:
         raise ValueError(
             f"split must be one of {', '.join(SPLIT_SIZES)}; got {split!r}"
         )
+    domains.INPUT_SIDE.check(image_size, "image_size")
     if image_size < MIN_SIZE:
         raise ValueError(f"image_size must be at least {MIN_SIZE}; got {image_size}")
     if num_examples is None:
         num_examples = SPLIT_SIZES[split]
+    domains.SEED.check(seed, "seed")
+    check_memory(domains.COUNT.check(num_examples, "num_examples"), image_size)
     images = np.empty([num_examples, image_size, image_size, 3], np.uint8)
     labels = np.empty([num_examples], np.int64)
     boxes = np.empty([num_examples, 4], np.int64)
@@ -100,6 +106,15 @@ def load(
         rng = np.random.default_rng([seed, split_id, image_size, k])
         images[k], labels[k], boxes[k] = _render(image_size, rng)
     return Examples(images, labels, len(_CLASSES), boxes)
+
+
+def check_memory(num_examples: int, image_size: int) -> None:
+    """Raises ValueError if so many images of that side can hardly be kept in memory."""
+    if 3 * num_examples * image_size**2 > MAX_BYTES:
+        raise ValueError(
+            f"{num_examples} images of side {image_size} take more than "
+            f"{MAX_BYTES >> 30} GiB; make fewer or smaller ones"
+        )
 
 
 def _render(size, rng):

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.io
 
+from sact_tf import reading
 from sact_tf.data.examples import DataError
-from sact_tf.data.imagenet import read_image
+from sact_tf.data.images import read_image
+from sact_tf.domains import MAX_SIDE
 from sact_tf.saliency import maps
 
 HALVES = ("tune", "validate")
 """The first half of the images chooses blur and blend, the second is scored."""
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_MAX_PIXELS = 2**28
 _KEYS = ("image", "xy", "offset", "original_size")
 # A binary map that went through JPEG is no longer binary.
 _FIXATED = 128
@@ -110,7 +113,9 @@ def load_cat2000(directory: str) -> FixationData:
     root = _existing_directory(directory)
     root = root / "trainSet" if (root / "trainSet").is_dir() else root
     categories = sorted(
-        path for path in _subdirectory(root, "Stimuli").iterdir() if path.is_dir()
+        path
+        for path in _subdirectory(root, "Stimuli").iterdir()
+        if path.is_dir() and not path.name.startswith(".")
     )
     _subdirectory(root, "FIXATIONLOCS")
     if not categories:
@@ -201,11 +206,7 @@ def load_npz(path: str) -> FixationData:
 
 def _read_npz(file):
     """Reads and checks the arrays; object arrays, which could run code, are refused."""
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in (*_KEYS, "subject") if key in stored}
-    except Exception as error:  # whatever zip and array readers raise
-        raise DataError(f"{file}: is no readable .npz file ({error})") from error
+    arrays = reading.read_npz(file, (*_KEYS, "subject"))
     for key in _KEYS:
         if key not in arrays:
             raise DataError(
@@ -237,9 +238,9 @@ def _read_npz(file):
     check(
         sizes.shape in ((2,), (count, 2))
         and sizes.dtype.kind in "iuf"
-        and (sizes >= 1).all(),
+        and ((sizes >= 1) & (sizes <= MAX_SIDE)).all(),
         "original_size",
-        "numbers >= 1 [2] or [images, 2]",
+        f"numbers >= 1 [2] or [images, 2], at most {MAX_SIDE}",
     )
     if "subject" in arrays:
         subject = arrays["subject"]
@@ -255,22 +256,38 @@ def _read_fixation_locations(file):
     if not file.is_file():
         raise DataError(f"{file}: does not exist")
     try:
-        stored = scipy.io.loadmat(file)
+        pixels = _variable(scipy.io.loadmat(file), file)
+    except DataError:
+        raise
     except Exception as error:  # a dozen kinds, by where the file is damaged
         raise DataError(
             f"{file}: is no readable MATLAB file ({error or type(error).__name__})"
         ) from error
+    if not np.isfinite(pixels).all():
+        raise DataError(f"{file}: fixLocs must be finite; it holds NaN or infinity")
+    return pixels > 0
+
+
+def _variable(stored, file):
+    """Returns the matrix of fixations, checked before a sparse one takes its space."""
     if "fixLocs" not in stored:
         found = ", ".join(key for key in stored if not key.startswith("__")) or "none"
         raise DataError(f"{file}: has no variable fixLocs; its variables: {found}")
     pixels = stored["fixLocs"]
-    pixels = pixels.toarray() if hasattr(pixels, "toarray") else np.asarray(pixels)
-    if pixels.ndim != 2 or not pixels.size or pixels.dtype.kind not in "buif":
+    is_sparse = hasattr(pixels, "toarray")
+    pixels = pixels if is_sparse else np.asarray(pixels)
+    is_matrix = len(pixels.shape) == 2 and 1 <= min(pixels.shape)
+    if (
+        not is_matrix
+        or max(pixels.shape) > MAX_SIDE
+        or np.prod(pixels.shape) > _MAX_PIXELS
+        or pixels.dtype.kind not in "buif"
+    ):
         raise DataError(
-            f"{file}: fixLocs must be a matrix [height, width]; got {pixels.dtype} "
-            f"{list(pixels.shape)}"
+            f"{file}: fixLocs must be a matrix [height, width] of numbers, of at most "
+            f"{_MAX_PIXELS} pixels; got {pixels.dtype} {list(pixels.shape)}"
         )
-    return pixels > 0
+    return pixels.toarray() if is_sparse else pixels
 
 
 def _from_pixels(name, file, pixels, human, k, count):
@@ -337,7 +354,11 @@ def _subdirectory(root, name):
 
 
 def _image_files(directory):
-    files = [f for f in directory.iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES]
+    files = [
+        file
+        for file in directory.iterdir()
+        if file.suffix.lower() in _IMAGE_SUFFIXES and not file.name.startswith(".")
+    ]
     if not files:
         raise DataError(f"{directory}: holds no JPEG or PNG images")
     return sorted(files)

@@ -8,6 +8,8 @@ import math
 import numpy as np
 from scipy import ndimage, sparse, special
 
+from sact_tf.domains import AT_LEAST_0, POSITIVE, SIGMA
+
 _MAX_ASPECT_DIFFERENCE = 0.02
 
 
@@ -58,10 +60,9 @@ def blur(values: np.ndarray, sigma: float) -> np.ndarray:
         sigma: Standard deviation in pixels of this map; 0 changes nothing.
 
     Raises:
-        ValueError: `sigma` is negative or not finite.
+        ValueError: `sigma` is negative, not finite, or more than 10000.
     """
-    if not 0 <= sigma < math.inf:
-        raise ValueError(f"sigma must be a finite number >= 0; got {sigma}")
+    sigma = SIGMA.check(AT_LEAST_0.check(sigma, "sigma"), "sigma")
     return ndimage.gaussian_filter(np.asarray(values, np.float64), sigma)
 
 
@@ -158,11 +159,15 @@ def display_softmax(values: np.ndarray, temperature: float = 0.2) -> np.ndarray:
 
     Args:
         values: [height, width].
-        temperature: Of the softmax over all positions of the normalised map.
+        temperature: Of the softmax over all positions of the normalised map, > 0.
 
     Returns:
         float64 [height, width] that sums to 1.
+
+    Raises:
+        ValueError: It is no map, or `temperature` is not positive.
     """
+    POSITIVE.check(temperature, "temperature")
     return special.softmax(normalise(values) / temperature)
 
 
@@ -210,8 +215,12 @@ def human_map(fixations: np.ndarray, sigma: float | None = None) -> np.ndarray:
 
     Returns:
         float64 [height, width], at least 0.
+
+    Raises:
+        ValueError: `sigma` is negative, not finite, or more than 10000.
     """
     if sigma is None:
         sigma = human_sigma(*fixations.shape)
+    SIGMA.check(sigma, "sigma")
     values = np.asarray(fixations, np.float64)
     return ndimage.gaussian_filter(values, sigma, mode="constant")

@@ -24,7 +24,7 @@ def saliency_figure(
         temperature: Of the softmax that sharpens every map for display.
 
     Returns:
-        The figure; `figure.savefig(path)` writes it.
+        The figure; `visualization.save_figure` writes it.
     """
     columns = len(titles) + 1
     aspects = [np.shape(image)[0] / np.shape(image)[1] for _, image, _ in rows]

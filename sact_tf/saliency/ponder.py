@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 
@@ -11,11 +10,12 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from sact_tf import visualization
+from sact_tf import reading, visualization
 from sact_tf.data.examples import DataError
-from sact_tf.data.imagenet import read_image
+from sact_tf.data.images import read_image, require_finite
 from sact_tf.networks.cifar_resnet import CifarResNet
 from sact_tf.saliency import maps
+from sact_tf.writing import atomic_file
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _PREFIX = "map/"
@@ -49,7 +49,11 @@ def network_input(
 
     Returns:
         float32 [1, height, width, 3].
+
+    Raises:
+        DataError: The image has NaN or infinite values.
     """
+    require_finite(image, "image")
     image = tf.image.convert_image_dtype(image, tf.float32)[tf.newaxis]
     image = tf.image.resize(image, size, "bicubic", antialias=True)
     if isinstance(model, CifarResNet):
@@ -72,6 +76,7 @@ def ponder_cost(
 
     Raises:
         ValueError: The network has no ponder cost per position.
+        DataError: The image has NaN or infinite values.
     """
     inputs = network_input(model, image, size)
     _, end_points = model.with_end_points(inputs, training=False)
@@ -90,21 +95,19 @@ def save_maps(
         values: By the stimulus's name, [height, width].
         settings: What made them, noted in the file as JSON.
     """
-    temporary = f"{path}.tmp"
     arrays = {f"{_PREFIX}{name}": array for name, array in values.items()}
     arrays[_SETTINGS] = np.array(json.dumps(settings, sort_keys=True))
-    with open(temporary, "wb") as file:
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
-    os.replace(temporary, path)
 
 
 def saved_settings(path: str) -> dict[str, object] | None:
     """Returns the settings noted by `save_maps`; None if there is no such file."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return json.loads(str(stored[_SETTINGS]))
-    except Exception:  # missing, cut off, or of another kind: to be written anew
-        return None
+        settings = json.loads(str(reading.read_npz(path, [_SETTINGS])[_SETTINGS]))
+    except (ValueError, KeyError, RecursionError):
+        return None  # missing, cut off, or of another kind: to be written anew
+    return settings if isinstance(settings, dict) else None
 
 
 def load_maps(path: str, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -127,15 +130,11 @@ def load_maps(path: str, names: Iterable[str]) -> dict[str, np.ndarray]:
         return {name: _read_picture(source, name) for name in names}
     if not source.is_file():
         raise DataError(f"{source}: does not exist")
-    try:
-        with np.load(source, allow_pickle=False) as stored:
-            values = {
-                key.removeprefix(_PREFIX): stored[key]
-                for key in stored.files
-                if key != _SETTINGS
-            }
-    except Exception as error:  # whatever zip and array readers raise
-        raise DataError(f"{source}: is no readable .npz file ({error})") from error
+    values = {
+        key.removeprefix(_PREFIX): array
+        for key, array in reading.read_npz(source).items()
+        if key != _SETTINGS
+    }
     names = list(names)
     missing = [name for name in names if name not in values]
     if missing:
@@ -144,11 +143,13 @@ def load_maps(path: str, names: Iterable[str]) -> dict[str, np.ndarray]:
             f"{missing[0]!r}"
         )
     for name in names:
-        if values[name].ndim != 2 or values[name].dtype.kind not in "buif":
+        array = values[name]
+        if array.ndim != 2 or not array.size or array.dtype.kind not in "buif":
             raise DataError(
                 f"{source}: {name} must be numbers [height, width]; got "
-                f"{values[name].dtype} {list(values[name].shape)}"
+                f"{array.dtype} {list(array.shape)}"
             )
+        require_finite(array, f"{source}: {name}")
     return {name: values[name] for name in names}
 
 

@@ -235,3 +235,174 @@ def test_architectures(monkeypatch, value, expected):
     if value is not None:
         monkeypatch.setenv("SACT_CUDA_ARCHITECTURES", value)
     assert build._architectures({75, 80, 86, 90}) == expected
+
+
+@pytest.fixture
+def library(compilers, monkeypatch, tmp_path):
+    """A library that was built before; how to build anew, and its warnings."""
+    monkeypatch.setenv("NVCC", "")
+    path = build.build()
+    assert path.read_text() == f"{tmp_path}/fake-c++\n"
+    return path
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_library_of_ours_is_taken(library):
+    library.write_text("kept")
+    build._digest_file(library).write_text(build._digest(library))
+    assert build.build() == library and library.read_text() == "kept"
+    assert stat.S_IMODE(library.stat().st_mode) == 0o700
+    assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o077])
+@pytest.mark.filterwarnings("error")
+def test_any_mask_of_new_files(compilers, monkeypatch, mask):
+    monkeypatch.setenv("NVCC", "")
+    before = os.umask(mask)
+    try:
+        assert build.build() == build.build()
+    finally:
+        os.umask(before)
+
+
+def link(path):
+    other = path.with_name("elsewhere")
+    path.rename(other)
+    path.symlink_to(other)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (link, "is a link"),
+        (lambda path: path.chmod(0o720), r"can be written by other users .mode 720"),
+        (lambda path: path.chmod(0o702), r"can be written by other users .mode 702"),
+        (lambda path: path.write_text("cut"), "is damaged"),
+        (lambda path: build._digest_file(path).unlink(), "is without its digest"),
+        (lambda path: build._digest_file(path).chmod(0o666), "by other users"),
+        (lambda path: link(build._digest_file(path)), "is a link"),
+    ],
+)
+def test_a_library_that_is_not_ours_or_not_whole_is_built_anew(
+    library, tmp_path, spoil, message
+):
+    spoil(library)
+    with pytest.warns(RuntimeWarning, match=f"{message}.*compiled anew") as all:
+        assert build.build() == library
+    assert len(all) == 1 and not library.is_symlink()
+    assert library.read_text() == f"{tmp_path}/fake-c++\n"
+    assert build.build() == library
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (link, "cache is a link"),
+        (
+            lambda path: path.chmod(0o777),
+            "cache can be written by other users .mode 777",
+        ),
+        (
+            lambda path: path.chmod(0o770),
+            "cache can be written by other users .mode 770",
+        ),
+    ],
+)
+def test_a_directory_that_is_not_ours(library, monkeypatch, tmp_path, spoil, message):
+    spoil(library.parent)
+    with pytest.raises(build.BuildError, match=message):
+        build.build()
+    # Where it is the usual place, the next one is taken.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("SACT_CACHE_DIR")
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    (tmp_path / "cache").rename(tmp_path / "sact_tf")
+    message = message.replace("cache", "sact_tf", 1)
+    with pytest.warns(RuntimeWarning, match=f"because .*{message}") as all:
+        path = build.build()
+    assert len(all) == 1 and path.parent.parent == tmp_path / "tmp"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("what", ["file", "directory", "home"])
+def test_files_of_another_user(library, monkeypatch, tmp_path, what):
+    if what == "file":
+        os.chown(library, 1000, 1000)
+        with pytest.warns(RuntimeWarning, match="belongs to user 1000; .* anew"):
+            assert build.build() == library
+        assert library.stat().st_uid == 0
+        return
+    home = tmp_path / "home"
+    (home / ".cache").mkdir(parents=True)
+    place = home / ".cache" / "sact_tf"
+    if what == "directory":
+        library.parent.rename(place)
+        os.chown(place, 1000, 1000)
+        message = "sact_tf belongs to user 1000"
+    else:
+        os.chown(home / ".cache", 1000, 1000)
+        message = "would lie in .*cache, which is of user 1000"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("SACT_CACHE_DIR")
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    with pytest.warns(RuntimeWarning, match=message) as all:
+        path = build.build()
+    assert len(all) == 1 and path.parent.parent == tmp_path / "tmp"
+    assert place.exists() == (what == "directory")
+
+
+def test_another_users_library_does_not_run(library, monkeypatch):
+    """As the check is by the process's own user, without root too."""
+    uid = os.geteuid()
+    monkeypatch.setattr(build.os, "geteuid", lambda: uid + 1)
+    with pytest.raises(build.BuildError, match=f"cache belongs to user {uid}"):
+        build.build()
+
+
+def test_neither_home_nor_user(compilers, monkeypatch, tmp_path):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("NVCC", "")
+    monkeypatch.delenv("SACT_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(build.pathlib.Path, "home", no_home)
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    assert build.build().parent == tmp_path / "tmp" / f"sact_tf-{os.geteuid()}"
+
+    def no_place():
+        raise FileNotFoundError("No usable temporary directory")
+
+    monkeypatch.setattr(build.tempfile, "gettempdir", no_place)
+    with pytest.raises(build.BuildError, match="neither a home nor a temporary dir"):
+        build.build()
+
+
+def test_a_tilde_in_the_cache_directory(compilers, monkeypatch, tmp_path):
+    monkeypatch.setenv("NVCC", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SACT_CACHE_DIR", "~/mine")
+    assert build.build().parent == tmp_path / "mine"
+    monkeypatch.setenv("SACT_CACHE_DIR", "~no_such_user_here/mine")
+    with pytest.raises(
+        build.BuildError, match="SACT_CACHE_DIR=~no_such_user_here/mine"
+    ):
+        build.build()
+
+
+def test_no_file_locks(compilers, monkeypatch):
+    monkeypatch.setattr(build, "fcntl", None)
+    with pytest.raises(build.BuildError, match="need a system with file locks"):
+        build.build()
+
+
+def test_locks_that_fail(compilers, monkeypatch):
+    def fail(*arguments):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setenv("NVCC", "")
+    monkeypatch.setattr(build.fcntl, "flock", fail)
+    with pytest.raises(build.BuildError, match="cannot be kept: .*No locks available"):
+        build.build()

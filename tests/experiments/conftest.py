@@ -120,3 +120,18 @@ def run_imagenet(program, image_folder):
             program.main()
 
     return run
+
+
+@pytest.fixture
+def refusal(program):
+    """Returns a function that runs the program with flags; returns its last words."""
+    from experiments.common import programs
+
+    def refusal(**values):
+        with flagsaver.flagsaver(**values), pytest.raises(SystemExit) as error:
+            programs.run_checked(program.main)
+        message = str(error.value)
+        assert ": error: " in message
+        return message.partition(": error: ")[2]
+
+    return refusal

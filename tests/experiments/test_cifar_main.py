@@ -192,3 +192,14 @@ def test_one_line_and_a_non_zero_exit(arguments, message, start, tmp_path):
 @pytest.mark.long  # test_distribution kills this program too
 def test_killed_at_any_moment_it_goes_on(kill_training, write_cifar):
     kill_training(dataset_dir=write_cifar(), model="1", batch_size=8)
+
+
+@pytest.mark.parametrize(
+    "steps", [["-3", "5", "7"], ["0", "5", "7"], ["1", "nan", "3"], ["1", "2", "1e30"]]
+)
+def test_boundaries_that_cannot_be(refusal, tmp_path, steps):
+    message = refusal(train_log_dir=str(tmp_path), learning_rate_boundaries=steps)
+    start = (
+        f"--learning_rate_boundaries={','.join(steps)}: must be 3 increasing steps >="
+    )
+    assert message.startswith(start)

@@ -109,3 +109,19 @@ def test_a_file_that_cannot_be_read_is_passed_over(run, image_folder, tmp_path, 
 def test_errors_name_the_flag(run, values, message):
     with pytest.raises((ValueError, OSError), match=message):
         run(**values)
+
+
+@pytest.mark.parametrize(
+    "ids, expected",
+    [
+        ({}, [1, 2, 3]),
+        ({"1.jpg": 2, "x/1.jpg": 9}, [1, 2, 3]),
+        ({"b/1.jpg": 1}, [2, 1, 3]),
+        ({"0.jpg": "x", "b/1.jpg": "y", "c/1.jpg": 7}, ["x", "y", 7]),
+        ({"other/0.jpg": 0}, [0, 1, 2]),
+        ({"other/0.jpg": 5, "another/0.jpg": 1}, [2, 3, 4]),
+    ],
+)
+def test_ids_are_those_of_the_annotations_or_of_no_image(program, ids, expected):
+    paths = ["a/0.jpg", "b/1.jpg", "c/1.jpg"]
+    assert program.image_ids(paths, ids) == expected

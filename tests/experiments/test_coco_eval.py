@@ -101,3 +101,40 @@ def test_no_checkpoint(run):
 def test_checkpoint_of_another_detector(run, checkpoint):
     with pytest.raises(sact_tf.CheckpointMismatchError, match="rpn/score/weights"):
         run(anchor_sizes=["16", "32"])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(score=float("nan")), r"detections\[0\] has score nan; expected a finite"),
+        (dict(bbox=[1, 2, None, 4]), r"detections\[0\] has bbox \[1, 2, None, 4\]"),
+        (dict(bbox=[1e400, 2, 3, 4]), r"detections\[0\] has bbox \[inf, 2, 3, 4\]"),
+        (dict(image_id={}), "has image_id {}"),
+        (dict(category_id=2**70), "has category_id 1180591620717411303424; expected"),
+        (dict(score=[1]), r"has score \[1\]"),
+    ],
+)
+def test_detections_of_other_types(run, tmp_path, change, message):
+    truth = scenes.load("validation", 1).ground_truth()
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    row = dict(image_id=1, category_id=1, bbox=[1, 2, 3, 4], score=0.5)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{**row, **change}]))
+    with pytest.raises(ValueError, match=f"--detections={path}: .*{message}"):
+        run(annotations=str(tmp_path / "truth.json"), detections=str(path))
+
+
+def test_annotations_are_named_by_their_flag(refusal, tmp_path):
+    path = tmp_path / "truth.json"
+    for content, message in (
+        ("[" * 10**5, f"{path}: is no JSON file (nested too deeply)"),
+        ('{"images": [null]}', f"{path}: images[0] is null, which has no 'id'"),
+    ):
+        path.write_text(content)
+        options = dict(detections="x.json", eval_dir=str(tmp_path / "eval"))
+        got = refusal(annotations=str(path), **options)
+        assert got == f"--annotations={path}: {message}"
+    path.unlink()
+    path.mkdir()
+    got = refusal(annotations=str(path), **options)
+    assert got == f"--annotations={path}: {path}: cannot be read (Is a directory)"

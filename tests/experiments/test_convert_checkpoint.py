@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 from absl.testing import flagsaver
 
 import sact_tf
@@ -66,3 +67,30 @@ def test_errors_name_the_flag(run, checkpoint, tmp_path):
         run(input=str(tmp_path / "bad.keras"), output=target)
     with pytest.raises(ValueError, match="--output=.*exists already"):
         run(input=checkpoint, output=checkpoint)
+
+
+def test_a_full_disk_leaves_nothing(run, checkpoint, tmp_path, no_file_larger_than):
+    """Keras alone leaves a stub, or ends the process."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("a.keras", "a.weights.h5"):
+        with no_file_larger_than(4000):
+            with pytest.raises(OSError, match=rf"out/{name}: cannot be written \(File"):
+                run(input=checkpoint, output=str(out / name))
+        assert not list(out.iterdir())
+        run(input=checkpoint, output=str(out / name))  # a rerun works
+        assert [path.name for path in out.iterdir()] == [name]
+        (out / name).unlink()
+
+
+@pytest.mark.parametrize("kind", ["h5", "tf"])
+def test_legacy_files_under_a_new_name(run, tmp_path, kind):
+    """Keras would load them, and run code that they hold."""
+    model = keras.Sequential([keras.layers.Lambda(lambda x: x + 1, input_shape=[3])])
+    path = tmp_path / f"x.{kind}"
+    model.save(path, save_format=kind)
+    path.rename(tmp_path / "x.keras")
+    with pytest.raises(
+        ValueError, match=r"--input=.*x\.keras: cannot be loaded: .* is no"
+    ):
+        run(input=str(tmp_path / "x.keras"), output=str(tmp_path / "y.keras"))

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -15,6 +16,7 @@ import tensorflow as tf
 from tensorflow.core.util import event_pb2
 
 import sact_tf
+from experiments.common import distribution
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 _PATIENCE = 600  # seconds
@@ -193,3 +195,38 @@ def test_mirrored_workers_go_on_when_all_are_started_again(
     assert any(tag.startswith("heatmaps/") for tag in drawn)
     if program == "coco_train":
         assert {f"detections/{k}" for k in range(4)} <= drawn
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:1", "grpc://localhost", "grpc://:5", "grpc://a:99999", "x", ""],
+)
+def test_addresses_that_are_none(address):
+    with pytest.raises(ValueError, match=f"--data_service={address}: must be an addr"):
+        distribution.await_data_service(address)
+
+
+def test_a_data_service_that_is_not_there(capsys):
+    """TensorFlow alone would wait for ever, silently."""
+    (address,) = free_addresses(1)
+    start = time.monotonic()
+    message = f"--data_service=grpc://{address}: nothing answers there .*refused"
+    with pytest.raises(ValueError, match=message):
+        distribution.await_data_service(f"grpc://{address}", patience=0.5)
+    assert time.monotonic() - start < 5
+    told = capsys.readouterr().out
+    assert told == (
+        f"--data_service=grpc://{address}: nothing answers there yet; waiting up to "
+        "0.5 s\n"
+    )
+
+
+def test_a_data_service_that_starts_later(capsys):
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        port = listening.getsockname()[1]
+        timer = threading.Timer(0.3, listening.listen)
+        timer.start()
+        distribution.await_data_service(f"grpc://localhost:{port}", patience=30)
+        timer.join()
+    assert "nothing answers there yet" in capsys.readouterr().out

@@ -48,3 +48,44 @@ def test_errors_name_the_flag(run, tmp_path):
         file["images"] = np.zeros([1, 4, 4, 3])
     with pytest.raises(ValueError, match="act.hdf5: has no ponder cost maps"):
         run(input_file=str(tmp_path / "act.hdf5"))
+
+
+@pytest.mark.parametrize(
+    "maps, images, message",
+    [
+        (
+            np.full([1, 4, 4, 1], np.nan, "f4"),
+            None,
+            "map: 16 of 16 values are NaN or inf",
+        ),
+        (None, np.full([1, 4, 4, 3], np.inf, "f4"), "images: 48 of 48 values are NaN"),
+        (np.zeros([2, 4, 4, 1], "f4"), None, r"must be .n, .*; got \[2, 4, 4, 1\] and"),
+        (np.zeros([1, 4, 4, 2], "f4"), None, r"got \[1, 4, 4, 2\] and"),
+        (
+            np.zeros([0, 4, 4, 1], "f4"),
+            np.zeros([0, 4, 4, 3], "f4"),
+            r"got \[0, 4, 4, 1",
+        ),
+        (np.zeros([4, 4], "f4"), None, "ponder_cost_map must be numbers with 4 axes"),
+        (np.array([b"text"]), None, "ponder_cost_map must be numbers"),
+    ],
+)
+def test_files_of_another_layout(run, tmp_path, maps, images, message):
+    path = tmp_path / "maps.hdf5"
+    with h5py.File(path, "w") as file:
+        file["ponder_cost_map"] = np.zeros([1, 4, 4, 1], "f4") if maps is None else maps
+        file["images"] = np.zeros([1, 4, 4, 3], "f4") if images is None else images
+    with pytest.raises(ValueError, match=f"--input_file={path}: .*{message}"):
+        run(input_file=str(path))
+
+
+def test_a_small_file_that_claims_much(run, tmp_path):
+    path = tmp_path / "maps.hdf5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset(
+            "ponder_cost_map", [10**5, 1000, 1000, 1], "f4", chunks=True
+        )
+        file["images"] = np.zeros([1, 4, 4, 3], "f4")
+    assert path.stat().st_size < 2**16
+    with pytest.raises(ValueError, match="claims 400000000000 bytes and has 0"):
+        run(input_file=str(path))

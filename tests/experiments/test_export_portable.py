@@ -51,3 +51,16 @@ def test_errors_name_the_flag(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     with pytest.raises(ValueError, match="--output_file=.*needs the package tf2onnx"):
         run(tmp_path / "net.onnx")
+
+
+def test_a_full_disk_leaves_what_was_there(run, tmp_path, no_file_larger_than):
+    path = tmp_path / "out" / "net.tflite"
+    path.parent.mkdir()
+    path.write_bytes(b"before")
+    with no_file_larger_than(2000):
+        with pytest.raises(OSError, match=r"net\.tflite: cannot be written \(File too"):
+            run(path, image_size=32)
+    assert path.read_bytes() == b"before"
+    assert [entry.name for entry in path.parent.iterdir()] == ["net.tflite"]
+    run(path, image_size=32)
+    assert path.stat().st_size > 2000

@@ -1,9 +1,12 @@
 """The program that exports SavedModels."""
 
+import io
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
+from PIL import Image
 
 import sact_tf
 from sact_tf import visualization
@@ -55,3 +58,27 @@ def test_errors_name_the_flag(run, tmp_path):
         run(execution="tiled")
     with pytest.raises(FileNotFoundError, match="no readable .* /nowhere"):
         run(checkpoint_dir="/nowhere")
+
+
+def test_a_full_disk_leaves_nothing(run, tmp_path, no_file_larger_than):
+    with no_file_larger_than(2000):
+        with pytest.raises(OSError, match=r"out: cannot be written \(File too large"):
+            run()
+    assert not list((tmp_path / "out").iterdir())
+    run()
+    assert {"saved_model.pb", "variables"} <= {
+        entry.name for entry in (tmp_path / "out").iterdir()
+    }
+
+
+def test_photographs_are_served_upright(run, tmp_path):
+    run(image_size=32)
+    serve = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_bytes"]
+    pixels = np.random.default_rng(0).integers(0, 256, [40, 60, 3]).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = io.BytesIO(), io.BytesIO()
+    Image.fromarray(pixels).save(files[0], "PNG", exif=exif)
+    Image.fromarray(np.rot90(pixels, -1)).save(files[1], "PNG")
+    served = serve(image_bytes=tf.constant([file.getvalue() for file in files]))
+    np.testing.assert_allclose(served["logits"][0], served["logits"][1], atol=1e-5)

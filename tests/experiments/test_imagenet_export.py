@@ -78,3 +78,17 @@ def test_errors_name_the_flag(run_imagenet, checkpoint, tmp_path):
     with pytest.raises(ValueError, match="--export_path=.*maps.hdf5: exists"):
         run_imagenet(model_type="sact", **options)
     assert path.read_bytes() == b"precious"
+
+
+def test_a_full_disk_leaves_nothing(
+    run_imagenet, checkpoint, tmp_path, no_file_larger_than
+):
+    """The HDF5 library alone would end the process."""
+    path = tmp_path / "new" / "maps.hdf5"
+    options = dict(checkpoint_dir=checkpoint("sact"), export_path=str(path))
+    with no_file_larger_than(20000):
+        with pytest.raises(OSError, match=r"maps\.hdf5: cannot be written \(File too"):
+            run_imagenet(model_type="sact", **options)
+    assert not list(path.parent.iterdir())
+    run_imagenet(model_type="sact", **options)
+    assert [entry.name for entry in path.parent.iterdir()] == ["maps.hdf5"]

@@ -131,3 +131,85 @@ def test_killed_at_any_moment_it_goes_on(kill_training, image_folder):
         batch_size=4,
     )
     assert f"passing over {cut_off[0]}, which is incomplete" in errors
+
+
+@pytest.mark.parametrize(
+    "flag, value, expected",
+    [
+        ("learning_rate", float("nan"), "=nan: must be a finite number"),
+        ("learning_rate", float("inf"), "=inf: must be a finite number"),
+        ("save_interval_secs", float("nan"), "=nan: must be a finite number"),
+        ("save_summaries_secs", float("inf"), "=inf: must be a finite number"),
+        ("num_epochs_per_decay", 0.0, "=0.0: must be a finite number > 0"),
+        ("momentum", float("nan"), "=nan: must be a finite number"),
+        ("tau", float("nan"), "=nan: must be a finite number"),
+        ("image_size", 10**6, "=1000000: must be an integer from 0 to 8192"),
+        ("base_channels", 10**7, "=10000000: must be an integer from 1 to 1024"),
+        ("batch_size", 10**12, "=1000000000000: must be an integer from 1 to 65536"),
+        ("seed", 2**70, "=1180591620717411303424: must be an integer from 0 to 42949"),
+        ("seed", -1, "=-1: must be an integer from 0 to 4294967295"),
+        ("max_number_of_steps", 2**64, "must be an integer >= 1 within 64 bits"),
+        ("startup_delay_steps", 2**64, "must be an integer within 64 bits"),
+        (
+            "model",
+            "1000000000",
+            "must have at most 1000 residual units per block",
+        ),
+        ("model", "3_4_1001_3", "must have at most 1000 residual units per block"),
+    ],
+)
+def test_numbers_that_cannot_be(refusal, flag, value, expected):
+    """Flag, value and what is accepted, before anything is built or written."""
+    message = refusal(train_log_dir="/nowhere/log", **{flag: value})
+    assert message.startswith(f"--{flag}={value}"[:40]) and "\n" not in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ("[", "is no JSON file"),
+        ("[" * 100000, "is no JSON file (nested too deeply)"),
+        ("null", "it is null, which has no 'block1/num_units_mean'"),
+        ("{}", "it has no 'block1/num_units_mean'"),
+        *(
+            (
+                f'{{"block1/num_units_mean": {value}}}',
+                f"has block1/num_units_mean {shown}",
+            )
+            for value, shown in (
+                *(("null", "null"), ('"3"', "'3'"), ("NaN", "nan"), ("[2]", "[2]")),
+                *(
+                    ("Infinity", "inf"),
+                    ("1e30", "1e+30"),
+                    ("-1", "-1"),
+                    ("true", "True"),
+                ),
+            )
+        ),
+    ],
+)
+def test_units_from_what_is_no_evaluation(refusal, tmp_path, content, expected):
+    path = tmp_path / "eval.json"
+    path.write_text(content)
+    message = refusal(
+        model="auto",
+        units_from=str(path),
+        dataset="shapes",
+        train_log_dir=str(tmp_path),
+    )
+    assert (
+        message.startswith(f"--units_from={path}: is no eval.json")
+        and "\n" not in message
+    )
+    assert expected in message
+
+
+def test_units_from_a_directory(refusal, tmp_path):
+    message = refusal(
+        model="auto",
+        units_from=str(tmp_path),
+        dataset="shapes",
+        train_log_dir=str(tmp_path),
+    )
+    assert "cannot be read (Is a directory)" in message

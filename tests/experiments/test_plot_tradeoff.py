@@ -52,3 +52,30 @@ def test_errors_name_the_flag(run, tmp_path):
     write(tmp_path / "d.json", 0.5, 1e8)
     with pytest.raises(ValueError, match="--output_file=.*must end in one of .png"):
         run(f"a={tmp_path}/d.json", output_file="plot.txt")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[", "is no JSON file"),
+        ("[" * 100000, "nested too deeply"),
+        ("null", "it is null, which has no 'Total Flops/mean'"),
+        ('{"Total Flops/mean": NaN}', "has Total Flops/mean nan; expected a finite"),
+        ('{"Total Flops/mean": "1e8"}', "has Total Flops/mean '1e8'"),
+        ('{"Total Flops/mean": 1, "eval/Accuracy": [1]}', r"has eval/Accuracy \[1\]"),
+        ('{"Total Flops/mean": 1, "eval/Accuracy": 1e400}', "has eval/Accuracy inf"),
+        ("\xff", "is no JSON file"),
+    ],
+)
+def test_curves_of_other_things(run, tmp_path, content, message):
+    path = tmp_path / "c.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(
+        ValueError, match=rf"--curve=a=.*c\.json is no .*{message}"
+    ) as e:
+        run(f"a={path}")
+    assert "\n" not in str(e.value) and not (tmp_path / "plot.png").exists()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="cannot be read .Is a directory"):
+        run(f"a={path}")

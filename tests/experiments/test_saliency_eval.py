@@ -145,6 +145,10 @@ def test_a_cifar_network(run):
         (dict(image_size="320x16"), "--image_size=320x16: must be .* at least 32"),
         (dict(sigmas=["1", "x"]), "--sigmas=1,x: must be numbers >= 0"),
         (dict(gammas=["-1"]), "--gammas=-1: must be numbers >= 0"),
+        (dict(gammas=["nan"]), "--gammas=nan: must be numbers >= 0.*each a finite"),
+        (dict(sigmas=["1e9"]), "--sigmas=1e9: must be .*each a finite .* 0 to 10000"),
+        (dict(sigmas=["2", "inf"]), "--sigmas=2,inf: must be numbers >= 0"),
+        (dict(image_size="99999x320"), "--image_size=99999x320: must be .* most 8192"),
         ({}, "--checkpoint_dir: must be given"),
         (dict(checkpoint_dir="/nowhere"), "/nowhere"),
         (
@@ -178,3 +182,22 @@ def test_constant_maps_are_counted(run, tmp_path, capsys):
     assert "6 maps are constant" in capsys.readouterr().out
     assert results["num_constant_maps"] == 6
     assert results["gamma"] > 0 and results["grid"]["auc_judd"][0][0] == 0.5
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e9])
+def test_human_sigmas_that_cannot_be(refusal, data_dir, tmp_path, value):
+    message = refusal(
+        dataset_dir=str(data_dir), output_dir=str(tmp_path / "o"), human_sigma=value
+    )
+    assert message == f"--human_sigma={value}: must be a finite number from 0 to 10000"
+    assert not (tmp_path / "o").exists()
+
+
+def test_maps_that_are_not_finite_are_named(run, tmp_path):
+    maps = {name: np.eye(9) for name in NAMES}
+    maps[NAMES[1]] = np.full([6, 8], np.nan)
+    np.savez(tmp_path / "m.npz", **maps)
+    with pytest.raises(
+        ValueError, match=r"--maps=.*m\.npz: 1: 48 of 48 values are NaN"
+    ):
+        run(maps=str(tmp_path / "m.npz"))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from object_detection.data import coco
 from sact_tf.data.examples import DataError
@@ -199,3 +200,182 @@ def test_first(load):
 def test_sides_in_the_wrong_order(load):
     with pytest.raises(ValueError, match="short_side must be between 1 and long_side"):
         load(short_side=700, long_side=600)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (set_row("annotations", 0, bbox="1234"), r"annotations\[0\] has bbox '1234'"),
+        (
+            set_row("annotations", 0, bbox=[1, 2, "3", 4]),
+            "expected x, y, width, height",
+        ),
+        (set_row("annotations", 0, iscrowd="yes"), "has iscrowd 'yes'; expected 0, 1"),
+        (set_row("annotations", 0, iscrowd=[]), r"has iscrowd \[\]"),
+        (set_row("annotations", 0, area="big"), "has area 'big'"),
+        (set_row("annotations", 0, image_id=[7]), r"has image_id \[7\]"),
+        (set_row("annotations", 0, id=10**30), "has id 1000"),
+        (set_row("annotations", 0, image_id="7"), "image_id '7', which is not in im"),
+        (set_row("images", 0, file_name=None), r"images\[0\] has file_name null"),
+        (set_row("images", 0, width="64"), r"images\[0\] has width '64'; expected an"),
+        (set_row("images", 0, width=0), "has width 0; expected an integer >= 1"),
+        (set_row("images", 0, height=float("inf")), "has height inf"),
+        (set_row("categories", 0, name=["x"]), r"categories\[0\] has name \['x'\]"),
+        (set_row("categories", 0, id=True), "has id True"),
+        (lambda c: c["images"].append(None), r"images\[4\] is null, which has no 'id'"),
+    ],
+)
+def test_fields_of_other_types(load, change, message):
+    with pytest.raises(DataError, match=message) as error:
+        load(change)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("value", ["0", 0, False, None, "absent", 0.0])
+def test_no_crowd(load, value):
+    """A string of a zero is a zero, though not one to Python."""
+
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation["iscrowd"] = value
+            if value == "absent":
+                del annotation["iscrowd"]
+
+    assert load(change).num_boxes == 5
+
+
+@pytest.mark.parametrize("value", ["1", 1, True])
+def test_crowds(load, value):
+    assert load(set_row("annotations", 0, iscrowd=value)).num_boxes == 3
+
+
+def test_areas_that_are_not_given(load):
+    def change(content):
+        content["annotations"][0]["area"] = None
+        del content["annotations"][1]["area"]
+
+    rows = load(change).ground_truth()["annotations"]
+    assert [row["area"] for row in rows[:2]] == [20 * 16, 30 * 20]
+
+
+def test_ids_of_any_kind(load):
+    """Strings, zero and more than 32 bits tell images and categories apart."""
+
+    def change(content):
+        for image in content["images"]:
+            image["id"] = f"photo {image['id']}"
+        for annotation in content["annotations"]:
+            annotation["image_id"] = f"photo {annotation['image_id']}"
+            annotation["category_id"] = {3: 0, 90: 2**40}[annotation["category_id"]]
+        for category in content["categories"]:
+            category["id"] = {3: 0, 90: 2**40}[category["id"]]
+        content["annotations"][0]["id"] = 0
+
+    examples = load(change)
+    assert [c["name"] for c in examples.categories] == ["plate", "cell"]
+    numbers = [batch["id"][0].numpy() for batch in examples.evaluation_batches()]
+    names = [examples.image_id(number) for number in numbers]
+    assert names == ["photo 7", "photo 9", "photo 12", "photo 30"]
+    assert examples.num_boxes == 4
+
+
+@pytest.mark.parametrize("missing", [-1, None, "absent", -1.0])
+def test_sizes_that_are_not_given_are_those_of_the_pictures(load, missing):
+    expected = load().ground_truth()["images"]
+
+    def change(content):
+        for image in content["images"]:
+            image.update(width=missing, height=missing)
+            if missing == "absent":
+                del image["width"]
+
+    if missing == "absent":
+        with pytest.raises(DataError, match="has height 'absent'"):
+            load(change)
+        return
+    examples = load(change)
+    assert examples.ground_truth()["images"] == expected
+    assert examples.num_boxes == 4
+
+
+def test_sizes_that_are_not_there(load):
+    def change(content):
+        for image in content["images"]:
+            del image["width"], image["height"]
+
+    assert load(change).num_boxes == 4
+
+
+def test_another_size_than_that_of_the_picture(load):
+    message = r"images\[1\] has width x height 60x40, but .*9\.png, upright, is 40x60"
+    with pytest.raises(DataError, match=message):
+        load(set_row("images", 1, width=60, height=40))
+    with pytest.raises(DataError, match=r"images\[1\] has width x height 41x60"):
+        load(set_row("images", 1, width=41, height=-1))
+
+
+def turned_photograph(path, orientation):
+    """Writes 64x48 pixels that EXIF data turn; returns them upright by PIL."""
+    from PIL import ImageOps
+
+    pixels = np.zeros([48, 64, 3], np.uint8)
+    pixels[:24, :32] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif, quality=95)
+    return np.asarray(ImageOps.exif_transpose(Image.open(path)))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_photographs_are_turned_upright(tmp_path, orientation, kind):
+    upright = turned_photograph(tmp_path / f"a.{kind}", orientation)
+    height, width = upright.shape[:2]
+    top, left = (40, 10) if height > width else (20, 40)
+    content = dict(
+        images=[dict(id=1, file_name=f"a.{kind}", width=width, height=height)],
+        annotations=[dict(id=1, image_id=1, category_id=1, bbox=[left, top, 20, 20])],
+        categories=[dict(id=1, name="x")],
+    )
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(content))
+    examples = coco.load(str(path), str(tmp_path), short_side=48)
+    assert list(examples.notes) == ["1 images, 1 boxes"]
+    (batch,) = examples.evaluation_batches()
+    assert batch["size"].numpy().tolist() == [[height, width]]
+    np.testing.assert_array_equal(
+        batch["boxes"][0, 0], [top, left, top + 20, left + 20]
+    )
+    shown = (batch["image"][0].numpy() + 1) * 127.5
+    assert np.abs(shown - upright).mean() < 3
+    # Without turning, the sizes are another picture's.
+    content["images"][0].update(width=63)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"a\.{kind}, upright, is {width}x{height}"):
+        coco.load(str(path), str(tmp_path))
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(load, coco_dataset):
+    """Its header is whole, its pixels are not, and its end is there."""
+    _, folder, _ = coco_dataset
+    content = (folder / "9.png").read_bytes()
+    (folder / "9.png").write_bytes(content[:100] + bytes(50) + content[150:])
+    examples = load()
+    with pytest.raises(DataError, match="9.png: an image cannot be decoded") as error:
+        with examples.explained_errors():
+            list(examples.evaluation_batches())
+    assert "\n" not in str(error.value)
+    (folder / "9.png").write_text("no picture")
+    with pytest.raises(DataError, match="9.png: cannot be read as JPEG or PNG image"):
+        load()
+
+
+def test_a_picture_that_goes_away_while_it_is_read(load, coco_dataset):
+    _, folder, _ = coco_dataset
+    examples = load()
+    (folder / "9.png").unlink()
+    with pytest.raises(DataError, match="9.png"), examples.explained_errors():
+        list(examples.evaluation_batches())
+    (folder / "9.png").mkdir()
+    with pytest.raises(DataError, match="9.png"), examples.explained_errors():
+        list(examples.evaluation_batches())

@@ -140,3 +140,123 @@ def test_coco_printout(coco_check):
     text = (coco_check / "val2014_fake_eval_res.txt").read_text()
     expected = re.findall(r"= (-?[\d.]+)$", text.split("type=bbox")[1], re.M)[:12]
     assert [f"{metrics[name]:.3f}" for name in evaluation.METRICS] == expected
+
+
+IMAGE = dict(id=1, file_name="a.jpg", width=64, height=48)
+BOXES = ([5, 5, 20, 20], [40, 20, 12, 16])
+
+
+def perfect(ids=(1, 2), image_id=1, category_id=1, **extra):
+    """Two annotations and detections that are the same."""
+    rows = [
+        dict(image_id=image_id, category_id=category_id, bbox=list(box))
+        for box in BOXES
+    ]
+    truth = dict(
+        images=[{**IMAGE, "id": image_id}],
+        annotations=[{**row, "id": k, **extra} for k, row in zip(ids, rows)],
+        categories=[dict(id=category_id, name="x")],
+    )
+    return truth, [{**row, "score": 0.9} for row in rows]
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (1, 0), (-3, 0), ("a", "b"), ("0", 0)])
+def test_identity_is_no_position_and_no_sentinel(ids):
+    assert evaluation.average_precision(*perfect(ids))["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("image_id, category_id", [(0, 0), ("i", "c"), (2**62, -1)])
+def test_ids_of_any_kind(image_id, category_id):
+    metrics = evaluation.average_precision(*perfect((1, 2), image_id, category_id))
+    assert metrics["AP"] == metrics["AP/x"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        dict(area=None),
+        dict(iscrowd=None),
+        dict(iscrowd="0", area=400),
+        dict(caption="c"),
+    ],
+)
+def test_annotations_that_lack_something(extra):
+    assert evaluation.average_precision(*perfect(**extra))["AP"] == pytest.approx(1)
+
+
+def test_detections_of_numpy_and_with_further_fields():
+    truth, found = perfect()
+    rows = [
+        dict(
+            image_id=np.int64(1),
+            category_id=np.int32(1),
+            bbox=np.array(row["bbox"], np.float32),
+            score=np.float32(0.9),
+            caption="what pycocotools would take for the kind of result",
+            id=7,
+        )
+        for row in found
+    ]
+    assert evaluation.average_precision(truth, rows)["AP"] == pytest.approx(1)
+    assert rows[0]["id"] == 7  # and they are as before
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (
+            dict(bbox=[np.nan, 5, 20, 20]),
+            r"detections\[1\] has bbox \[nan, 5, 20, 20\]",
+        ),
+        (
+            dict(score=np.nan),
+            r"detections\[1\] has score nan; expected a finite number",
+        ),
+        (dict(score=np.float32(np.inf)), "has score inf"),
+        (dict(score="0.9"), "has score '0.9'"),
+        (dict(score=None), "has score null"),
+        (
+            dict(bbox=[1, 2, 3]),
+            r"has bbox \[1, 2, 3\]; expected x, y, width, height: 4",
+        ),
+        (dict(image_id=1.5), "has image_id 1.5"),
+        (dict(image_id="1"), "has image_id '1', which the annotations do not have"),
+        (dict(category_id=[]), r"has category_id \[\]"),
+    ],
+)
+def test_detections_that_are_not_right(changed, message):
+    truth, found = perfect()
+    found[1].update(changed)
+    with pytest.raises(DataError, match=message):
+        evaluation.average_precision(truth, found)
+
+
+def test_annotations_that_are_not_right():
+    truth, found = perfect(bbox=[0, 0, np.nan, 4])
+    with pytest.raises(DataError, match=r"annotations: annotations\[0\] has bbox"):
+        evaluation.average_precision(truth, found)
+
+
+def test_categories_of_one_name_stay_apart():
+    truth, found = perfect()
+    truth["categories"].append(dict(id=5, name="x"))
+    truth["annotations"].append(
+        dict(id=9, image_id=1, category_id=5, bbox=[1, 1, 9, 9])
+    )
+    metrics = evaluation.average_precision(truth, found)
+    assert metrics["AP/x (1)"] == pytest.approx(1) and metrics["AP/x (5)"] == 0
+
+
+def test_equal_scores_count_in_the_order_of_ids():
+    """As of pycocotools itself, which sorts images by their ids."""
+    truth, found = perfect()
+    truth["images"] = [{**IMAGE, "id": 10}, {**IMAGE, "id": 9}, {**IMAGE, "id": 1}]
+    found += [{**found[0], "image_id": k, "bbox": [30, 1, 5, 5]} for k in (9, 10)]
+    expected = evaluation.average_precision(truth, found)["AP"]
+    assert expected == pytest.approx(1)  # the two of image 1 come first
+    for row in (*truth["annotations"], *found):
+        row["image_id"] = {1: 11, 9: 9, 10: 10}[row["image_id"]]
+    truth["images"][2]["id"] = 11
+    assert evaluation.average_precision(truth, found)["AP"] == pytest.approx(
+        0.5, abs=0.01
+    )

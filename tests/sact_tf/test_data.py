@@ -1,6 +1,7 @@
 """Data sources on good and on broken input."""
 
 import dataclasses
+import gzip
 
 import numpy as np
 import pytest
@@ -61,6 +62,25 @@ def test_damaged_file(damage, write_cifar):
     path.write_bytes(bytes(content))
     with pytest.raises(cifar.DataError, match="truncated"):
         cifar.load_tfrecord(str(path.parent), "test")
+
+
+def test_files_of_other_kinds(write_cifar):
+    path = write_cifar() / "cifar10_test.tfrecord"
+    content = path.read_bytes()
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(cifar.DataError, match="test.tfrecord: is compressed by GZIP"):
+        cifar.load_tfrecord(str(path.parent), "test")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(cifar.DataError, match="test.tfrecord: is a directory"):
+        cifar.load_tfrecord(str(path.parent), "test")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_pixels_are_bytes(dtype):
+    """What is not could hold NaN, which a network hides."""
+    with pytest.raises(ValueError, match=f"images must be uint8; got {dtype.__name__}"):
+        Examples(np.zeros([2, 8, 8, 3], dtype), np.zeros([2], np.int64), 10)
 
 
 def test_empty_and_missing_files(tmp_path, write_cifar):
@@ -184,3 +204,11 @@ def test_shapes_bad_arguments():
         shapes.load("val")
     with pytest.raises(ValueError, match="image_size .* got 8"):
         shapes.load("train", 8)
+    with pytest.raises(ValueError, match="image_size must be an .* got 1000000"):
+        shapes.load("train", 10**6)
+    with pytest.raises(ValueError, match="num_examples must be an integer >= 1.*got 0"):
+        shapes.load("train", 32, 0)
+    with pytest.raises(ValueError, match="seed must be .* got 18446744073709551616"):
+        shapes.load("train", 32, 2, 2**64)
+    with pytest.raises(ValueError, match="1000000 images of side 8192 .* 64 GiB"):
+        shapes.load("train", 8192, 10**6)

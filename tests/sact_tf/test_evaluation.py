@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sact_tf
-from sact_tf import evaluation
+from sact_tf import evaluation, writing
 
 
 @given(st.lists(st.lists(st.floats(-1e6, 1e6), max_size=5), min_size=1, max_size=6))
@@ -73,7 +73,7 @@ def test_nothing_to_evaluate(tiny_examples):
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "eval.json"
-    evaluation.write_json(str(path), {"a": 1})
+    writing.write_json(str(path), {"a": 1})
     with pytest.raises(TypeError):
-        evaluation.write_json(str(path), {"a": object()})
+        writing.write_json(str(path), {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}

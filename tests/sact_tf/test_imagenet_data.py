@@ -136,7 +136,8 @@ def test_shapes():
         (b"GIF89a", "bad.jpg is no JPEG or PNG image"),
         (encode()[:500], "bad.jpg is cut off"),
         (encode(kind="PNG")[:500], "bad.jpg is cut off"),
-        (b"\x89PNG....IEND", "an image cannot be decoded"),
+        (b"\x89PNG....IEND", "bad.jpg: an image cannot be decoded"),
+        (encode()[:100] + b"\xff\xd9", "bad.jpg: an image cannot be decoded"),
     ],
 )
 def test_bad_images(folder, content, message):
@@ -180,3 +181,132 @@ def test_nothing_to_read(tmp_path):
         imagenet.load_tfrecord(str(tmp_path), "test")
     with pytest.raises(DataError, match="could not provide imagenet2012"):
         imagenet.load_tfds(str(tmp_path), "train")
+
+
+def test_undecodable_records_are_named(records):
+    with tf.io.TFRecordWriter(str(records / "validation-00001-of-00002")) as writer:
+        write_record(writer, encode())
+        write_record(writer, b"\x89PNG....IEND")
+    examples = imagenet.load_tfrecord(str(records), "validation", 32)
+    message = "00001-of-00002: record 1: an image cannot be decoded"
+    with pytest.raises(DataError, match=message), examples.explained_errors():
+        list(examples.evaluation_batches(2))
+
+
+def make_classes(root, split, names):
+    for name in names:
+        (root / split / name).mkdir(parents=True)
+        (root / split / name / "a.png").write_bytes(encode(kind="PNG"))
+
+
+def test_a_class_has_the_same_number_in_all_splits(tmp_path):
+    make_classes(tmp_path, "train", ["cat", "dog", "fox"])
+    make_classes(tmp_path, "validation", ["cat", "fox"])
+    for split, labels in (("train", [1, 2, 3]), ("validation", [1, 3])):
+        examples = imagenet.load_folder(str(tmp_path), split, 32)
+        assert examples.num_classes == 4
+        np.testing.assert_array_equal(labels_of(examples.evaluation_batches(8)), labels)
+    make_classes(tmp_path, "validation", ["emu"])
+    with pytest.raises(DataError, match=r"emu: is no class of .*train, .*cat.*fox"):
+        imagenet.load_folder(str(tmp_path), "validation", 32)
+
+
+def test_a_class_has_the_same_number_without_a_training_split(tmp_path):
+    make_classes(tmp_path, "a", ["dog"])
+    make_classes(tmp_path, "b", ["cat", "dog"])
+    for split, labels in (("a", [2]), ("b", [1, 2])):
+        examples = imagenet.load_folder(str(tmp_path), split, 32)
+        assert examples.num_classes == 3
+        np.testing.assert_array_equal(labels_of(examples.evaluation_batches(8)), labels)
+
+
+def test_hidden_directories_and_files_are_no_data(folder):
+    make_classes(folder, ".ipynb_checkpoints", ["x"])
+    (folder / ".hidden").mkdir()
+    (folder / "cat" / "._grey.jpg").write_bytes(b"of another system")
+    examples = imagenet.load_folder(str(folder), "train", 32)
+    assert (examples.num_examples, examples.num_classes) == (5, 3)
+    list(examples.evaluation_batches(8))
+    make_classes(folder, "train", ["cat", ".git"])
+    make_classes(folder, "validation", ["cat", ".ipynb_checkpoints"])
+    assert imagenet.load_folder(str(folder), "validation", 32).num_classes == 2
+
+
+def test_photographs_are_turned_but_not_the_originals_records(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "JPEG", exif=exif)
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.jpg").write_bytes(file.getvalue())
+    with tf.io.TFRecordWriter(str(tmp_path / "validation-0")) as writer:
+        write_record(writer, file.getvalue())
+    plain = tf.io.decode_jpeg(file.getvalue(), channels=3).numpy()
+    for load, pixels in (
+        (imagenet.load_folder, np.rot90(plain, -1)),
+        (imagenet.load_tfrecord, plain),
+    ):
+        examples = load(str(tmp_path), "validation", 32)
+        (got, _), *_ = examples.evaluation_batches(1)
+        expected = inception.for_evaluation(pixels, 32, 32)
+        np.testing.assert_allclose(got[0], expected, atol=1e-5)
+
+
+def test_shards_that_are_missing_or_of_several_sets(records):
+    first = records / "validation-00000-of-00002"
+    second = records / "validation-00001-of-00002"
+    other = records / "validation-00001-of-00004"
+    content = second.read_bytes()
+    second.rename(other)
+    with pytest.raises(DataError, match="of sets of 2 and 4 files; expected one set"):
+        imagenet.load_tfrecord(str(records), "validation", 32)
+    other.unlink()
+    message = "validation-00001-of-00002: is missing, with 1 of 2 files"
+    with pytest.raises(DataError, match=message):
+        imagenet.load_tfrecord(str(records), "validation", 32)
+    first.rename(records / "validation-00002-of-00003")
+    message = "validation-00000-of-00003: is missing, with 2 of 3 files"
+    with pytest.raises(DataError, match=message):
+        imagenet.load_tfrecord(str(records), "validation", 32)
+    (records / "validation-00002-of-00003").unlink()
+    (records / "validation-mine").write_bytes(content)  # a name of one's own
+    examples = imagenet.load_tfrecord(str(records), "validation", 32)
+    assert examples.num_examples == 3
+
+
+def test_compressed_records(records):
+    options = tf.io.TFRecordOptions("GZIP")
+    path = str(records / "validation-00001-of-00002")
+    with tf.io.TFRecordWriter(path, options) as writer:
+        write_record(writer, encode())
+    with pytest.raises(DataError, match="00001-of-00002: is compressed by GZIP"):
+        imagenet.load_tfrecord(str(records), "validation", 32)
+    with tf.io.TFRecordWriter(path) as writer:
+        writer.write(bytes(0x088B1F))  # whose length reads as GZIP's first bytes
+    assert open(path, "rb").read(3) == b"\x1f\x8b\x08"
+    assert imagenet.load_tfrecord(str(records), "validation", 32).num_examples == 4
+
+
+def test_records_that_are_no_files(tmp_path):
+    (tmp_path / "train-00000-of-00001").mkdir()
+    with pytest.raises(
+        DataError, match="of-00001: is a directory; expected a TFRecord"
+    ):
+        imagenet.load_tfrecord(str(tmp_path), "train")
+    (tmp_path / "validation-00000-of-00001").symlink_to("nowhere")
+    with pytest.raises(DataError, match="of-00001: cannot be read .No such file"):
+        imagenet.load_tfrecord(str(tmp_path), "validation")
+
+
+def test_files_that_go_away_while_they_are_read(records, folder):
+    for load, path in (
+        (imagenet.load_folder, folder / "dog" / "deep.png"),
+        (imagenet.load_tfrecord, records / "validation-00001-of-00002"),
+    ):
+        examples = load(str(records), "validation", 32)
+        path.unlink()
+        with pytest.raises(DataError, match=path.name), examples.explained_errors():
+            list(examples.evaluation_batches(2))
+        path.mkdir()
+        with pytest.raises(DataError, match=path.name), examples.explained_errors():
+            list(examples.evaluation_batches(2))

@@ -1,11 +1,15 @@
 """Maps and figures."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import sact_tf
 from sact_tf import visualization
+from sact_tf.data.examples import DataError
 
 
 @pytest.mark.parametrize("size", [[32, 32], [33, 47]])
@@ -100,3 +104,45 @@ def test_tradeoff_lines_go_from_few_to_many_operations():
     np.testing.assert_array_equal(lines[0].get_xdata(), [20.0, 30.0])
     np.testing.assert_allclose(lines[0].get_ydata(), [50.0, 60.0])
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"eval/Accuracy": float("nan")}, r"a\[1\] has eval/Accuracy nan; expected a"),
+        ({"eval/Accuracy": 60}, "has eval/Accuracy 60; expected .* from 0 to 1"),
+        ({"Total Flops/mean": None}, "has Total Flops/mean null; expected a finite"),
+        ({"Total Flops/std": "1"}, "has Total Flops/std '1'"),
+        ({"Total Flops/mean": 10**400}, "has Total Flops/mean 1000"),
+    ],
+)
+def test_tradeoff_of_what_is_no_evaluation(changed, message):
+    row = {"eval/Accuracy": 0.5, "Total Flops/mean": 20.0, "Total Flops/std": 1.0}
+    with pytest.raises(DataError, match=message):
+        visualization.tradeoff_figure({"a": [row, {**row, **changed}]})
+    with pytest.raises(DataError, match=r"a\[0\] has no 'Total Flops/mean'"):
+        visualization.tradeoff_figure({"a": [{}]})
+
+
+def test_pictures_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    image, values = np.ones([8, 8, 3]), np.eye(8)
+    visualization.save_pictures(str(tmp_path / "a"), image, values, 0, 1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 3
+
+    def full(path, pixels):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(visualization, "imsave", full)
+    with pytest.raises(OSError, match=r"a_image\.png: cannot be written \(No space"):
+        visualization.save_pictures(str(tmp_path / "a"), 0 * image, values, 0, 1)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    figure = visualization.colour_bar(0, 1)
+    with pytest.raises(OSError, match=r"none/b\.png: cannot be written \(No such file"):
+        visualization.save_figure(figure, tmp_path / "none" / "b.png")
+    with pytest.raises(ValueError, match="xyz"):
+        visualization.save_figure(figure, tmp_path / "b.xyz")
+    visualization.save_figure(figure, tmp_path / "b.png")
+    assert (tmp_path / "b.png").stat().st_size > 1000

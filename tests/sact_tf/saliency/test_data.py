@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
+from scipy import sparse
 
 from sact_tf.data.examples import DataError
 from sact_tf.data.imagenet import read_image
@@ -238,3 +239,55 @@ def test_truncated_or_missing_npz(tmp_path, arrays):
         file.write_bytes(file.read_bytes()[:length])
         with pytest.raises(DataError, match="is no readable .npz file"):
             load_npz(str(file))
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (
+            dict(original_size=np.array([np.nan, 3])),
+            "original_size must be numbers >= 1",
+        ),
+        (dict(original_size=np.array([np.inf, 3])), "original_size must be .* 65535"),
+        (dict(original_size=np.array([10**9, 10**9])), "at most 65535; got int64"),
+        (dict(xy=np.ones([6, 2], complex)), "xy must be numbers .* got complex128"),
+        (dict(xy=np.array([["1", "2"]] * 6)), "xy must be numbers"),
+        (dict(offset=np.array([0, 2, 3, 3, 6.0])), "offset must be integers"),
+        (dict(offset=np.array(4)), r"offset must be integers \[5\]"),
+    ],
+)
+def test_numbers_of_npz_that_cannot_be(tmp_path, arrays, changed, message):
+    with pytest.raises(DataError, match=message):
+        load_npz(write(tmp_path, arrays, **changed))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (sparse.csc_matrix((10**6, 10**6)), r"fixLocs must be a matrix .* got float64"),
+        (np.full([20, 30], np.nan), "fixLocs must be finite"),
+        (np.ones([20, 30]) * 1j, "fixLocs must be a matrix .* got complex128"),
+        (np.ones([2, 2, 2]), "fixLocs must be a matrix"),
+        ({"x": 1}, "fixLocs must be a matrix"),
+        (np.zeros([0, 3]), "fixLocs must be a matrix"),
+    ],
+)
+def test_fixation_locations_that_cannot_be(cat2000, values, message):
+    scipy.io.savemat(cat2000 / "FIXATIONLOCS" / "Art" / "001.mat", {"fixLocs": values})
+    with pytest.raises(DataError, match=rf"Art/001\.mat: {message}"):
+        load_cat2000(str(cat2000))
+
+
+def test_hidden_categories_and_files_are_no_data(cat2000):
+    before = len(load_cat2000(str(cat2000)).stimuli)
+    picture(cat2000 / "Stimuli" / ".ipynb_checkpoints" / "1.jpg", [4, 4])
+    picture(cat2000 / "Stimuli" / "Art" / "._001.jpg", [4, 4])
+    assert len(load_cat2000(str(cat2000)).stimuli) == before
+
+
+def test_blurs_that_cannot_be(tmp_path, arrays):
+    arrays["xy"][4] = [20, 10]
+    stimulus = load_npz(write(tmp_path, arrays)).stimuli[0]
+    for sigma in (np.nan, -1.0, 1e9, np.inf):
+        with pytest.raises(ValueError, match="sigma must be a finite number from 0 to"):
+            stimulus.human_map(sigma)

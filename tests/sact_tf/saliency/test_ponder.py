@@ -90,3 +90,30 @@ def test_figure_of_several_aspects(tmp_path, rng):
     np.testing.assert_allclose(shown, order / order.sum())
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_maps_that_are_not_finite(tmp_path, value):
+    path = str(tmp_path / "maps.npz")
+    np.savez(path, a=np.eye(3), b=np.diag([1.0, value, 1]))
+    assert list(ponder.load_maps(path, ["a"])) == ["a"]
+    with pytest.raises(DataError, match=r"maps\.npz: b: 1 of 9 values are NaN or inf"):
+        ponder.load_maps(path, ["a", "b"])
+    np.savez(path, a=np.zeros([0, 4]))
+    with pytest.raises(DataError, match=r"a must be numbers \[height, width\]"):
+        ponder.load_maps(path, ["a"])
+
+
+def test_an_image_that_is_not_finite():
+    model = sact_tf.cifar_resnet("1", "sact", base_channels=2)
+    image = np.zeros([16, 16, 3], np.float32)
+    image[3, 4] = np.nan
+    with pytest.raises(DataError, match="image: 3 of 768 values are NaN or infinite"):
+        ponder.ponder_cost(model, image, (16, 16))
+
+
+def test_settings_of_another_kind(tmp_path):
+    path = str(tmp_path / "maps.npz")
+    for settings in ("[1]", "[" * 100000, "{", "null"):
+        np.savez(path, settings=np.array(settings))
+        assert ponder.saved_settings(path) is None

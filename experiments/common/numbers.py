@@ -1,0 +1,73 @@
+"""What the numbers of flags may be: checked once, before a program does anything."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from sact_tf.domains import (
+    COUNT,
+    FINITE,
+    INPUT_SIDE,
+    MAX_UNITS,
+    POSITIVE,
+    SEED,
+    SIGMA,
+    Domain,
+    has_too_many_units,
+)
+
+FLAGS = flags.FLAGS
+
+_INTEGER = Domain(is_integer=True)
+_MANY = Domain(1, 100000, is_integer=True)
+_DOMAINS = {
+    "base_channels": Domain(1, 1024, is_integer=True),
+    "batch_size": Domain(1, 65536, is_integer=True),
+    "crop_size": Domain(7, 448, is_integer=True),
+    "eval_batch_size": Domain(1, 65536, is_integer=True),
+    "human_sigma": SIGMA,
+    "image_size": Domain(0, INPUT_SIDE.high, is_integer=True),
+    "long_side": INPUT_SIDE,
+    "max_detections": _MANY,
+    "max_number_of_steps": COUNT,
+    "num_classes": _MANY,
+    "num_epochs_per_decay": POSITIVE,
+    "num_figures": Domain(0, 1000, is_integer=True),
+    "num_proposals": _MANY,
+    "num_region_samples": _MANY,
+    "seed": SEED,
+    "short_side": INPUT_SIDE,
+    "tile_size": INPUT_SIDE,
+}
+"""Of flags by their names; of all others: what is finite, or has 64 bits."""
+
+
+def check() -> None:
+    """Checks the numbers of all flags that this project defines.
+
+    Raises:
+        ValueError: Naming flag, value and what is accepted.
+    """
+    for module, defined in FLAGS.flags_by_module_dict().items():
+        if module.partition(".")[0] == "absl":
+            continue
+        for flag in defined:
+            _check_number(flag)
+            if flag.name == "model" and has_too_many_units(flag.value):
+                raise ValueError(
+                    f"--model={flag.value}: must have at most {MAX_UNITS} residual "
+                    "units per block"
+                )
+
+
+def _check_number(flag) -> None:
+    is_integer = isinstance(flag.parser, flags.IntegerParser)
+    if flag.value is None or not (
+        is_integer or isinstance(flag.parser, flags.FloatParser)
+    ):
+        return
+    domain = _DOMAINS.get(flag.name, _INTEGER if is_integer else FINITE)
+    try:
+        domain.convert(flag.value)
+    except ValueError:
+        raise ValueError(f"--{flag.name}={flag.value}: must be {domain}") from None

@@ -1,0 +1,170 @@
+"""Networks in Keras' own files, `.keras` and `.weights.h5`.
+
+A Keras file can hold code, and Keras takes more for a model than `.keras` archives:
+HDF5 files and SavedModels, where its safe mode does not look. Here a file is read only
+if it is an archive that holds a network of this project, by its name and plain options,
+and arrays.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+
+import h5py
+import tf_keras as keras
+
+from sact_tf import reading
+from sact_tf.data.examples import DataError
+from sact_tf.domains import MAX_UNITS, brief, has_too_many_units
+from sact_tf.writing import atomic_file, naming, write_bytes
+
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
+_MEMBERS = (_CONFIG, "metadata.json", _WEIGHTS)
+_PACKAGE = "sact_tf>"
+# What Keras' readers raise on files of another layout.
+_LAYOUT_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    RuntimeError,
+)
+
+
+def load_network(path: str) -> keras.Model:
+    """Loads a network of this package from a `.keras` archive; runs no code of it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DataError: It is no `.keras` archive, or holds anything but a network of this
+            package and its weights.
+    """
+    path = _file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            missing = [name for name in _MEMBERS if name not in members]
+            if missing:
+                raise DataError(f"{path}: is no .keras archive: it has no {missing[0]}")
+            for info in members.values():
+                reading.check_member(info)
+            config = json.loads(archive.read(_CONFIG))
+            weights = io.BytesIO(archive.read(_WEIGHTS))
+    except (zipfile.BadZipFile, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path}: is no .keras archive ({reason})") from error
+    _check_config(path, config)
+    _check_weights(path, weights)
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except _LAYOUT_ERRORS as error:
+        raise DataError(
+            f"{path}: holds no network of this package ({error})"
+        ) from error
+
+
+def load_weights(model: keras.Model, path: str) -> None:
+    """Loads a `.weights.h5` file into a network.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DataError: It is no HDF5 file, or of another layout or network.
+    """
+    path = _file(path)
+    _check_weights(path, path)
+    try:
+        model.load_weights(path)
+    except _LAYOUT_ERRORS as error:
+        raise DataError(
+            f"{path}: does not hold the weights of this network ({error})"
+        ) from error
+
+
+def save_network(model: keras.Model, path: str) -> None:
+    """Writes a network as a `.keras` archive, whole or not at all."""
+    with atomic_file(path) as temporary:
+        model.save(temporary, save_format="keras")
+
+
+def save_weights(model: keras.Model, path: str) -> None:
+    """Writes a network's weights as a `.weights.h5` file, whole or not at all.
+
+    Keras writes such a file by the HDF5 library, which ends the process where the disk
+    is full; those within an archive it makes in memory.
+    """
+    directory = os.path.dirname(os.path.realpath(path))
+    with naming(path), tempfile.TemporaryDirectory(".tmp", dir=directory) as work:
+        whole = os.path.join(work, "model.keras")
+        model.save(whole, save_format="keras")
+        with zipfile.ZipFile(whole) as archive:
+            content = archive.read(_WEIGHTS)
+    write_bytes(path, content)
+
+
+def _file(path):
+    path = os.path.expanduser(os.fspath(path))
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: does not exist")
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: is no file")
+    return path
+
+
+def _check_config(path, config):
+    """Raises DataError unless Keras makes a network of this package of it, only."""
+    name = config.get("registered_name") if isinstance(config, dict) else None
+    known = keras.saving.get_registered_object(name) if isinstance(name, str) else None
+    if (
+        known is None
+        or not name.startswith(_PACKAGE)
+        or not hasattr(known, "with_end_points")
+    ):
+        raise DataError(
+            f"{path}: {_CONFIG} is of {brief(name)}; expected a network of this package"
+        )
+    options = config.get("config")
+    if not isinstance(options, dict):
+        raise DataError(f"{path}: {_CONFIG} has config {brief(options)}")
+    for key, value in options.items():
+        if not (_is_plain(value) or (key == "dtype" and _is_policy(value))):
+            raise DataError(
+                f"{path}: {_CONFIG} has {key} {brief(value)}; expected numbers and "
+                "strings"
+            )
+    if has_too_many_units(options.get("model")):
+        raise DataError(
+            f"{path}: {_CONFIG} has model {brief(options['model'])}; expected at most "
+            f"{MAX_UNITS} residual units per block"
+        )
+
+
+def _is_plain(value):
+    values = value if isinstance(value, list) else [value]
+    return all(v is None or isinstance(v, (bool, int, float, str)) for v in values)
+
+
+def _is_policy(value):
+    """Whether this is how Keras notes the types of mixed precision."""
+    return (
+        isinstance(value, dict)
+        and (value.get("module"), value.get("class_name"))
+        == ("keras.mixed_precision", "Policy")
+        and isinstance(value.get("config"), dict)
+        and all(map(_is_plain, value["config"].values()))
+    )
+
+
+def _check_weights(path, source):
+    try:
+        with h5py.File(source, "r") as file:
+            reading.check_hdf5(file)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise DataError(f"{path}: holds no readable weights ({error})") from error

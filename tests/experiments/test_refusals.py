@@ -1,0 +1,65 @@
+"""Errors of the library are told with the flag they are about."""
+
+import errno
+
+import pytest
+from absl import flags
+
+from experiments.common import refusals
+from sact_tf.writing import WritingError
+
+
+@pytest.fixture
+def defined(monkeypatch, tmp_path):
+    """Flags of a program, none of which any program has."""
+    values = flags.FlagValues()
+    for name, value in dict(
+        tau="0.5", data_dir=str(tmp_path / "data"), output="5", units="nan"
+    ).items():
+        flags.DEFINE_string(name, value, "", flag_values=values)
+    flags.DEFINE_list("files", [f"{tmp_path}/data/a", "b"], "", flag_values=values)
+    values(["program"])
+    monkeypatch.setattr(refusals, "FLAGS", values)
+    return tmp_path
+
+
+def test_what_names_a_flag_stays(defined):
+    assert refusals.explain(ValueError("--x=3: bad")) == "--x=3: bad"
+    assert refusals.explain(ValueError("something else")) == "something else"
+    assert refusals.explain(ValueError("number 5 is no path")) == "number 5 is no path"
+
+
+def test_arguments(defined):
+    error = ValueError("tau must be >= 0; got -1")
+    assert refusals.explain(error) == "--tau=0.5: tau must be >= 0; got -1"
+    assert refusals.explain(ValueError("taupe is no flag")) == "taupe is no flag"
+
+
+def test_paths(defined):
+    data = f"{defined}/data"
+    for message in (f"{data}: bad", f"no image in {data}/x.png", f"'{data}' is bad"):
+        assert refusals.explain(ValueError(message)) == f"--data_dir={data}: {message}"
+    # The longest of several; and no longer name that begins alike.
+    message = refusals.explain(ValueError(f"{data}/a/b.png: bad"))
+    assert message == f"--files={data}/a,b: {data}/a/b.png: bad"
+    assert refusals.explain(ValueError(f"{data}2: bad")) == f"{data}2: bad"
+
+
+def test_errors_of_the_system(defined):
+    error = IsADirectoryError(errno.EISDIR, "Is a directory", f"{defined}/data/x")
+    assert refusals.explain(error) == (
+        f"--data_dir={defined}/data: {defined}/data/x: Is a directory"
+    )
+    error = WritingError(f"{defined}/data/x", "No space left on device")
+    assert refusals.explain(error) == (
+        f"--data_dir={defined}/data: {defined}/data/x: cannot be written (No space "
+        "left on device)"
+    )
+
+
+def test_links(defined):
+    """A message may name what a link leads to."""
+    (defined / "real").mkdir()
+    (defined / "data").symlink_to(defined / "real")
+    message = refusals.explain(ValueError(f"{defined}/real/x: bad"))
+    assert message == f"--data_dir={defined}/data: {defined}/real/x: bad"
