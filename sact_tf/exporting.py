@@ -11,6 +11,7 @@ import custom_ops
 from sact_tf import visualization
 from sact_tf.data.imagenet import decode_image
 from sact_tf.end_points import ADAPTIVE_METRICS
+from sact_tf.writing import atomic_directory, write_bytes
 
 _TOP = 5
 _OPSET = 17
@@ -103,14 +104,8 @@ def export_saved_model(
             "serving_default": module.serve,
             "serving_bytes": module.serve_bytes,
         }
-        tf.saved_model.save(module, path, signatures=signatures)
-    return path
-
-
-def _write(path: str, content: bytes) -> str:
-    path = os.fspath(path)
-    with open(path, "wb") as file:
-        file.write(content)
+        with atomic_directory(path) as temporary:
+            tf.saved_model.save(module, temporary, signatures=signatures)
     return path
 
 
@@ -142,7 +137,8 @@ def export_tflite(
     serve = tf.function(_serving_function(model), [images], autograph=False)
     function = serve.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], model)
-    return _write(path, converter.convert())
+    write_bytes(path, converter.convert())
+    return os.fspath(path)
 
 
 def export_onnx(model: keras.Model, path: str, execution: str | None = None) -> str:
@@ -177,4 +173,5 @@ def export_onnx(model: keras.Model, path: str, execution: str | None = None) -> 
     with custom_ops.default_implementation("tensorflow"):
         serve = tf.function(_serving_function(model), autograph=False)
         proto, _ = tf2onnx.convert.from_function(serve, [images], opset=_OPSET)
-    return _write(path, proto.SerializeToString())
+    write_bytes(path, proto.SerializeToString())
+    return os.fspath(path)

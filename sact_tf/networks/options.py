@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sact_tf import halting
+from sact_tf.domains import AT_LEAST_0, MAX_UNITS, Domain
 from sact_tf.executions import EXECUTIONS
 
-LARGEST = 1_000_000
-"""Limit of sizes that nothing larger can be built of."""
+_SIZE = Domain(1, 1_000_000, is_integer=True)
+_STRIDE = Domain(1, 2, is_integer=True)
 
 
 def _option(default, description, **metadata):
@@ -73,9 +73,9 @@ class NetworkOptions:
                 f"{self.execution!r}"
             )
         for tau in self.tau if isinstance(self.tau, (list, tuple)) else [self.tau]:
-            _check_number("tau", tau)
+            AT_LEAST_0.check(tau, "tau")
         if self.weight_decay is not None:
-            _check_number("weight_decay", self.weight_decay)
+            AT_LEAST_0.check(self.weight_decay, "weight_decay")
         has_tiles = kind.rule is not None and halting.DOMAINS[kind.domain].has_tiles
         if self.tile_size != 1 and not has_tiles:
             with_tiles = [
@@ -89,17 +89,9 @@ class NetworkOptions:
                 f"{' or '.join(map(repr, with_tiles))}; got {self.tile_size}"
             )
         for name in ("num_classes", "base_channels"):
-            value = getattr(self, name)
-            if not _is_integer(value) or not 1 <= value <= LARGEST:
-                raise ValueError(
-                    f"{name} must be an integer >= 1 and <= {LARGEST}; got {value}"
-                )
-        if self.block_strides is not None and not all(
-            _is_integer(stride) and stride in (1, 2) for stride in self.block_strides
-        ):
-            raise ValueError(
-                f"block_strides must be 1 or 2 for each block; got {self.block_strides}"
-            )
+            _SIZE.check(getattr(self, name), name)
+        for stride in self.block_strides or []:
+            _STRIDE.check(stride, "block_strides")
 
     def make_rule(self) -> halting.HaltingRule | None:
         """Makes the halting rule; None where all units run."""
@@ -129,22 +121,6 @@ class NetworkOptions:
         return {**config, **(rule.get_config() if rule is not None else {})}
 
 
-def _is_integer(value) -> bool:
-    try:
-        return value == int(value)
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def _check_number(name, value):
-    try:
-        is_good = 0 <= value and math.isfinite(value)
-    except TypeError:
-        is_good = False
-    if not is_good:
-        raise ValueError(f"{name} must be a finite number >= 0; got {value}")
-
-
 def parse_units(
     model: str | int | Sequence[int],
     named: Mapping[str, tuple[int, ...]],
@@ -161,7 +137,7 @@ def parse_units(
         one_for_all: Whether one number is that of every block.
 
     Raises:
-        ValueError: If `model` is none of these, or a number is above `LARGEST`.
+        ValueError: If `model` is none of these, or a number is above `MAX_UNITS`.
     """
     if str(model) in named:
         return named[str(model)]
@@ -172,14 +148,11 @@ def parse_units(
         units = tuple(int(part) for part in parts)
     except (TypeError, ValueError):
         units = ()
-    if len(units) != num_blocks or min(units) < 1 or max(units) > _MOST_UNITS:
+    if len(units) != num_blocks or min(units) < 1 or max(units) > MAX_UNITS:
         names = f"one of {', '.join(map(repr, named))}, or " if named else ""
         example = "_".join(["3"] * num_blocks)
         raise ValueError(
-            f"model must be {names}{num_blocks} numbers from 1 to {_MOST_UNITS} of "
+            f"model must be {names}{num_blocks} numbers from 1 to {MAX_UNITS} of "
             f"residual units per block, such as {example!r}; got {model!r}"
         )
     return units
-
-
-_MOST_UNITS = 1000
