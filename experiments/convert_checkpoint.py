@@ -50,7 +50,7 @@ def load(flag: str, path: str, like: keras.Model | None = None) -> keras.Model:
         if path.endswith(".keras"):
             return keras_files.load_network(path)
         if like is None:
-            model = programs.make_network(FLAGS.model_type, "masked")
+            model = programs.make_network()
         else:
             model = type(like).from_config(like.get_config())
         if path.endswith(".weights.h5"):

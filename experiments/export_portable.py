@@ -48,7 +48,7 @@ def main() -> None:
             f"--execution={FLAGS.execution}: must be masked in a .tflite file"
         )
     programs.make_directory("output_file", os.path.dirname(path) or ".")
-    model = programs.make_network(FLAGS.model_type, FLAGS.execution)
+    model = programs.make_network()
     sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))
     if suffix == ".onnx":
         try:

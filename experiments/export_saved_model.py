@@ -44,7 +44,7 @@ def main() -> None:
     output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
     if os.listdir(output_dir):
         raise ValueError(f"--output_dir={output_dir}: must be empty")
-    model = programs.make_network(FLAGS.model_type, FLAGS.execution)
+    model = programs.make_network()
     sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))
     with atomic_directory(output_dir) as temporary:
         model.export_saved_model(

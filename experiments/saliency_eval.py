@@ -142,7 +142,7 @@ def make_network() -> tuple[keras.Model, dict[str, object]]:
     names = ("network", "model", "num_classes", "base_channels", "tile_size")
     settings = {name: FLAGS[name].value for name in names}
     keras.utils.set_random_seed(FLAGS.seed)
-    model = programs.make_network("sact", execution="perforated")
+    model = programs.make_network(model_type="sact", execution="perforated")
     if FLAGS.random_network:
         return model, {**settings, "random_seed": FLAGS.seed}
     path = os.path.expanduser(FLAGS.checkpoint_dir)

@@ -126,9 +126,13 @@ def define_network_flags(checkpoint_dir: bool = True) -> None:
         )
 
 
-def make_network(model_type: str, execution: str) -> keras.Model:
-    """Builds the network of `define_network_flags`, with fresh weights."""
-    options = network_options(model_type=model_type, execution=execution)
+def make_network(**options) -> keras.Model:
+    """Builds the network of `define_network_flags`, with fresh weights.
+
+    Args:
+        **options: As of `network_options`.
+    """
+    options = network_options(**options)
     return FAMILIES[flags.FLAGS.network](**options)
 
 
