@@ -12,7 +12,9 @@ its newest checkpoint when started again.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 
 import tensorflow as tf
 import yaml
@@ -28,7 +30,7 @@ from official.modeling import hyperparams, performance
 from official.vision.utils import summary_manager
 
 from experiments.common import programs
-from sact_tf import model_garden
+from sact_tf import checkpoints, model_garden, run_control
 from sact_tf.writing import atomic_file
 
 FLAGS = flags.FLAGS
@@ -132,10 +134,44 @@ def _set_tile_size(parameters) -> None:
     backbone.sact_resnet.tile_size = FLAGS.tile_size
 
 
+def _run(strategy, task, parameters, model_dir, interruption) -> None:
+    """Runs the experiment; a signal ends it after the loop of steps in progress."""
+
+    def stop_if_asked(_):
+        if interruption.signal is None:
+            return
+        step = int(runner.trainer.global_step.numpy())
+        path = runner.checkpoint_manager.save(step, check_interval=False)
+        print(
+            f"Stopped by {interruption.signal.name} at step {step}; start again "
+            f"to go on from {path or runner.checkpoint_manager.latest_checkpoint}",
+            flush=True,
+        )
+        sys.exit(interruption.exit_code)
+
+    runner = train_lib.OrbitExperimentRunner(
+        distribution_strategy=strategy,
+        task=task,
+        mode=FLAGS.mode,
+        params=parameters,
+        model_dir=model_dir,
+        train_actions=[stop_if_asked],
+        eval_summary_manager=summary_manager.maybe_build_eval_summary_manager(
+            params=parameters, model_dir=model_dir
+        ),
+    )
+    runner.run()
+
+
 def main() -> None:
     """Runs the experiment."""
     programs.require("experiment", "mode", "model_dir")
     parameters = load_parameters()
+    if checkpoints.is_pattern(FLAGS.model_dir):
+        raise ValueError(
+            f"--model_dir={FLAGS.model_dir}: must be a path without [, ], *, ? and "
+            "backslash; the Model Garden's checkpoints cannot be read from others"
+        )
     model_dir = programs.make_directory("model_dir", FLAGS.model_dir)
     if "train" in FLAGS.mode:
         with atomic_file(os.path.join(model_dir, "params.yaml")) as temporary:
@@ -153,16 +189,10 @@ def main() -> None:
     )
     with strategy.scope():
         task = task_factory.get_task(parameters.task, logging_dir=model_dir)
-    train_lib.run_experiment(
-        distribution_strategy=strategy,
-        task=task,
-        mode=FLAGS.mode,
-        params=parameters,
-        model_dir=model_dir,
-        eval_summary_manager=summary_manager.maybe_build_eval_summary_manager(
-            params=parameters, model_dir=model_dir
-        ),
-    )
+    writes = "train" in FLAGS.mode and strategy.extended.should_checkpoint
+    lock = run_control.locked(model_dir) if writes else contextlib.nullcontext()
+    with lock, run_control.Interruption() as interruption:
+        _run(strategy, task, parameters, model_dir, interruption)
     print(f"Newest checkpoint: {tf.train.latest_checkpoint(os.fspath(model_dir))}")
 
 

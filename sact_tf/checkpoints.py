@@ -152,6 +152,11 @@ def _links() -> str:
     return directory
 
 
+def is_pattern(path: str) -> bool:
+    """Tells whether TensorFlow takes a checkpoint's path for a pattern of paths."""
+    return re.search(r"[][*?\\]", path) is not None
+
+
 def plain_prefix(prefix: str) -> str:
     """Returns a prefix that TensorFlow can read a checkpoint by.
 
@@ -161,7 +166,7 @@ def plain_prefix(prefix: str) -> str:
     Args:
         prefix: Of a checkpoint on this machine, or of a remote file system.
     """
-    if not re.search(r"[][*?\\]", prefix):
+    if not is_pattern(prefix):
         return prefix
     number = len(os.listdir(_links()))
     directory = os.path.join(_links(), str(number))

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf.end_points import metric_values
+from sact_tf.writing import write_json  # noqa: F401 (as which it was known here)
 
 
 @dataclasses.dataclass

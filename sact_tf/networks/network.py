@@ -36,6 +36,9 @@ class Network(keras.Model):
     Compiled with a loss on logits, `fit` and `evaluate` also report the mean units per
     block and FLOPs; `AdaptivityMetrics` does that where it is a layer of another model.
 
+    Images must be finite. The network does not look: max pooling turns NaN into finite
+    numbers, and so an image of NaN may give finite logits that mean nothing.
+
     A subclass makes `blocks`, calls `_finish`, and defines `block_specs`, `run_blocks`,
     `_classify`, `loss_function` and `default_learning_rate`.
 

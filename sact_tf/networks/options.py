@@ -10,7 +10,8 @@ from sact_tf import halting
 from sact_tf.domains import AT_LEAST_0, MAX_UNITS, Domain
 from sact_tf.executions import EXECUTIONS
 
-_SIZE = Domain(1, 1_000_000, is_integer=True)
+_CLASSES = Domain(1, 1_000_000, is_integer=True)
+_CHANNELS = Domain(1, 4096, is_integer=True)
 _STRIDE = Domain(1, 2, is_integer=True)
 
 
@@ -88,8 +89,8 @@ class NetworkOptions:
                 "tile_size must be 1 unless model_type is "
                 f"{' or '.join(map(repr, with_tiles))}; got {self.tile_size}"
             )
-        for name in ("num_classes", "base_channels"):
-            _SIZE.check(getattr(self, name), name)
+        _CLASSES.check(self.num_classes, "num_classes")
+        _CHANNELS.check(self.base_channels, "base_channels")
         for stride in self.block_strides or []:
             _STRIDE.check(stride, "block_strides")
 

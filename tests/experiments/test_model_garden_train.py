@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import tensorflow as tf
 from absl.testing import flagsaver
 from official.core.file_writers import write_small_dataset
 from official.vision.data.tf_example_builder import TfExampleBuilder
+
+from sact_tf import run_control
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "experiments" / "configs"
 SIZE = 32
@@ -246,9 +249,21 @@ def test_goes_on_and_evaluates_alone(run):
     assert set(summaries(model_dir / "validation")["flops"]) == {4}
 
 
+@pytest.mark.long
+def test_a_signal_ends_training_after_a_loop(run, monkeypatch, capsys):
+    asked = run_control.Interruption()
+    asked.signal = signal.SIGTERM
+    monkeypatch.setattr(run_control, "Interruption", lambda: asked)
+    with pytest.raises(SystemExit) as stopped:
+        run("classification", "train")
+    assert stopped.value.code == 143
+    assert "Stopped by SIGTERM at step 2; start again" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
+        ({"model_dir": "runs/[1]"}, "--model_dir=runs/\\[1\\]: must be a path without"),
         (
             {"experiment": "nonsense"},
             "--experiment=nonsense: not known; use one of sact",
