@@ -18,6 +18,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf.layers import BatchNorm
+from sact_tf.writing import naming, write_bytes
 
 # What trained checkpoints hold beside the network.
 _TRAINING_STATE = re.compile(
@@ -456,11 +457,14 @@ def write_tensors(
 
     Returns:
         `path`.
+
+    Raises:
+        WritingError: The disk is full, or cannot be written to.
     """
     tensors = {**tensors, "global_step": np.int64(global_step)}
     directory = os.path.dirname(path) or "."
-    tf.io.gfile.makedirs(directory)
-    with tf.device("cpu:0"):
+    with naming(path), tf.device("cpu:0"):
+        tf.io.gfile.makedirs(directory)
         tf.raw_ops.SaveV2(
             prefix=path,
             tensor_names=list(tensors),
@@ -487,7 +491,5 @@ def _remember(directory: str, names: list[str]) -> None:
     for name in names:
         quoted = json.dumps(name, ensure_ascii=False)
         lines.append(f"all_model_checkpoint_paths: {quoted}")
-    temporary = os.path.join(directory, "checkpoint.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
-    os.replace(temporary, os.path.join(directory, "checkpoint"))
+    content = "\n".join(lines) + "\n"
+    write_bytes(os.path.join(directory, "checkpoint"), content.encode())

@@ -9,6 +9,7 @@ import tensorflow as tf
 import sact_tf
 from sact_tf import checkpoints
 from sact_tf.checkpoints import write_tensors
+from sact_tf.writing import WritingError
 
 
 def cifar(model="2", model_type="sact", **options):
@@ -200,3 +201,16 @@ def test_part_of_names(tmp_path):
     prefix = sact_tf.save_slim_checkpoint(tiny(), str(tmp_path / "model.ckpt-1"))
     assert checkpoints.has_variables(prefix, "/halting_proba/") is False  # one unit
     assert checkpoints.has_variables(prefix, "logits/") is True
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, no_file_larger_than):
+    first = sact_tf.save_slim_checkpoint(tiny(3.0), str(tmp_path / "model.ckpt-1"), 1)
+    second = str(tmp_path / "model.ckpt-2")
+    with no_file_larger_than(1000), pytest.raises(WritingError, match="cannot be wri"):
+        sact_tf.save_slim_checkpoint(tiny(4.0), second, 2)
+    assert sact_tf.newest_checkpoint(tmp_path) == first
+    network = tiny()
+    sact_tf.load_slim_checkpoint(network, str(tmp_path))
+    np.testing.assert_array_equal(network.stem.bias, [3.0, 3.0])
+    sact_tf.save_slim_checkpoint(tiny(4.0), second, 2)
+    assert sact_tf.newest_checkpoint(tmp_path) == second
