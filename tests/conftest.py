@@ -58,6 +58,27 @@ def load_golden():
 
 
 @pytest.fixture
+def lively():
+    """Returns a function that gives a model weights with which halting varies."""
+
+    def randomise(model):
+        for number, variable in enumerate(model.variables):
+            values = np.random.default_rng(number).normal(size=variable.shape)
+            if "moving_variance" in variable.name or "gamma" in variable.name:
+                values = 1 + 0.1 * np.abs(values)
+            elif "halting_proba" in variable.name and "bias" in variable.name:
+                values = np.full(variable.shape, -0.3)
+            elif "kernel" in variable.name:
+                values *= np.sqrt(1 / np.prod(variable.shape[:-1]))
+            else:
+                values *= 0.1
+            variable.assign(values)
+        return model
+
+    return randomise
+
+
+@pytest.fixture
 def tiny_examples():
     """20 random images of 3 classes."""
     rng = np.random.default_rng(0)

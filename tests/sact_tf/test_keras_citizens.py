@@ -69,19 +69,6 @@ def functional(block, kind, channels=4):
     return keras.Model(inputs, outputs)
 
 
-def lively(model):
-    """Gives a model weights with which halting differs between positions."""
-    for number, variable in enumerate(model.variables):
-        values = np.random.default_rng(number).normal(size=variable.shape)
-        if "moving_variance" in variable.name or "gamma" in variable.name:
-            values = 1 + 0.1 * np.abs(values)
-        elif "halting_proba" in variable.name and "bias" in variable.name:
-            values = np.full(variable.shape, -0.5)
-        else:
-            values *= 0.5
-        variable.assign(values)
-
-
 def images(side=9):
     return tf.random.stateless_normal([2, side, side, 3], [1, 2])
 
@@ -103,7 +90,9 @@ CASES = [(b, "basic") for b in BLOCKS] + [
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
 @pytest.mark.parametrize("block, kind", CASES)
-def test_a_functional_model_with_a_block_is_saved(tmp_path, block, kind, ending):
+def test_a_functional_model_with_a_block_is_saved(
+    lively, tmp_path, block, kind, ending
+):
     model = functional(block, kind)
     lively(model)
     names = {variable.name for variable in model.variables}
@@ -119,7 +108,7 @@ def test_a_functional_model_with_a_block_is_saved(tmp_path, block, kind, ending)
 
 
 @pytest.mark.parametrize("block, kind", CASES)
-def test_a_functional_model_with_a_block_is_cloned(block, kind):
+def test_a_functional_model_with_a_block_is_cloned(lively, block, kind):
     model = functional(block, kind)
     lively(model)
     clone = keras.models.clone_model(model)
@@ -159,7 +148,7 @@ def test_variables_have_names_of_their_own(tmp_path, model_type):
 
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
-def test_a_network_is_saved_as_a_layer(tmp_path, ending):
+def test_a_network_is_saved_as_a_layer(lively, tmp_path, ending):
     inputs = keras.Input([16, 16, 3])
     network = sact_tf.imagenet_resnet(
         "1_2_1_1", "sact", 5, base_channels=2, epsilon=0.05
@@ -269,7 +258,7 @@ def layer_losses(network):
 
 @pytest.mark.parametrize("model_type", ["vanilla", "act_early_stopping", "sact"])
 def test_training_on_an_empty_batch_leaves_moving_averages_alone(model_type):
-    network = sact_tf.cifar_resnet("2", model_type, 3, 4)
+    network = sact_tf.cifar_resnet("1_2_1", model_type, 3, 4)
     network.compile(keras.optimizers.SGD(0.0), network.loss_function())
     before = network.get_weights()
     logs = tf.function(network.train_step)((tf.zeros([0, 16, 16, 3]), tf.zeros([0])))
@@ -279,7 +268,7 @@ def test_training_on_an_empty_batch_leaves_moving_averages_alone(model_type):
 
 
 def test_units_and_flops_of_a_network_that_is_a_layer():
-    network = sact_tf.cifar_resnet("2", "sact", 3, 4, tau=0.1)
+    network = sact_tf.cifar_resnet("2_1_1", "sact", 3, 4, tau=0.1)
     inputs = keras.Input([16, 16, 3])
     model = keras.Model(inputs, network(keras.layers.Rescaling(1.0)(inputs)))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -30,31 +30,19 @@ def images(batch=2, side=12):
     return tf.random.stateless_normal([batch, side, side, 3], [1, 2])
 
 
-def lively(model):
-    """Gives a network weights with which halting differs between positions."""
-    for number, variable in enumerate(model.variables):
-        values = np.random.default_rng(number).normal(size=variable.shape)
-        if "moving_variance" in variable.name or "gamma" in variable.name:
-            values = 1 + 0.1 * np.abs(values)
-        elif "halting_proba" in variable.name and "bias" in variable.name:
-            values = np.full(variable.shape, -0.3)
-        elif "kernel" in variable.name:
-            values *= np.sqrt(1 / np.prod(variable.shape[:-1]))
-        else:
-            values *= 0.1
-        variable.assign(values)
+@pytest.fixture
+def own_network(lively):
+    """Returns a function that makes networks of the page's halting rule."""
+
+    def make(**options):
+        page()
+        options = {"base_channels": 4, "threshold": 0.45, **options}
+        return lively(sact_tf.cifar_resnet("3", "threshold", **options))
+
+    return make
 
 
-def own_network(**options):
-    page()
-    network = sact_tf.cifar_resnet(
-        "3", "threshold", base_channels=4, threshold=0.45, **options
-    )
-    lively(network)
-    return network
-
-
-def test_a_rule_registers_itself():
+def test_a_rule_registers_itself(own_network):
     network = own_network()
     assert "threshold" in halting.model_types()
     assert network.get_config()["threshold"] == 0.45
@@ -65,7 +53,7 @@ def test_a_rule_registers_itself():
         sact_tf.cifar_resnet("2", "vanilla", epsilon=0.1)
 
 
-def test_a_rule_of_ones_own_step_by_step():
+def test_a_rule_of_ones_own_step_by_step(own_network):
     """A position's output is that of the first unit whose score is above."""
     network = own_network()
     logits, end_points = network.with_end_points(images(), training=False)
@@ -83,7 +71,7 @@ def test_a_rule_of_ones_own_step_by_step():
 
 
 @pytest.mark.parametrize("execution, tile_size", [("perforated", 1), ("tiled", 3)])
-def test_a_rule_of_ones_own_runs_every_way(execution, tile_size):
+def test_a_rule_of_ones_own_runs_every_way(own_network, execution, tile_size):
     masked = own_network(tile_size=tile_size)
     other = masked.with_execution(execution)
     expected, end_points = masked.with_end_points(images(), training=False)
@@ -95,7 +83,7 @@ def test_a_rule_of_ones_own_runs_every_way(execution, tile_size):
     assert int(end_points["flops"][0]) < most
 
 
-def test_a_rule_of_ones_own_is_saved_and_trained(tmp_path, tiny_examples):
+def test_a_rule_of_ones_own_is_saved_and_trained(own_network, tmp_path, tiny_examples):
     network = own_network(num_classes=3, tau=0.1)
     path = str(tmp_path / "network.keras")
     network.save(path)
