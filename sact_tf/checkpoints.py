@@ -269,7 +269,8 @@ def optimizer_variables(
         if variable.trainable
     }
     is_sgd = isinstance(optimizer, keras.optimizers.SGD)
-    apart = {id(optimizer.iterations), id(getattr(optimizer, "_learning_rate", None))}
+    rates = ("_learning_rate", "_current_learning_rate")
+    apart = {id(optimizer.iterations)} | {id(vars(optimizer).get(r)) for r in rates}
     variables = {}
     others = {  # which an optimizer does not list, such as Nadam's product
         f"optimizer/{name}": value

@@ -40,8 +40,11 @@ def _empty_batches_lose_shape() -> bool:
         return empty.shape[-1] != 2
 
 
-class _Conv2D(keras.layers.Conv2D):
-    """Keras' convolution, whose results for an empty batch have the right shape."""
+class Conv2D(keras.layers.Conv2D):
+    """Keras' convolution, whose results for an empty batch have the right shape.
+
+    It has the name of Keras' own, by which files of weights know it.
+    """
 
     def convolution_op(self, x, kernel):
         y = super().convolution_op(x, kernel)
@@ -84,7 +87,7 @@ def conv2d(
         bias_initializer: Constant the bias starts from.
         name: Keras name of the layer.
     """
-    return _Conv2D(
+    return Conv2D(
         filters,
         kernel_size,
         strides,
