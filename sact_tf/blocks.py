@@ -171,11 +171,7 @@ class AdaptiveBlock(Block):
         return super().from_config(config)
 
     def build(self, input_shape):
-        shapes = []
-        for unit in self.units:
-            build_child(unit, input_shape)
-            input_shape = tf.TensorShape(unit.compute_output_shape(input_shape))
-            shapes.append(input_shape)
+        shapes = self._build_units(input_shape)
         for k, shape in enumerate(shapes[1:], 2):
             if shape.rank != 4 or not shape.is_compatible_with(shapes[0]):
                 raise ValueError(

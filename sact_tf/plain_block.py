@@ -95,10 +95,17 @@ class Block(keras.layers.Layer):
         return cls(**config)
 
     def build(self, input_shape):
-        for unit in self.units:
-            build_child(unit, input_shape)
-            input_shape = tf.TensorShape(unit.compute_output_shape(input_shape))
+        self._build_units(input_shape)
         super().build(input_shape)
+
+    def _build_units(self, shape) -> list[tf.TensorShape]:
+        """Builds the units; returns the shapes of their outputs."""
+        shapes = []
+        for unit in self.units:
+            build_child(unit, shape)
+            shape = tf.TensorShape(unit.compute_output_shape(shape))
+            shapes.append(shape)
+        return shapes
 
     def build_from_config(self, config):  # asked for by files, without our name
         build_child(self, config["input_shape"])
