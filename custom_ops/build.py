@@ -36,6 +36,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import warnings
 
 import tensorflow as tf
@@ -328,6 +329,11 @@ def _compile(output: pathlib.Path, cuda: _Cuda | None) -> BuildError | None:
     return None
 
 
+def _notice(text: str) -> None:
+    """Says what keeps a program waiting, beside what it writes to its output."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def _say(verbose: bool, text: str) -> None:
     if verbose:
         print(text, flush=True)
@@ -378,8 +384,16 @@ def _make(cuda: _Cuda | None, verbose: bool, retry: bool):
             # Nobody ever sees half a library: it gets its name when it is whole.
             with tempfile.TemporaryDirectory(dir=directory) as work:
                 unfinished = pathlib.Path(work) / name
-                _say(verbose, "compiling")
+                _notice(
+                    "Compiling the perforated kernels, once, 1 to 3 minutes "
+                    "(`python -m custom_ops.build` does it ahead)"
+                )
+                started = time.monotonic()
                 failure = _compile(unfinished, cuda)
+                _notice(
+                    f"Compiled the perforated kernels in "
+                    f"{time.monotonic() - started:.0f} s"
+                )
                 path = directory / (name if failure is None else _name(None))
                 _keep(unfinished, path)
             if failure is not None:

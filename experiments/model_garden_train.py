@@ -10,6 +10,8 @@ Flags are those of the Model Garden's own train.py. A run that was stopped goes 
 its newest checkpoint when started again.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import contextlib
@@ -17,8 +19,13 @@ import os
 import sys
 
 import tensorflow as tf
-import yaml
 from absl import flags
+
+from experiments.common import programs
+
+programs.need("official")
+
+import yaml
 from official.common import distribute_utils
 from official.core import (
     config_definitions,
@@ -29,7 +36,6 @@ from official.core import (
 from official.modeling import hyperparams, performance
 from official.vision.utils import summary_manager
 
-from experiments.common import programs
 from sact_tf import checkpoints, model_garden, run_control
 from sact_tf.writing import atomic_file
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import tensorflow as tf
-from official.vision.ops import (
-    anchor_generator,
-    box_matcher,
-    box_ops,
-    iou_similarity,
-    sampling_ops,
-)
+
+from sact_tf.optional import lazy
+
+anchor_generator = lazy("official.vision.ops.anchor_generator")
+box_matcher = lazy("official.vision.ops.box_matcher")
+box_ops = lazy("official.vision.ops.box_ops")
+iou_similarity = lazy("official.vision.ops.iou_similarity")
+sampling_ops = lazy("official.vision.ops.sampling_ops")
 
 SIZES = (64, 128, 256, 512)
 """Sides of square anchors in pixels (supplementary A.2)."""

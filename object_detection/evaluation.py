@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from object_detection.data import coco
 from object_detection.data.examples import DetectionExamples
@@ -20,6 +18,10 @@ from sact_tf.data.examples import DataError
 from sact_tf.domains import brief
 from sact_tf.end_points import metric_values
 from sact_tf.evaluation import Moments
+from sact_tf.optional import lazy
+
+pycoco = lazy("pycocotools.coco")
+pycocoeval = lazy("pycocotools.cocoeval")
 
 METRICS = {
     "AP": "Average precision, IoU 0.50:0.95",
@@ -109,11 +111,11 @@ def average_precision(
     ground_truth = coco.checked(ground_truth, "annotations")
     results = checked_results(ground_truth, results)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
+        truth = pycoco.COCO()
         truth.dataset, found = _numbered(ground_truth, results)
         truth.createIndex()
-        found = truth.loadRes(found) if results else COCO()
-        evaluation = COCOeval(truth, found, "bbox")
+        found = truth.loadRes(found) if results else pycoco.COCO()
+        evaluation = pycocoeval.COCOeval(truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

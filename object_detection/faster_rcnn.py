@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 import tf_keras as keras
-from official.vision.modeling.layers import detection_generator, roi_sampler
 
 from object_detection import anchors, losses
 from object_detection.box_classifier import BOX_WEIGHTS, BoxClassifier, crop_regions
@@ -16,6 +15,10 @@ from object_detection.feature_extractor import FeatureExtractor
 from object_detection.proposals import RegionProposalNetwork, propose
 from sact_tf.layers import build_child
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
+from sact_tf.optional import lazy
+
+detection_generator = lazy("official.vision.modeling.layers.detection_generator")
+roi_sampler = lazy("official.vision.modeling.layers.roi_sampler")
 
 _WEIGHT_DECAY = 1e-4  # the network's own
 _FEATURE_BLOCKS = 3

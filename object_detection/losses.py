@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tensorflow as tf
-from official.vision.losses import maskrcnn_losses
-from official.vision.ops import box_ops
 
 from object_detection.box_classifier import BOX_WEIGHTS
+from sact_tf.optional import lazy
+
+box_ops = lazy("official.vision.ops.box_ops")
+maskrcnn_losses = lazy("official.vision.losses.maskrcnn_losses")
 
 _PROPOSAL_HUBER_DELTA = 1 / 9
 _BOX_HUBER_DELTA = 1.0

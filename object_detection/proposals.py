@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tensorflow as tf
 import tf_keras as keras
-from official.vision.ops import box_ops
 
 from sact_tf.layers import build_child
+from sact_tf.optional import lazy
+
+box_ops = lazy("official.vision.ops.box_ops")
 
 _INITIAL_STDDEV = 0.01  # of new layers, as Ren et al.
 _MIN_SIDE = 1.0  # of proposals, in pixels

@@ -16,7 +16,10 @@ from object_detection.visualization import draw_detections
 from sact_tf import optimization, training, visualization
 from sact_tf.checkpoints import has_variables
 from sact_tf.end_points import metric_values
+from sact_tf.optional import lazy
 from sact_tf.summaries import Summaries
+
+lr_schedule = lazy("official.modeling.optimization.lr_schedule")
 
 _BOUNDARIES = (2 / 3, 5 / 6)  # 800k and 1M of 1.2M steps
 _DRAWN_IMAGES = 4
@@ -35,8 +38,6 @@ def learning_rate(
         initial: The rate at first.
         warmup_steps: Steps in which the rate grows from zero to that.
     """
-    from official.modeling.optimization import lr_schedule  # takes seconds to import
-
     boundaries = [round(max_number_of_steps * share) for share in _BOUNDARIES]
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
         boundaries, [initial, initial / 10, initial / 100]
@@ -129,7 +130,7 @@ def train(
     seed: int | None = None,
     jit_compile: bool = False,
     data_service: str | None = None,
-    verbose: int | str = "auto",
+    verbose: bool = True,
 ) -> str:
     """Trains a detector, or goes on from the newest checkpoint in `log_dir`.
 
@@ -150,7 +151,7 @@ def train(
         seed: Of shuffling and flips; None draws one.
         jit_compile: Whether XLA compiles the training step.
         data_service: Address of a tf.data service that prepares the batches.
-        verbose: As in `keras.Model.fit`.
+        verbose: Whether to show steps, speed and running means as it goes.
 
     Returns:
         Prefix of the last checkpoint.

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+
+from sact_tf.optional import lazy
+
+matplotlib = lazy("matplotlib")
+pil_image = lazy("PIL.Image")
+pil_draw = lazy("PIL.ImageDraw")
+pil_font = lazy("PIL.ImageFont")
 
 
 def draw_detections(
@@ -30,11 +35,11 @@ def draw_detections(
     Returns:
         uint8 [height, width, 3].
     """
-    canvas = Image.fromarray(image)
-    draw = ImageDraw.Draw(canvas)
+    canvas = pil_image.fromarray(image)
+    draw = pil_draw.Draw(canvas)
     side = min(canvas.size)
     line = max(1, round(side / 250))
-    font = ImageFont.load_default(size=max(9, round(side / 32)))
+    font = pil_font.load_default(size=max(9, round(side / 32)))
     colours = matplotlib.colormaps["tab10"].colors
     # The best last, on top of the others.
     for k in np.argsort(scores, kind="stable"):

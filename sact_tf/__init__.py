@@ -1,5 +1,11 @@
 """Spatially Adaptive Computation Time (Figurnov et al., CVPR 2017)."""
 
+# ruff: noqa: E402
+
+from sact_tf import siblings
+
+siblings.check("custom_ops")
+
 from sact_tf.blocks import ACTBlock, AdaptiveBlock, PlainBlock, SACTBlock
 from sact_tf.checkpoints import (
     CheckpointMismatchError,

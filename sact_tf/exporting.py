@@ -11,7 +11,10 @@ import custom_ops
 from sact_tf import visualization
 from sact_tf.data.imagenet import decode_image
 from sact_tf.end_points import ADAPTIVE_METRICS
+from sact_tf.optional import lazy
 from sact_tf.writing import atomic_directory, write_bytes
+
+tf2onnx = lazy("tf2onnx")
 
 _TOP = 5
 _OPSET = 17
@@ -158,14 +161,8 @@ def export_onnx(model: keras.Model, path: str, execution: str | None = None) -> 
         `path`.
 
     Raises:
-        ImportError: The package tf2onnx is not installed.
+        MissingPackageError: The package tf2onnx is not installed.
     """
-    try:
-        import tf2onnx
-    except ImportError as error:
-        raise ImportError(
-            "ONNX export needs the package tf2onnx: pip install 'sact-tf[onnx]'"
-        ) from error
     model = model if execution is None else model.with_execution(execution)
     if model.options.model_type == "act_early_stopping":
         model = model.with_options(model_type="act")

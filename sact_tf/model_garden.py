@@ -28,6 +28,8 @@ own.
 deviation of ImageNet, and are mapped to the [-1, 1] of the network and its checkpoints.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import dataclasses
@@ -38,6 +40,11 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 import tf_keras as keras
+
+from sact_tf import optional
+
+optional.load("official")  # says in one line that the Model Garden is missing
+
 from official.core import config_definitions, exp_factory, task_factory
 from official.modeling import hyperparams
 from official.vision.configs import backbones as backbones_config

@@ -19,6 +19,7 @@ from sact_tf.data.imagenet import ImageExamples
 from sact_tf.end_points import ADAPTIVE_METRICS, metric_values
 from sact_tf.networks.network import Network
 from sact_tf.optimization import Momentum
+from sact_tf.progress import Progress
 from sact_tf.run_control import Interruption
 from sact_tf.summaries import Summaries
 
@@ -259,9 +260,9 @@ def _locked_by_chief(strategy, log_dir):
     return run_control.locked(log_dir) if is_chief else contextlib.nullcontext()
 
 
-def _callbacks(strategy, checkpointing, summaries):
+def _callbacks(strategy, checkpointing, summaries, others):
     """Returns the callbacks of this process, as its strategy can use them."""
-    callbacks = [checkpointing]
+    callbacks = [checkpointing, *others]
     if strategy.extended.should_save_summary:
         callbacks.append(summaries)
     # With a parameter server, nobody waits for single steps.
@@ -324,7 +325,7 @@ def train(
     seed: int | None = None,
     jit_compile: bool = False,
     data_service: str | None = None,
-    verbose: int | str = "auto",
+    verbose: bool = True,
     optimizer: keras.optimizers.Optimizer | None = None,
 ) -> str:
     """Trains a network, by default as the original does.
@@ -351,7 +352,7 @@ def train(
         jit_compile: Whether XLA compiles the training step.
         data_service: Address of a tf.data service that prepares the batches, such as
             "grpc://localhost:5000"; None: this process does.
-        verbose: As in `keras.Model.fit`.
+        verbose: Whether to show steps, speed and running means as it goes.
         optimizer: Any of `tf_keras`, which then has `learning_rate` and `momentum` of
             its own; None: `Momentum`. Make it in the scope of the model's strategy.
 
@@ -413,7 +414,7 @@ def fit(
     save_interval_secs: float = 60,
     seed: int | None = None,
     data_service: str | None = None,
-    verbose: int | str = "auto",
+    verbose: bool = True,
 ) -> str:
     """Fits a model in a way that can be stopped and resumed at any moment.
 
@@ -429,7 +430,7 @@ def fit(
         save_interval_secs: Seconds between checkpoints.
         seed: Of shuffling and augmentation.
         data_service: Address of a tf.data service.
-        verbose: As in `keras.Model.fit`.
+        verbose: Whether to show steps, speed and running means as it goes.
 
     Returns:
         Prefix of the last checkpoint.
@@ -466,6 +467,7 @@ def fit(
             strategy,
             _Checkpoints(state, max_number_of_steps, save_interval_secs, interruption),
             make_summaries(state),
+            [Progress(lambda: state.step, max_number_of_steps)] if verbose else [],
         )
         while not _is_done(state, max_number_of_steps):
             epochs = _epochs(
@@ -474,7 +476,7 @@ def fit(
                 max_number_of_steps,
                 max(examples.num_examples // batch_size, 1),
             )
-            model.fit(batches, callbacks=callbacks, verbose=verbose, **epochs)
+            model.fit(batches, callbacks=callbacks, verbose=0, **epochs)
             if interruption.signal is not None:
                 print(
                     f"Stopped by {interruption.signal.name} at step {state.step}; "

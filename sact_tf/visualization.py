@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 import tensorflow as tf
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.image import imsave
 
 from sact_tf import reading
 from sact_tf.domains import AT_LEAST_0, FRACTION
+from sact_tf.optional import lazy
 from sact_tf.writing import atomic_file
+
+matplotlib = lazy("matplotlib")
+cm = lazy("matplotlib.cm")
+colors = lazy("matplotlib.colors")
+figures = lazy("matplotlib.figure")
+mpl_image = lazy("matplotlib.image")
 
 
 def has_maps(end_points: Mapping[str, object]) -> bool:
@@ -80,7 +82,7 @@ def heatmap(
 
 def ponder_figure(
     images: np.ndarray, maps: np.ndarray, titles: Sequence[str] | None = None
-) -> Figure:
+) -> figures.Figure:
     """Draws images above their ponder cost maps, in viridis, with one colour bar.
 
     Args:
@@ -93,7 +95,7 @@ def ponder_figure(
     """
     count = len(images)
     maps = np.reshape(maps, [count, *np.shape(maps)[1:3]])
-    figure = Figure(figsize=(1.5 * count + 0.8, 3.4), layout="constrained")
+    figure = figures.Figure(figsize=(1.5 * count + 0.8, 3.4), layout="constrained")
     axes = np.reshape(figure.subplots(2, count), [2, count])
     options = dict(cmap="viridis", vmin=float(maps.min()), vmax=float(maps.max()))
     for k in range(count):
@@ -121,7 +123,7 @@ def colour_map(
         uint8 [height, width, 3].
     """
     values = np.reshape(values, np.shape(values)[:2])
-    norm = Normalize(low, high, clip=True)
+    norm = colors.Normalize(low, high, clip=True)
     colours = matplotlib.colormaps["viridis"](norm(values), bytes=True)
     return np.ascontiguousarray(colours[..., :3])
 
@@ -172,10 +174,10 @@ def save_picture(path: str, pixels: np.ndarray) -> None:
         WritingError: Naming the file.
     """
     with atomic_file(path) as temporary:
-        imsave(temporary, pixels)
+        mpl_image.imsave(temporary, pixels)
 
 
-def save_figure(figure: Figure, path: str, dpi: int = 120) -> None:
+def save_figure(figure: figures.Figure, path: str, dpi: int = 120) -> None:
     """Writes a figure, whole or not at all.
 
     Args:
@@ -191,19 +193,19 @@ def save_figure(figure: Figure, path: str, dpi: int = 120) -> None:
         figure.savefig(temporary, dpi=dpi)
 
 
-def colour_bar(low: float, high: float, label: str = "ponder cost") -> Figure:
+def colour_bar(low: float, high: float, label: str = "ponder cost") -> figures.Figure:
     """Draws the colours of `colour_map` beside their values."""
-    figure = Figure(figsize=(1.1, 4.0), layout="constrained")
+    figure = figures.Figure(figsize=(1.1, 4.0), layout="constrained")
     axis = figure.subplots()
     figure.colorbar(
-        ScalarMappable(Normalize(low, high), "viridis"), cax=axis, label=label
+        cm.ScalarMappable(colors.Normalize(low, high), "viridis"), cax=axis, label=label
     )
     return figure
 
 
 def block_figure(
     image: np.ndarray, maps: Mapping[str, np.ndarray], title: str = "ponder cost"
-) -> Figure:
+) -> figures.Figure:
     """Draws an image and the map of every block, with colour bars (SACT, figure 8).
 
     Args:
@@ -214,7 +216,9 @@ def block_figure(
     height, width = np.shape(image)[:2]
     aspect = float(np.clip(height / width, 0.3, 3.0))
     count = len(maps) + 1
-    figure = Figure(figsize=(3.0 * count, 2.6 * aspect + 0.6), layout="constrained")
+    figure = figures.Figure(
+        figsize=(3.0 * count, 2.6 * aspect + 0.6), layout="constrained"
+    )
     axes = figure.subplots(1, count)
     axes[0].imshow(image)
     axes[0].set_title("image", fontsize=9)
@@ -229,7 +233,7 @@ def block_figure(
     return figure
 
 
-def side_by_side(image: np.ndarray, values: np.ndarray) -> Figure:
+def side_by_side(image: np.ndarray, values: np.ndarray) -> figures.Figure:
     """Draws an image, its ponder cost map, and one over the other, with a colour bar.
 
     Args:
@@ -241,7 +245,7 @@ def side_by_side(image: np.ndarray, values: np.ndarray) -> Figure:
     if np.asarray(image).dtype != np.uint8:
         image = np.clip(np.asarray(image) * 255 + 0.5, 0, 255).astype(np.uint8)
     aspect = float(np.clip(height / width, 0.3, 3.0))
-    figure = Figure(figsize=(9.8, 3.0 * aspect + 0.4), layout="constrained")
+    figure = figures.Figure(figsize=(9.8, 3.0 * aspect + 0.4), layout="constrained")
     axes = figure.subplots(1, 3)
     axes[0].imshow(image)
     drawn = axes[1].imshow(values, "viridis", interpolation="nearest")
@@ -256,7 +260,7 @@ def side_by_side(image: np.ndarray, values: np.ndarray) -> Figure:
 
 def sorted_grid(
     images: np.ndarray, maps: np.ndarray, rows: int = 4, columns: int = 8
-) -> Figure:
+) -> figures.Figure:
     """Draws images, from the least to the largest mean ponder cost (SACT, figure 9).
 
     Args:
@@ -273,7 +277,7 @@ def sorted_grid(
     columns = min(columns, len(chosen))
     rows = -(-len(chosen) // columns)
     aspect = maps.shape[1] / maps.shape[2]
-    figure = Figure(
+    figure = figures.Figure(
         figsize=(1.2 * columns + 0.8, rows * (2.4 * aspect + 0.25)),
         layout="constrained",
     )
@@ -298,7 +302,9 @@ TRADEOFF = {
 """What `tradeoff_figure` reads of an evaluation."""
 
 
-def tradeoff_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+def tradeoff_figure(
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+) -> figures.Figure:
     """Draws accuracy over operations, one line per kind of network (SACT, figure 7).
 
     Args:
@@ -309,7 +315,7 @@ def tradeoff_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figu
     Raises:
         DataError: An evaluation lacks accuracy or FLOPs, or they cannot be such.
     """
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    figure = figures.Figure(figsize=(5.6, 3.8), layout="constrained")
     axis = figure.subplots()
     for label, evaluations in curves.items():
         rows = reading.checked_rows(evaluations, TRADEOFF, label)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from hypothesis import HealthCheck, settings
 
 import sact_tf
 from sact_tf.data.examples import Examples
@@ -19,6 +20,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN_DIR = pathlib.Path(
     os.environ.get("SACT_GOLDEN_DIR", ROOT.parent / "shared" / "golden")
 )
+
+# A busy machine is no fault of a test.
+settings.register_profile(
+    "project", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("project")
 
 
 @pytest.fixture(autouse=True)

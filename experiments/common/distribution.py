@@ -13,6 +13,9 @@ import tf_keras as keras
 from absl import flags
 
 from sact_tf.layers import synchronize_batch_norm
+from sact_tf.optional import lazy
+
+distribute_utils = lazy("official.common.distribute_utils")
 
 FLAGS = flags.FLAGS
 # Flags defined here belong to the program that asks for them, and to its --help.
@@ -78,13 +81,13 @@ def make_strategy() -> tf.distribute.Strategy:
         _serve_unless_coordinator()
     if FLAGS.data_service is not None:
         await_data_service(FLAGS.data_service)
-    # Takes seconds to import, which waiting for flags need not.
-    from official.common import distribute_utils
-
     num_gpus = len(tf.config.list_physical_devices("GPU"))
     if name == "one_device":
-        num_gpus = min(num_gpus, 1)
-    strategy = distribute_utils.get_distribution_strategy(name, num_gpus)
+        strategy = tf.distribute.OneDeviceStrategy(
+            "device:GPU:0" if num_gpus else "device:CPU:0"
+        )
+    else:
+        strategy = distribute_utils.get_distribution_strategy(name, num_gpus)
     keras.mixed_precision.set_global_policy(_PRECISIONS[FLAGS.mixed_precision])
     return strategy
 

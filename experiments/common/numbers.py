@@ -6,7 +6,6 @@ from absl import flags
 
 from sact_tf.domains import (
     COUNT,
-    FINITE,
     INPUT_SIDE,
     MAX_UNITS,
     POSITIVE,
@@ -18,7 +17,6 @@ from sact_tf.domains import (
 
 FLAGS = flags.FLAGS
 
-_INTEGER = Domain(is_integer=True)
 _MANY = Domain(1, 100000, is_integer=True)
 _DOMAINS = {
     "base_channels": Domain(1, 1024, is_integer=True),
@@ -61,13 +59,20 @@ def check() -> None:
 
 
 def _check_number(flag) -> None:
-    is_integer = isinstance(flag.parser, flags.IntegerParser)
-    if flag.value is None or not (
-        is_integer or isinstance(flag.parser, flags.FloatParser)
-    ):
+    domain = domain_of(flag)
+    if flag.value is None or domain is None:
         return
-    domain = _DOMAINS.get(flag.name, _INTEGER if is_integer else FINITE)
     try:
         domain.convert(flag.value)
     except ValueError:
         raise ValueError(f"--{flag.name}={flag.value}: must be {domain}") from None
+
+
+def domain_of(flag: flags.Flag) -> Domain | None:
+    """Returns what a flag accepts; None: it is no number."""
+    is_integer = isinstance(flag.parser, flags.IntegerParser)
+    if not (is_integer or isinstance(flag.parser, flags.FloatParser)):
+        return None
+    if flag.name in _DOMAINS:
+        return _DOMAINS[flag.name]
+    return Domain(flag.parser.lower_bound, flag.parser.upper_bound, is_integer)

@@ -14,10 +14,11 @@ from absl import app, flags
 
 import sact_tf
 from experiments.common import numbers
-from experiments.common.refusals import explain
-from sact_tf import halting
+from experiments.common.refusals import explain, explain_parsing
+from sact_tf import halting, optional
 from sact_tf.data.examples import DataError
 from sact_tf.networks.options import NetworkOptions
+from sact_tf.optional import MissingPackageError
 from sact_tf.run_control import DirectoryInUseError
 from sact_tf.training import TrainingError, keep_freed_memory
 
@@ -29,7 +30,13 @@ FAMILIES = {"imagenet": sact_tf.imagenet_resnet, "cifar": sact_tf.cifar_resnet}
 
 # The library raises these with a message that names argument or file, value and what is
 # accepted.
-USER_ERRORS = (ValueError, OSError, TrainingError, DirectoryInUseError)
+USER_ERRORS = (
+    ValueError,
+    OSError,
+    TrainingError,
+    DirectoryInUseError,
+    MissingPackageError,
+)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -37,11 +44,26 @@ def run(main: Callable[[], None]) -> None:
     keep_freed_memory()
 
     def checked_main(argv: Sequence[str]):
+        if not flags.FLAGS["verbosity"].present:
+            tf.get_logger().setLevel("ERROR")
         if len(argv) > 1:
             raise app.UsageError(f"unknown argument {argv[1]!r}; flags start with --")
         run_checked(main)
 
-    app.run(checked_main)
+    app.run(checked_main, flags_parser=parse_flags)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses flags; what is wrong with them ends the program with one line.
+
+    Returns:
+        What is no flag, the program's name first.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        name = os.path.basename(argv[0])
+        sys.exit(f"{name}: error: {explain_parsing(error)} (--help lists all flags)")
 
 
 def run_checked(main: Callable[[], None]) -> None:
@@ -51,6 +73,14 @@ def run_checked(main: Callable[[], None]) -> None:
         main()
     except USER_ERRORS as error:
         sys.exit(f"{os.path.basename(sys.argv[0])}: error: {explain(error)}")
+
+
+def need(module: str) -> None:
+    """Ends a program that can do nothing without a package which is not installed."""
+    try:
+        optional.load(module)
+    except MissingPackageError as error:
+        sys.exit(f"{os.path.basename(sys.argv[0])}: error: {error}")
 
 
 _OPTIONS = {field.name: field for field in dataclasses.fields(NetworkOptions)}

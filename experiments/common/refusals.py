@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from absl import flags
 
+from experiments.common import numbers
+
 FLAGS = flags.FLAGS
 
 
@@ -24,6 +26,18 @@ def explain(error: Exception) -> str:
         return message
     name = _by_argument(message) or _by_path(message)
     return f"--{name}={_shown(FLAGS[name].value)}: {message}" if name else message
+
+
+def explain_parsing(error: flags.Error) -> str:
+    """Returns what is wrong with a command line: flag, value and what is accepted."""
+    message = str(error)
+    found = re.match(r"flag --(\w+)=(.*?): ", message, re.DOTALL)
+    if found is None:
+        return message
+    name, value = found.groups()
+    domain = numbers.domain_of(FLAGS[name])
+    accepted = message[found.end() :] if domain is None else f"must be {domain}"
+    return f"--{name}={value}: {accepted}"
 
 
 def _defined() -> Iterator[flags.Flag]:

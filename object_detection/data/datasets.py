@@ -8,6 +8,9 @@ from object_detection.data import coco
 from object_detection.data.examples import DetectionExamples
 from sact_tf.data.examples import DataError, take_shard
 from sact_tf.data.images import decode_image, encoded_size
+from sact_tf.optional import lazy
+
+tfds = lazy("tensorflow_datasets")
 
 NAMES = {"tfds_coco": "coco/2017", "tfds_voc": "voc/2007"}
 """Names of data sets in TensorFlow Datasets."""
@@ -32,8 +35,6 @@ def load(
     Raises:
         DataError: The data set, or the split, is not there.
     """
-    import tensorflow_datasets as tfds  # takes seconds to import, and few runs need it
-
     try:
         builder = tfds.builder(name, data_dir=directory)
         builder.download_and_prepare()

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
-from official.vision.ops import preprocess_ops
 
 from sact_tf.data.examples import (
     UNREADABLE,
@@ -20,6 +19,9 @@ from sact_tf.data.examples import (
     take_shard,
 )
 from sact_tf.domains import INPUT_SIDE
+from sact_tf.optional import lazy
+
+preprocess_ops = lazy("official.vision.ops.preprocess_ops")
 
 SHORT_SIDE = 600
 """Short side of resized images (SACT, appendix A.2)."""

@@ -8,6 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from sact_tf.data.examples import DataError, Examples, check_records
+from sact_tf.optional import lazy
+
+tfds = lazy("tensorflow_datasets")
 
 NUM_CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
@@ -98,8 +101,6 @@ def load_tfds(directory: str | None, split: str) -> Examples:
         DataError: The data set can be neither found nor downloaded.
     """
     _check_split(split)
-    import tensorflow_datasets as tfds  # takes seconds to import, and few runs need it
-
     try:
         dataset = tfds.load(
             "cifar10", data_dir=directory, split=split, as_supervised=True

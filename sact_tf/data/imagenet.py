@@ -32,6 +32,9 @@ from sact_tf.data.examples import (
 )
 from sact_tf.data.images import decode_image, read_image
 from sact_tf.domains import INPUT_SIDE, brief
+from sact_tf.optional import lazy
+
+tfds = lazy("tensorflow_datasets")
 
 __all__ = [
     "DEFAULT_DIRECTORY",
@@ -336,8 +339,6 @@ def load_tfds(
         DataError: The data set is not there.
     """
     _check_split(split)
-    import tensorflow_datasets as tfds  # takes seconds to import, and few runs need it
-
     try:
         builder = tfds.builder("imagenet2012", data_dir=directory)
         builder.download_and_prepare()

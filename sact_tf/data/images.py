@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-import PIL.Image
 import tensorflow as tf
 
 from sact_tf.data.examples import DataError
+from sact_tf.optional import lazy
+
+pil_image = lazy("PIL.Image")
 
 _HEAD = 2**17  # bytes in which a file's EXIF data begin
 _ORIENTATION = 0x0112  # EXIF's tag
@@ -79,15 +81,15 @@ def image_size(path: str) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and odd EXIF data
-            with PIL.Image.open(path, formats=("JPEG", "PNG")) as image:
+            with pil_image.open(path, formats=("JPEG", "PNG")) as image:
                 width, height = image.size
                 stored = image.info.get("exif", b"")
-                exif = PIL.Image.Exif()
+                exif = pil_image.Exif()
                 exif.load(stored)
                 is_transposed = exif.get(_ORIENTATION) in _TRANSPOSED
     except FileNotFoundError as error:
         raise DataError(f"{path}: does not exist") from error
-    except PIL.Image.DecompressionBombError as error:
+    except pil_image.DecompressionBombError as error:
         raise DataError(f"{path}: is too large an image ({error})") from error
     except Exception as error:  # whatever PIL's readers raise
         raise DataError(f"{path}: cannot be read as JPEG or PNG image") from error

@@ -8,13 +8,15 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.io
 
 from sact_tf import reading
 from sact_tf.data.examples import DataError
 from sact_tf.data.images import read_image
 from sact_tf.domains import MAX_SIDE
+from sact_tf.optional import lazy
 from sact_tf.saliency import maps
+
+scipy_io = lazy("scipy.io")
 
 HALVES = ("tune", "validate")
 """The first half of the images chooses blur and blend, the second is scored."""
@@ -256,7 +258,7 @@ def _read_fixation_locations(file):
     if not file.is_file():
         raise DataError(f"{file}: does not exist")
     try:
-        pixels = _variable(scipy.io.loadmat(file), file)
+        pixels = _variable(scipy_io.loadmat(file), file)
     except DataError:
         raise
     except Exception as error:  # a dozen kinds, by where the file is damaged

@@ -6,9 +6,13 @@ import functools
 import math
 
 import numpy as np
-from scipy import ndimage, sparse, special
 
 from sact_tf.domains import AT_LEAST_0, POSITIVE, SIGMA
+from sact_tf.optional import lazy
+
+ndimage = lazy("scipy.ndimage")
+sparse = lazy("scipy.sparse")
+special = lazy("scipy.special")
 
 _MAX_ASPECT_DIFFERENCE = 0.02
 

@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy import integrate, stats
 
+from sact_tf.optional import lazy
 from sact_tf.saliency import maps
+
+integrate = lazy("scipy.integrate")
+stats = lazy("scipy.stats")
 
 _JITTER = 1e-7
 _NUM_BINS = 2**14

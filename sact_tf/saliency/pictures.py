@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from sact_tf.optional import lazy
 from sact_tf.saliency import maps
+
+mpl_figure = lazy("matplotlib.figure")
 
 
 def saliency_figure(
     rows: Sequence[tuple[str, np.ndarray, Sequence[np.ndarray]]],
     titles: Sequence[str],
     temperature: float = 0.2,
-) -> Figure:
+) -> mpl_figure.Figure:
     """Draws images, and beside each its human map and saliency maps.
 
     Args:
@@ -28,7 +30,7 @@ def saliency_figure(
     """
     columns = len(titles) + 1
     aspects = [np.shape(image)[0] / np.shape(image)[1] for _, image, _ in rows]
-    figure = Figure(
+    figure = mpl_figure.Figure(
         figsize=(2.4 * columns, 2.4 * sum(aspects) + 0.4), layout="constrained"
     )
     axes = figure.subplots(

@@ -139,9 +139,8 @@ def make_cluster(arguments, tmp_path):
         yield make
 
 
-@pytest.mark.parametrize(
-    "program", ["cifar_main", pytest.param("coco_train", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("program", ["cifar_main", "coco_train"])
+@pytest.mark.long
 def test_parameter_server_survives_lost_workers_and_coordinators(program, make_cluster):
     chief, *workers, server = free_addresses(4)
     cluster = make_cluster(

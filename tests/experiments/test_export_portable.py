@@ -53,6 +53,7 @@ def test_errors_name_the_flag(run, tmp_path, monkeypatch):
         run(tmp_path / "net.onnx")
 
 
+@pytest.mark.long
 def test_a_full_disk_leaves_what_was_there(run, tmp_path, no_file_larger_than):
     path = tmp_path / "out" / "net.tflite"
     path.parent.mkdir()

@@ -80,6 +80,7 @@ def test_errors_name_the_flag(run_imagenet, checkpoint, tmp_path):
     assert path.read_bytes() == b"precious"
 
 
+@pytest.mark.long
 def test_a_full_disk_leaves_nothing(
     run_imagenet, checkpoint, tmp_path, no_file_larger_than
 ):

@@ -44,6 +44,7 @@ def test_original_defaults(program):
     assert {name: flags.FLAGS[name].default for name in expected} == expected
 
 
+@pytest.mark.long
 def test_photographs_of_any_kind(run, tmp_path, capsys):
     save(tmp_path / "grey.jpg", 50, 70, "L")
     save(tmp_path / "alpha.png", 70, 40, "RGBA")

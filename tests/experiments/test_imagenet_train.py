@@ -36,6 +36,7 @@ def test_original_defaults(program):
     assert {name: flags.FLAGS[name].default for name in expected} == expected
 
 
+@pytest.mark.long
 def test_stages_of_the_paper(run_imagenet, tmp_path, capsys):
     """Ordinary network, SACT from it, resumed, and the baseline of its mean units."""
     vanilla, sact, baseline = (str(tmp_path / name) for name in "abc")

@@ -55,6 +55,7 @@ def largest_difference(values, expected):
     return max(np.abs(values[name] - expected[name]).max() for name in expected)
 
 
+@pytest.mark.long
 def test_mirrored_training_is_that_on_one_device(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(_ON_TWO_DEVICES))
@@ -83,7 +84,9 @@ def test_batch_norm_can_be_told_not_to_synchronize():
     assert layers and not any(layer.synchronized for layer in layers)
 
 
-@pytest.fixture(params=["mixed_bfloat16", "mixed_float16"])
+@pytest.fixture(
+    params=["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.long)]
+)
 def precision(request):
     keras.mixed_precision.set_global_policy(request.param)
     yield request.param
@@ -115,6 +118,7 @@ def test_mixed_precision_keeps_weights_and_halting_in_float32(
     np.testing.assert_allclose(logits, expected, atol=0.3)
 
 
+@pytest.mark.long
 def test_compiled_training_is_the_same(tiny_examples, tmp_path):
     weights = []
     for jit_compile in (False, True):

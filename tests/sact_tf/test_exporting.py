@@ -90,6 +90,7 @@ def halting_network(model_type, execution):
         ("native", [("sact", "perforated")]),
     ],
 )
+@pytest.mark.long
 def test_serves_in_another_process(tmp_path, implementation, kinds):
     if implementation == "native" and custom_ops.load() is None:
         pytest.skip("the native kernels can not be compiled here")

@@ -88,8 +88,18 @@ CASES = [(b, "basic") for b in BLOCKS] + [
 ]
 
 
-@pytest.mark.parametrize("ending", ["keras", "h5"])
-@pytest.mark.parametrize("block, kind", CASES)
+def _by_default(block, kind, ending):
+    """Each block, each kind and each ending, but not all of all."""
+    return ending == "keras" and kind in ("basic", "shared") or kind == "own"
+
+
+@pytest.mark.parametrize(
+    "block, kind, ending",
+    [
+        pytest.param(*case, marks=[] if _by_default(*case) else [pytest.mark.long])
+        for case in ((b, k, e) for b, k in CASES for e in ("keras", "h5"))
+    ],
+)
 def test_a_functional_model_with_a_block_is_saved(
     lively, tmp_path, block, kind, ending
 ):

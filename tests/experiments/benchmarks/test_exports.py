@@ -22,6 +22,7 @@ def run(program):
     return run
 
 
+@pytest.mark.long
 def test_compares_with_the_ordinary_network(run, capsys):
     run(forms=["dense", "masked", "perforated"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

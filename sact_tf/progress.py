@@ -1,0 +1,88 @@
+"""What training shows of itself: step of total, speed, time left, running means."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import tf_keras as keras
+
+_TERMINAL_SECS = 0.2
+_LOG_SECS = 30.0
+
+
+def describe(
+    step: int,
+    total: int | None,
+    made: int,
+    secs: float,
+    logs: Mapping[str, float],
+) -> str:
+    """Returns one line about a run.
+
+    Args:
+        step: Steps made, those before a resume included.
+        total: Steps of the whole run; None: no end.
+        made: Steps made by this process.
+        secs: Seconds they took.
+        logs: Running means, by name.
+
+    >>> describe(50, 200, 25, 5.0, {"loss": 1.25, "flops": 1696064.0})
+    'step 50/200 (25%), 5.00 steps/s, 0:00:30 left, loss 1.25, flops 1.696e+06'
+    """
+    parts = [f"step {step}" if total is None else f"step {step}/{total}"]
+    if total:
+        parts[0] += f" ({100 * step // total}%)"
+    if made and secs > 0:
+        parts.append(f"{made / secs:.2f} steps/s")
+        if total is not None:
+            left = datetime.timedelta(seconds=round(max(total - step, 0) * secs / made))
+            parts.append(f"{left} left")
+    return ", ".join([*parts, *(f"{name} {value:.4g}" for name, value in logs.items())])
+
+
+class Progress(keras.callbacks.Callback):
+    """Shows a run: one line that changes on a terminal, a line now and then in a log.
+
+    Args:
+        step: Tells the steps made, those before a resume included.
+        total: Steps of the whole run; None: no end.
+    """
+
+    def __init__(self, step: Callable[[], int], total: int | None):
+        super().__init__()
+        self._step = step
+        self._total = total
+        self._is_terminal = sys.stdout.isatty()
+        self._secs = _TERMINAL_SECS if self._is_terminal else _LOG_SECS
+        self._first, self._started, self._shown = None, 0.0, 0.0
+        self._width = 0
+        self._logs = {}
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.monotonic()
+        self._logs = logs or {}
+        if self._first is None:  # what the first step takes is mostly tracing
+            self._first, self._started = self._step(), now
+        if now - self._shown >= self._secs:
+            self._show(now)
+
+    def on_train_end(self, logs=None):
+        if self._first is not None:
+            self._show(time.monotonic())
+            if self._is_terminal:
+                print(flush=True)
+
+    def _show(self, now):
+        self._shown = now
+        step = self._step()
+        line = describe(
+            step, self._total, step - self._first, now - self._started, self._logs
+        )
+        if self._is_terminal:
+            print(f"\r{line:{self._width}}", end="", flush=True)
+            self._width = len(line)
+        else:
+            print(line, flush=True)
