@@ -2,6 +2,7 @@
 
 import errno
 import os
+import types
 
 import numpy as np
 import pytest
@@ -135,7 +136,7 @@ def test_pictures_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
             file.write(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("matplotlib.image.imsave", full)
+    monkeypatch.setattr(visualization, "mpl_image", types.SimpleNamespace(imsave=full))
     with pytest.raises(OSError, match=r"a_image\.png: cannot be written \(No space"):
         visualization.save_pictures(str(tmp_path / "a"), 0 * image, values, 0, 1)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from sact_tf import command, optional, siblings
+from experiments import command
+from sact_tf import optional, siblings
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 

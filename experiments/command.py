@@ -5,8 +5,6 @@ from __future__ import annotations
 import runpy
 import sys
 
-from sact_tf import siblings
-
 COMMANDS = {
     "quickstart": ("quickstart", "trains an ordinary and a SACT network, in minutes"),
     "cifar": ("cifar_main", "trains or evaluates a network on CIFAR-10"),
@@ -72,8 +70,7 @@ def main() -> None:
         sys.exit(0 if words else 2)
     try:
         name, arguments = find(words)
-        siblings.check()
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
         sys.exit(f"sact: error: {error}")
     sys.argv = ["sact", *arguments]
     # As `python -m` runs it, so that --help is the same.
