@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 import tf_keras as keras
-from absl import app, flags
+from absl import app, flags, logging
 
 import sact_tf
 from experiments.common import numbers
@@ -46,6 +46,7 @@ def run(main: Callable[[], None]) -> None:
     def checked_main(argv: Sequence[str]):
         if not flags.FLAGS["verbosity"].present:
             tf.get_logger().setLevel("ERROR")
+            logging.set_verbosity(logging.ERROR)
         if len(argv) > 1:
             raise app.UsageError(f"unknown argument {argv[1]!r}; flags start with --")
         run_checked(main)
