@@ -104,6 +104,7 @@ programs.define_option("model_type")
 programs.define_option("tau")
 programs.define_option("base_channels", 16)
 programs.define_option("tile_size")
+programs.define_option("halting_bias")
 programs.define_option(
     "model",
     "5",

@@ -40,7 +40,7 @@ flags.DEFINE_bool(
 )
 imagenet.define_data_flags("validation")
 imagenet.define_model_flags()
-programs.define_unused_flags("master")
+programs.define_unused_flags("master", "moving_average_decay")
 
 
 def main() -> None:
