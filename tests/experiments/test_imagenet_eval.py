@@ -23,6 +23,7 @@ def test_original_defaults(program):
         model_type="vanilla",
         tau=1.0,
         evaluate_once=False,
+        moving_average_decay=0.9999,
     )
     assert {name: flags.FLAGS[name].default for name in expected} == expected
 
