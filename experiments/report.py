@@ -42,7 +42,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a Markdown table."""
     cells = [header, ["---"] * len(header), *rows]
     escaped = [[str(cell).replace("|", r"\|") for cell in row] for row in cells]
-    return "\n".join(f"| {' | '.join(row)} |" for row in escaped) + "\n"
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
 def grouped(
@@ -56,9 +56,11 @@ def grouped(
 
 
 def flops(evaluation: Evaluation) -> str:
-    """Operations of an image, mean and deviation."""
+    """Operations of an image, mean and deviation where they differ."""
     row = evaluation.row
-    return f"{row['Total Flops/mean']:.3g} ± {row['Total Flops/std']:.2g}"
+    deviation = row["Total Flops/std"]
+    mean = f"{row['Total Flops/mean']:.3g}"
+    return f"{mean} ± {deviation:.2g}" if deviation else mean
 
 
 def units(evaluation: Evaluation) -> str:
@@ -114,11 +116,11 @@ def detection_table(evaluations: Sequence[Evaluation]) -> str:
                 str(e.row["global_step"]),
                 flops(e),
                 f"{relative[0]:.1f} ± {relative[1]:.1f}",
-                str(e.row.get("reference_model", "its own depth")),
+                str(e.row.get("reference_model", "ordinary, as deep")),
                 percent(e, "AP"),
             ]
         )
-    header = ["features", "steps", "FLOPs", "FLOPs, %", "of the ordinary", "mAP, %"]
+    header = ["features", "steps", "FLOPs", "FLOPs, %", "100 % is", "mAP, %"]
     return table(header, rows)
 
 
@@ -239,9 +241,9 @@ def add_classification(
 def add_detection(report: Report, source: str, evaluations: list[Evaluation]) -> None:
     """Adds table 1 and its figure, of evaluations on the same data."""
     report.add(f"## Detection: {source} (SACT, table 1)")
-    for size, some in grouped(evaluations, lambda e: e.image_size).items():
-        sides = " to ".join(map(str, size))
-        report.add(f"### Sides of {sides} pixels", detection_table(some))
+    for (short, long), some in grouped(evaluations, lambda e: e.image_size).items():
+        sides = f"short side {short}" + (f", long side at most {long}" if long else "")
+        report.add(f"### Images of {sides} pixels", detection_table(some))
         points = {
             family: [
                 (by_flops(e), 100 * e.row["AP"], e.row["Total Flops/std"]) for e in line
@@ -249,8 +251,8 @@ def add_detection(report: Report, source: str, evaluations: list[Evaluation]) ->
             for family, line in grouped(some, lambda e: e.family).items()
         }
         report.draw(
-            f"{source}_{'_'.join(map(str, size))}",
-            f"mAP over operations of the feature extractor, sides of {sides}",
+            f"{source}_{short}_{long}",
+            f"mAP over operations of the feature extractor, {sides}",
             points,
             "FLOPs per image",
             "mAP, %",

@@ -65,9 +65,9 @@ class Evaluation:
 
     @property
     def source(self) -> str:
-        """What was evaluated by which program; others are no part of one figure."""
+        """The program and its --dataset; others are no part of one figure."""
         dataset = self.row.get("dataset", "not recorded")
-        return f"{self.row['program']}, --dataset={dataset}"
+        return f"{self.row['program']}, {dataset}"
 
     @property
     def depth(self) -> str:

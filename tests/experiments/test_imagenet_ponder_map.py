@@ -67,7 +67,7 @@ def test_photographs_of_any_kind(run, tmp_path, capsys):
     photograph = pixels(tmp_path / "grey.jpg")
     np.testing.assert_allclose(image, photograph, atol=3)  # JPEG decoders differ
     # What was written as JPEG can be had no nearer.
-    image = inception.longer_edge(imagenet.read_image(tmp_path / "grey.jpg"), 0)
+    image = inception.longer_edge(imagenet.read_image(str(tmp_path / "grey.jpg")), 0)
     image = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
     model = sact_tf.imagenet_resnet("1_1_2_1", "sact", 3, base_channels=2)
     sact_tf.load_slim_checkpoint(model, str(tmp_path / "model.ckpt"))

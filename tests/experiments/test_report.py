@@ -108,9 +108,9 @@ def test_data_of_several_kinds_stand_apart(run, write):
     write("c", **classification("5_5_5", program="cifar_main", image_size=32))
     page, _ = run()
     for source in (
-        "imagenet_eval, --dataset=tfrecord",
-        "imagenet_eval, --dataset=shapes",
-        "cifar_main, --dataset=tfrecord",
+        "imagenet_eval, tfrecord",
+        "imagenet_eval, shapes",
+        "cifar_main, tfrecord",
     ):
         assert page.count(f"## Classification: {source}") == 1
     assert "| ResNet-32 |" in page
