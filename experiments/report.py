@@ -116,7 +116,7 @@ def detection_table(evaluations: Sequence[Evaluation]) -> str:
                 str(e.row["global_step"]),
                 flops(e),
                 f"{relative[0]:.1f} ± {relative[1]:.1f}",
-                str(e.row.get("reference_model", "ordinary, as deep")),
+                e.reference,
                 percent(e, "AP"),
             ]
         )

@@ -43,6 +43,23 @@ _NAMES["act_early_stopping"] = "ACT"
 _DEPTHS = {"_".join(map(str, units)): name for name, units in UNITS_PER_BLOCK.items()}
 
 
+def depth_name(model: str) -> str:
+    """Returns the name of an ordinary network.
+
+    >>> depth_name("3_4_23_3"), depth_name("50"), depth_name("5_5_5"), depth_name("1_2")
+    ('ResNet-101', 'ResNet-50', 'ResNet-32', 'ResNet 1_2')
+
+    Args:
+        model: As of --model.
+    """
+    units = model.split("_")
+    if model in UNITS_PER_BLOCK or model in _DEPTHS:
+        return f"ResNet-{_DEPTHS.get(model, model)}"
+    if len(units) == 3 and len(set(units)) == 1 and units[0].isdecimal():
+        return f"ResNet-{6 * int(units[0]) + 2}"
+    return f"ResNet {model}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """An evaluation, and what its file says of it.
@@ -72,13 +89,13 @@ class Evaluation:
     @property
     def depth(self) -> str:
         """Name of the ordinary network of these units."""
-        model = str(self.row["model"])
-        units = model.split("_")
-        if model in _DEPTHS:
-            return f"ResNet-{_DEPTHS[model]}"
-        if len(units) == 3 and len(set(units)) == 1:
-            return f"ResNet-{6 * int(units[0]) + 2}"
-        return f"ResNet {model}"
+        return depth_name(self.row["model"])
+
+    @property
+    def reference(self) -> str:
+        """Name of the network that a detector's operations are relative to."""
+        model = self.row.get("reference_model")
+        return depth_name(model) if isinstance(model, str) else self.depth
 
     @property
     def family(self) -> str:

@@ -90,7 +90,7 @@ def test_tables_and_figures_of_the_paper(run, write, tmp_path):
     assert f"{sact}1.73e+10 ± 8.6e+08 | 2.3, 3.8 | 75.12 | 92.76 |" in rows
     assert "| ResNet-50 | 9 | 1e+10 ± 5e+08 | 3, 4, 6, 3 | 75.12 | 92.76 |" in rows
     assert any(row.startswith("| SACT baseline, ResNet 2_4_13_3 |") for row in rows)
-    assert f"{sact}7e+09 ± 3.5e+08 | 56.0 ± 8.5 | 101 | 27.61 |" in rows
+    assert f"{sact}7e+09 ± 3.5e+08 | 56.0 ± 8.5 | ResNet-101 | 27.61 |" in rows
     for figure in ("7a", "7b", "7c", "7d"):
         assert figure in page
     pictures = sorted((tmp_path / "report").glob("*.png"))
