@@ -241,8 +241,7 @@ def evaluate(
         separator = "/" if name.endswith("Flops") else "_"
         metrics[f"{name}{separator}mean"] = value.mean
         metrics[f"{name}{separator}std"] = value.std
-    num_units = dict(zip(end_points["block_scopes"], end_points["block_num_units"]))
-    return {**metrics, **used_units(moments, num_units)}, results
+    return {**metrics, **used_units(moments, model.blocks)}, results
 
 
 def _inside_images(values):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -50,7 +50,7 @@ class Moments:
 
 
 def used_units(
-    moments: Mapping[str, Moments], num_units: Mapping[str, int]
+    moments: Mapping[str, Moments], blocks: Iterable[keras.layers.Layer]
 ) -> dict[str, int]:
     """Tells which units of a data set's adaptive blocks ran at all.
 
@@ -59,18 +59,19 @@ def used_units(
 
     Args:
         moments: By metric; those of `<block>/num_units` are read.
-        num_units: Units of every block, by its name.
+        blocks: The network's blocks.
 
     Returns:
         `<block>/num_units_max`, the most units that anything ran, and
         `<block>/dead_units`, how many units are dead.
     """
     results = {}
-    for block, count in num_units.items():
-        if f"{block}/num_units" in moments:
-            used = int(moments[f"{block}/num_units"].largest)
-            results[f"{block}/num_units_max"] = used
-            results[f"{block}/dead_units"] = count - used
+    for block in blocks:
+        name = f"{block.name}/num_units"
+        if name in moments:
+            used = int(moments[name].largest)
+            results[f"{name}_max"] = used
+            results[f"{block.name}/dead_units"] = len(block.units) - used
     return results
 
 
@@ -129,5 +130,4 @@ def evaluate(
         separator = "/" if name == "Total Flops" else "_"
         results[f"{name}{separator}mean"] = value.mean
         results[f"{name}{separator}std"] = value.std
-    num_units = {block.name: len(block.units) for block in model.blocks}
-    return {**results, **used_units(moments, num_units)}
+    return {**results, **used_units(moments, model.blocks)}
