@@ -8,6 +8,12 @@ Train, and evaluate the newest checkpoint:
         --model_type=sact --tau=0.01 --dataset_dir=DIR --checkpoint_dir=/tmp/sact \\
         --eval_dir=/tmp/sact
 
+The SACT paper's baseline, an ordinary network that is as deep as a trained adaptive
+network is on average:
+
+    python -m experiments.cifar_main --model=auto --units_from=/tmp/sact/eval.json \\
+        --dataset_dir=DIR --train_log_dir=/tmp/baseline
+
 Training that was stopped, for any reason, continues from its newest checkpoint when you
 start it again.
 """
@@ -18,12 +24,13 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments.common import distribution, evaluating, programs
+from experiments.common import baseline, distribution, evaluating, programs
 from sact_tf import optimization, training
 from sact_tf.data import cifar, shapes
 from sact_tf.domains import COUNT
 
 FLAGS = flags.FLAGS
+_BLOCKS = [f"block_{b}" for b in range(1, 4)]
 
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 
@@ -45,7 +52,7 @@ flags.DEFINE_string(
     "finetune_path",
     "",
     "TF-Slim checkpoint, or directory of checkpoints, to start from; halting variables "
-    "start fresh.",
+    "start fresh, and --model=auto takes the first units of every block.",
 )
 flags.DEFINE_integer(
     "seed", None, "Seed of initial weights, data order and augmentation."
@@ -104,12 +111,14 @@ programs.define_option("model_type")
 programs.define_option("tau")
 programs.define_option("base_channels", 16)
 programs.define_option("tile_size")
+programs.define_option("halting_bias")
 programs.define_option(
     "model",
     "5",
     "Residual units per block: one number for all three blocks (5 is ResNet-32, 18 "
-    "ResNet-110), or three joined by underscores.",
+    "ResNet-110), three joined by underscores, or auto: see --units_from.",
 )
+baseline.define_flag()
 
 distribution.define_flags()
 programs.define_unused_flags("master", "ps_tasks", "task")
@@ -126,7 +135,11 @@ def load_examples(split: str):
 
 def make_model(num_classes: int):
     """Builds the network the flags describe."""
-    return sact_tf.cifar_resnet(**programs.network_options(num_classes=num_classes))
+    model = baseline.units(_BLOCKS)
+    if FLAGS.model == "auto":
+        print(f"Residual units per block: {model}")
+    options = programs.network_options(model=model, num_classes=num_classes)
+    return sact_tf.cifar_resnet(**options)
 
 
 def train() -> None:
@@ -150,7 +163,9 @@ def train() -> None:
     examples = load_examples("train")
     programs.start_from_finetune_path(
         log_dir,
-        lambda path: sact_tf.load_slim_checkpoint(model, path, fresh_halting=True),
+        lambda path: sact_tf.load_slim_checkpoint(
+            model, path, fresh_halting=True, first_units=FLAGS.model == "auto"
+        ),
     )
     last = training.train(
         model,
@@ -176,7 +191,15 @@ def evaluate() -> None:
         FLAGS.eval_dir,
         FLAGS.evaluate_once,
         FLAGS.eval_interval_secs,
-        split_name=FLAGS.split_name,
+        about=dict(
+            program="cifar_main",
+            dataset=FLAGS.dataset,
+            split_name=FLAGS.split_name,
+            image_size=FLAGS.image_size
+            if FLAGS.dataset == "shapes"
+            else cifar.IMAGE_SHAPE[0],
+            baseline_of=baseline.baseline_of(),
+        ),
         batch_size=FLAGS.eval_batch_size,
     )
 

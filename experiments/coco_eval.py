@@ -76,8 +76,13 @@ def evaluate_detector(eval_dir: str) -> dict[str, object]:
     write_json(os.path.join(eval_dir, "detections.json"), results)
     print(f"Evaluated {checkpoint} on {examples.num_examples} images")
     return {
-        "checkpoint": checkpoint,
-        "global_step": sact_tf.checkpoint_step(checkpoint),
+        **evaluating.record(
+            "coco_eval",
+            model.network.options,
+            checkpoint,
+            image_size=[FLAGS.short_side, FLAGS.long_side],
+            dataset=FLAGS.dataset,
+        ),
         "num_examples": examples.num_examples,
         **metrics,
     }

@@ -66,6 +66,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer("seed", None, "Seed of initial weights and data order.")
 detection.define_data_flags("train")
 detection.define_model_flags()
+programs.define_option("halting_bias")
 distribution.define_flags()
 
 

@@ -8,11 +8,13 @@ import sys
 COMMANDS = {
     "quickstart": ("quickstart", "trains an ordinary and a SACT network, in minutes"),
     "cifar": ("cifar_main", "trains or evaluates a network on CIFAR-10"),
+    "cifar convert": ("convert_cifar10", "makes its files from CIFAR-10 as published"),
     "train": ("imagenet_train", "trains a network on ImageNet or a folder of images"),
     "eval": ("imagenet_eval", "evaluates such a network"),
     "maps": ("imagenet_ponder_map", "draws ponder cost maps of photographs"),
     "maps export": ("imagenet_export", "writes images and ponder cost to a file"),
     "maps draw": ("draw_ponder_maps", "draws the maps of such a file"),
+    "report": ("report", "makes the paper's tables and figures of evaluations"),
     "tradeoff": ("plot_tradeoff", "plots accuracy against operations"),
     "garden": ("model_garden_train", "trains with the TensorFlow Model Garden"),
     "squeeze": ("squeeze_model", "copies a checkpoint without training's variables"),

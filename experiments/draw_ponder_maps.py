@@ -2,8 +2,9 @@
 
     python -m experiments.draw_ponder_maps --input_file=maps.hdf5 --output_dir=maps
 
-Writes `<number>_image.png`, `<number>_map.png` and `<number>_overlay.png` of every
-image, and `colour_bar.png`: all maps have the same colours, from the 0.1 to the 99.9
+Writes `<mean>_<number>_im.jpg` and `<mean>_<number>_ponder.png` of every image, where
+<mean> is its mean ponder cost, and `colorbar.pdf`, as the original does; also
+`<mean>_<number>_overlay.png`. All maps have the same colours, from the 0.1 to the 99.9
 percentile of all their values. `grid.png` shows images sorted by their ponder cost, as
 in SACT, figure 9.
 """
@@ -67,13 +68,13 @@ def main() -> None:
     maps, images = read_maps(path)
     low, high = map(float, np.percentile(maps, _PERCENTILES))
     for k, (image, values) in enumerate(zip(images, maps)):
-        prefix = os.path.join(output_dir, f"{k:05d}")
+        prefix = os.path.join(output_dir, f"{values.mean():.2f}_{k}")
         visualization.save_pictures(prefix, (image + 1) / 2, values, low, high)
     count = len(images)
     grid = visualization.sorted_grid(np.clip((images + 1) / 2, 0, 1), maps)
     visualization.save_figure(grid, os.path.join(output_dir, "grid.png"))
     bar = visualization.colour_bar(low, high)
-    visualization.save_figure(bar, os.path.join(output_dir, "colour_bar.png"))
+    visualization.save_figure(bar, os.path.join(output_dir, "colorbar.pdf"))
     print(f"Drew {count} maps, ponder cost {low:.2f} to {high:.2f}, in {output_dir}")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from experiments.common import evaluating, imagenet, programs
+from experiments.common import baseline, evaluating, imagenet, programs
 
 FLAGS = flags.FLAGS
 
@@ -40,7 +40,7 @@ flags.DEFINE_bool(
 )
 imagenet.define_data_flags("validation")
 imagenet.define_model_flags()
-programs.define_unused_flags("master")
+programs.define_unused_flags("master", "moving_average_decay")
 
 
 def main() -> None:
@@ -54,7 +54,13 @@ def main() -> None:
         FLAGS.eval_dir,
         FLAGS.evaluate_once,
         FLAGS.eval_interval_secs,
-        split_name=FLAGS.split_name,
+        about=dict(
+            program="imagenet_eval",
+            dataset=FLAGS.dataset,
+            split_name=FLAGS.split_name,
+            image_size=FLAGS.image_size,
+            baseline_of=baseline.baseline_of(),
+        ),
         batch_size=FLAGS.batch_size,
         recall_at=5,
     )

@@ -3,10 +3,10 @@
     python -m experiments.imagenet_ponder_map --checkpoint_dir=/tmp/sact \\
         --images_pattern='photos/*.jpg' --image_size=600 --output_dir=maps
 
-Writes `<name>_image.png`, `<name>_map.png`, `<name>_overlay.png`,
-`<name>_colour_bar.png`, `<name>_figure.png` (these side by side) and
-`<name>_blocks.png` (the map of every block, as in SACT, figure 8) of every JPEG or PNG
-file. A file that cannot be read is named and skipped; the exit status is then not zero.
+Writes `<name>_im.jpg`, `<name>_ponder.jpg` and `<name>_colorbar.pdf` of every JPEG or
+PNG file, as the original does; also `<name>_overlay.png`, `<name>_figure.png` (these
+side by side) and `<name>_blocks.png` (the map of every block, as in SACT, figure 8).
+A file that cannot be read is named and skipped; the exit status is then not zero.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def draw(model, path: str, output_dir: str) -> str:
     low, high = float(values.min()), float(values.max())
     shown = np.clip(image.numpy(), 0, 1)
     start = os.path.join(output_dir, os.path.splitext(os.path.basename(path))[0])
-    visualization.save_pictures(start, shown, values, low, high)
+    visualization.save_pictures(start, shown, values, low, high, map_format="jpg")
     bar = visualization.colour_bar(low, high)
-    visualization.save_figure(bar, f"{start}_colour_bar.png")
+    visualization.save_figure(bar, f"{start}_colorbar.pdf")
     figure = visualization.side_by_side(shown, values)
     visualization.save_figure(figure, f"{start}_figure.png")
     maps = {

@@ -54,8 +54,12 @@ flags.DEFINE_integer(
 )
 imagenet.define_data_flags("train")
 imagenet.define_model_flags()
+programs.define_option("halting_bias")
 distribution.define_flags()
-programs.define_unused_flags("master", "ps_tasks", "task", "startup_delay_steps")
+programs.define_unused_flags(
+    *("master", "ps_tasks", "task", "startup_delay_steps"),
+    *("worker_replicas", "replicas_to_aggregate", "moving_average_decay"),
+)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from sact_tf import reading
 from sact_tf.data.examples import DataError
 from sact_tf.domains import brief
 from sact_tf.end_points import metric_values
-from sact_tf.evaluation import Moments
+from sact_tf.evaluation import Moments, used_units
 from sact_tf.optional import lazy
 
 pycoco = lazy("pycocotools.coco")
@@ -216,8 +216,8 @@ def evaluate(
         What `average_precision` returns, with `Total Flops/mean` and `/std` (of the
         feature extractor, per image), `Relative Flops/mean` and `/std` (divided by
         those of the ordinary network on the same image: SACT, table 1), the mean and
-        deviation of `<block>/{flops,ponder_cost,num_units}`; and all detections in
-        COCO's format.
+        deviation of `<block>/{flops,ponder_cost,num_units}`, and what `used_units`
+        tells; and all detections in COCO's format.
     """
     run = model.compiled()
     moments: dict[str, Moments] = {}
@@ -243,7 +243,7 @@ def evaluate(
         separator = "/" if name.endswith("Flops") else "_"
         metrics[f"{name}{separator}mean"] = value.mean
         metrics[f"{name}{separator}std"] = value.std
-    return metrics, results
+    return {**metrics, **used_units(moments, model.blocks)}, results
 
 
 def _inside_images(values):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -15,10 +16,17 @@ from sact_tf.writing import write_json  # noqa: F401 (as which it was known here
 
 @dataclasses.dataclass
 class Moments:
-    """Mean and unbiased deviation of values in parts (Chan et al., 1979)."""
+    """Mean and unbiased deviation of values in parts (Chan et al., 1979).
+
+    Attributes:
+        count: How many values there were.
+        mean: Their mean.
+        largest: The largest of them.
+    """
 
     count: int = 0
     mean: float = 0.0
+    largest: float = -math.inf
     _squares: float = 0.0  # sum of squared distances from the mean
 
     def add(self, values: np.ndarray) -> None:
@@ -33,11 +41,38 @@ class Moments:
         self._squares += delta**2 * self.count * values.size / total
         self.mean += delta * values.size / total
         self.count = total
+        self.largest = max(self.largest, float(values.max()))
 
     @property
     def std(self) -> float:
         """Unbiased standard deviation; 0 for a single value."""
         return math.sqrt(self._squares / (self.count - 1)) if self.count > 1 else 0.0
+
+
+def used_units(
+    moments: Mapping[str, Moments], blocks: Iterable[keras.layers.Layer]
+) -> dict[str, int]:
+    """Tells which units of a data set's adaptive blocks ran at all.
+
+    Units run in order, so a block uses its first ones. A unit is dead if no image, and
+    no position of one, ever runs it.
+
+    Args:
+        moments: By metric; those of `<block>/num_units` are read.
+        blocks: The network's blocks.
+
+    Returns:
+        `<block>/num_units_max`, the most units that anything ran, and
+        `<block>/dead_units`, how many units are dead.
+    """
+    results = {}
+    for block in blocks:
+        name = f"{block.name}/num_units"
+        if name in moments:
+            used = int(moments[name].largest)
+            results[f"{name}_max"] = used
+            results[f"{block.name}/dead_units"] = len(block.units) - used
+    return results
 
 
 def evaluate(
@@ -55,7 +90,8 @@ def evaluate(
         weight decay and tau times ponder cost), `eval/Recall@k`; `Total Flops/mean` and
         `/std` over images, and for every block
         `<block>/{ponder_cost,num_units,flops}_{mean,std}`, over all positions in a SACT
-        network. Standard deviations are unbiased and those of the whole set.
+        network. Standard deviations are unbiased and those of the whole set. Also what
+        `used_units` tells.
 
     Raises:
         ValueError: There are no images.
@@ -94,4 +130,4 @@ def evaluate(
         separator = "/" if name == "Total Flops" else "_"
         results[f"{name}{separator}mean"] = value.mean
         results[f"{name}{separator}std"] = value.std
-    return results
+    return {**results, **used_units(moments, model.blocks)}

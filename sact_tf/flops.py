@@ -38,19 +38,23 @@ def num_active(active: tf.Tensor, valid: tf.Tensor | None = None) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(active, tf.int64), [1, 2])
 
 
-def dilate(active: tf.Tensor) -> tf.Tensor:
+def dilate(active: tf.Tensor, rate: int = 1) -> tf.Tensor:
     """Dilates a bool mask [batch, height, width] by the 3x3 square.
 
     These are the positions at which a following 3x3 convolution reads its input, and
     hence where the convolution before it has to be computed (SACT, section 2.3).
+
+    Args:
+        active: Bool [batch, height, width].
+        rate: Dilation of the convolution, the distance of the square's positions.
     """
     for axis in (1, 2):
         size = tf.shape(active)[axis]
-        paddings = [[1, 1] if a == axis else [0, 0] for a in range(3)]
+        paddings = [[rate, rate] if a == axis else [0, 0] for a in range(3)]
         padded = tf.pad(active, paddings)
         shifted = [
             padded[:, k : k + size] if axis == 1 else padded[:, :, k : k + size]
-            for k in range(3)
+            for k in (0, rate, 2 * rate)
         ]
         active = shifted[0] | shifted[1] | shifted[2]
     return active

@@ -74,6 +74,7 @@ def conv2d(
     weight_decay: float = 0.0,
     bias_initializer: float = 0.0,
     name: str | None = None,
+    rate: int = 1,
 ) -> keras.layers.Conv2D:
     """Returns a Keras convolution with the original's initializer and weight decay.
 
@@ -86,12 +87,14 @@ def conv2d(
         weight_decay: Coefficient c of the loss c * sum(w^2) / 2.
         bias_initializer: Constant the bias starts from.
         name: Keras name of the layer.
+        rate: Dilation in both directions.
     """
     return Conv2D(
         filters,
         kernel_size,
         strides,
         padding,
+        dilation_rate=rate,
         use_bias=use_bias,
         kernel_initializer=kernel_initializer(),
         bias_initializer=keras.initializers.Constant(bias_initializer),

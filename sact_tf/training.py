@@ -191,6 +191,8 @@ class _Summaries(Summaries):
             values = tf.cast(values, tf.float32)
             tf.summary.scalar(f"{name}_mean", tf.reduce_mean(values))
             tf.summary.scalar(f"{name}_std", tf.math.reduce_std(values))
+            if name.endswith("/num_units"):  # units above it are dead
+                tf.summary.scalar(f"{name}_max", tf.reduce_max(values))
             tf.summary.histogram(name, values)
         for name, heatmap in heatmaps.items():
             tf.summary.image(f"heatmaps/{name}", heatmap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ cm = lazy("matplotlib.cm")
 colors = lazy("matplotlib.colors")
 figures = lazy("matplotlib.figure")
 mpl_image = lazy("matplotlib.image")
+
+_JPEG = dict(quality=100, subsampling=0)
 
 
 def has_maps(end_points: Mapping[str, object]) -> bool:
@@ -145,9 +148,16 @@ def overlay(image: np.ndarray, colours: np.ndarray, alpha: float = 0.6) -> np.nd
 
 
 def save_pictures(
-    prefix: str, image: np.ndarray, values: np.ndarray, low: float, high: float
+    prefix: str,
+    image: np.ndarray,
+    values: np.ndarray,
+    low: float,
+    high: float,
+    map_format: str = "png",
 ) -> None:
-    """Writes `<prefix>_image.png`, `<prefix>_map.png` and `<prefix>_overlay.png`.
+    """Writes `<prefix>_im.jpg`, `<prefix>_ponder.png` and `<prefix>_overlay.png`.
+
+    The first two have the original's names.
 
     Args:
         prefix: Path that the files' names begin with.
@@ -155,11 +165,12 @@ def save_pictures(
         values: Map of the same height and width.
         low: As in `colour_map`.
         high: As in `colour_map`.
+        map_format: Extension of the map's file.
     """
     image = np.clip(np.asarray(image) * 255 + 0.5, 0, 255).astype(np.uint8)
     colours = colour_map(values, low, high)
-    save_picture(f"{prefix}_image.png", image)
-    save_picture(f"{prefix}_map.png", colours)
+    save_picture(f"{prefix}_im.jpg", image)
+    save_picture(f"{prefix}_ponder.{map_format}", colours)
     save_picture(f"{prefix}_overlay.png", overlay(image, colours))
 
 
@@ -167,14 +178,15 @@ def save_picture(path: str, pixels: np.ndarray) -> None:
     """Writes a picture, whole or not at all.
 
     Args:
-        path: The file; its extension tells the format.
+        path: The file; its extension tells the format. JPEG is of the highest quality.
         pixels: uint8 [height, width, 3].
 
     Raises:
         WritingError: Naming the file.
     """
+    is_jpeg = path.lower().endswith((".jpg", ".jpeg"))
     with atomic_file(path) as temporary:
-        mpl_image.imsave(temporary, pixels)
+        mpl_image.imsave(temporary, pixels, pil_kwargs=_JPEG if is_jpeg else None)
 
 
 def save_figure(figure: figures.Figure, path: str, dpi: int = 120) -> None:
@@ -315,17 +327,35 @@ def tradeoff_figure(
     Raises:
         DataError: An evaluation lacks accuracy or FLOPs, or they cannot be such.
     """
+    points = {}
+    for label, evaluations in curves.items():
+        points[label] = []
+        for row in reading.checked_rows(evaluations, TRADEOFF, label):
+            flops, accuracy, deviation = (row[name] for name in TRADEOFF)
+            points[label].append((flops, 100 * accuracy, deviation))
+    return curves_figure(points, "FLOPs per image", "accuracy, %")
+
+
+def curves_figure(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]], x: str, y: str
+) -> figures.Figure:
+    """Draws lines through points; a line of one point is its marker.
+
+    Args:
+        curves: Label of a line to its points in any order, each with the deviation of
+            its first number, which a horizontal bar shows (0: none).
+        x: What the first number is.
+        y: What the second is.
+    """
     figure = figures.Figure(figsize=(5.6, 3.8), layout="constrained")
     axis = figure.subplots()
-    for label, evaluations in curves.items():
-        rows = reading.checked_rows(evaluations, TRADEOFF, label)
-        points = sorted([row[name] for name in TRADEOFF] for row in rows)
-        flops, accuracy, deviation = np.transpose(points)
-        axis.errorbar(
-            flops, 100 * accuracy, xerr=deviation, marker="o", capsize=3, label=label
-        )
-    axis.set_xlabel("FLOPs per image")
-    axis.set_ylabel("accuracy, %")
+    markers = itertools.cycle("osD^vP*X")
+    for (label, points), marker in zip(curves.items(), markers):
+        xs, ys, deviations = np.transpose(sorted(points))
+        bars = deviations if deviations.any() else None
+        axis.errorbar(xs, ys, xerr=bars, marker=marker, capsize=3, label=label)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
     axis.grid(alpha=0.3)
-    axis.legend()
+    axis.legend(fontsize=8)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 
 import tensorflow as tf
 import tf_keras as keras
@@ -12,7 +13,46 @@ import sact_tf
 from experiments.common import programs
 from sact_tf import evaluation, visualization
 from sact_tf.end_points import ADAPTIVE_METRICS
+from sact_tf.networks.options import NetworkOptions
 from sact_tf.writing import write_json
+
+RECORD_VERSION = 1
+"""Of what `record` writes; rises when an entry's meaning changes."""
+
+
+def record(
+    program: str,
+    options: NetworkOptions,
+    checkpoint: str,
+    image_size: int | list[int],
+    **others,
+) -> dict[str, object]:
+    """Returns what eval.json says of an evaluation beside its results.
+
+    `experiments.report` reads it.
+
+    Args:
+        program: That evaluates.
+        options: Of the network, of a detector those of its network.
+        checkpoint: TF-Slim checkpoint.
+        image_size: Side of the images; of a detector the short side and the limit of
+            the long one.
+        **others: Further entries, such as `dataset`; those that are None are left out.
+    """
+    entries = {
+        "program": program,
+        "version": RECORD_VERSION,
+        "checkpoint": checkpoint,
+        "global_step": sact_tf.checkpoint_step(checkpoint),
+        "model": options.model,
+        "model_type": options.model_type,
+        "tau": options.tau_of(0),
+        "base_channels": options.base_channels,
+        "tile_size": options.tile_size,
+        "image_size": image_size,
+        **others,
+    }
+    return {name: value for name, value in entries.items() if value is not None}
 
 
 def evaluate_checkpoint(
@@ -20,7 +60,7 @@ def evaluate_checkpoint(
     examples,
     checkpoint: str,
     eval_dir: str,
-    split_name: str,
+    about: Mapping[str, object],
     batch_size: int,
     recall_at: int | None = None,
 ) -> None:
@@ -31,7 +71,7 @@ def evaluate_checkpoint(
         examples: The split to evaluate.
         checkpoint: TF-Slim checkpoint.
         eval_dir: Where to write.
-        split_name: Noted in eval.json.
+        about: Arguments of `record`: program, image size and others.
         batch_size: Images per step.
         recall_at: As in `evaluation.evaluate`.
     """
@@ -48,9 +88,7 @@ def evaluate_checkpoint(
     write_json(
         os.path.join(eval_dir, "eval.json"),
         {
-            "checkpoint": checkpoint,
-            "global_step": step,
-            "split_name": split_name,
+            **record(options=model.options, checkpoint=checkpoint, **about),
             "num_examples": examples.num_examples,
             **results,
         },

@@ -106,7 +106,7 @@ def define_option(name: str, default=None, description: str | None = None) -> No
     elif "choices" in known:
         flags.DEFINE_enum(name, default, known["choices"], description)
     elif isinstance(option.default, float):
-        flags.DEFINE_float(name, default, description, known["lower_bound"])
+        flags.DEFINE_float(name, default, description, known.get("lower_bound"))
     elif isinstance(option.default, int):
         flags.DEFINE_integer(name, default, description, known["lower_bound"])
     else:
@@ -218,22 +218,35 @@ def start_from_finetune_path(
     print(f"Starting from {len(loaded)} variables of {path}")
 
 
-_UNUSED_FLAGS = {"master": "", "ps_tasks": 0, "task": 0, "startup_delay_steps": 15}
+_TENSORFLOW_1 = "it configured TensorFlow 1"
+_UNUSED_FLAGS = {
+    "master": ("", _TENSORFLOW_1),
+    "ps_tasks": (0, _TENSORFLOW_1),
+    "task": (0, _TENSORFLOW_1),
+    "startup_delay_steps": (15, _TENSORFLOW_1),
+    "worker_replicas": (1, _TENSORFLOW_1),
+    "replicas_to_aggregate": (1, _TENSORFLOW_1),
+    "moving_average_decay": (0.9999, "the weights themselves are kept and evaluated"),
+}
+_DEFINE = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+}
 
 
 def define_unused_flags(*names: str) -> None:
-    """Defines flags of the original that have no meaning in TensorFlow 2."""
+    """Defines flags of the original that have no effect here."""
     for name in names:
-        default = _UNUSED_FLAGS[name]
-        define = flags.DEFINE_string if default == "" else flags.DEFINE_integer
-        define(name, default, "Not used: configured TensorFlow 1.")
+        default, reason = _UNUSED_FLAGS[name]
+        _DEFINE[type(default)](name, default, f"Has no effect: {reason}.")
 
 
 def note_unused_flags() -> None:
     """Says so if one of these flags is set."""
-    for name, default in _UNUSED_FLAGS.items():
+    for name, (default, reason) in _UNUSED_FLAGS.items():
         if name in flags.FLAGS and flags.FLAGS[name].value != default:
-            print(f"Note: --{name} has no effect; it configured TensorFlow 1.")
+            print(f"Note: --{name} has no effect: {reason}.")
 
 
 def require(*names: str) -> None:

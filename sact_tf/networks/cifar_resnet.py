@@ -24,7 +24,7 @@ _inner_batch_norm = functools.partial(
 )
 
 
-def _make_unit(b, k, channels, strides, weight_decay, name):
+def _make_unit(b, k, channels, strides, rate, weight_decay, name):
     return BasicUnit(
         channels,
         strides,
@@ -56,6 +56,7 @@ class CifarResNet(ResidualNetwork):
         pool_stride=1,
         pools_first=True,
         make_unit=_make_unit,
+        dilates=False,
         batch_norm=_batch_norm,
         head_batch_norm=_batch_norm,
     )
@@ -100,7 +101,8 @@ def cifar_resnet(
             halting scores.
         name: Keras name of the model.
         **options: Of the halting rule, such as `epsilon`, and others of
-            `ResidualNetwork`: `weight_decay`, `dtype`, `block_strides`.
+            `ResidualNetwork`: `weight_decay`, `dtype`, `block_strides`,
+            `halting_bias`.
 
     Returns:
         A `tf_keras.Model` from standardised images [batch, height, width, 3] to logits

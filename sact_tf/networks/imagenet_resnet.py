@@ -27,13 +27,14 @@ _linear_batch_norm = functools.partial(BatchNorm, decay=0.997, epsilon=1e-5)
 _batch_norm = functools.partial(_linear_batch_norm, activation=tf.nn.relu)
 
 
-def _make_unit(b, k, channels, strides, weight_decay, name):
+def _make_unit(b, k, channels, strides, rate, weight_decay, name):
     return BottleneckUnit(
         _EXPANSION * channels,
         channels,
         strides,
         batch_norm=_batch_norm,
         weight_decay=weight_decay,
+        rate=rate,
         name=name,
     )
 
@@ -58,6 +59,7 @@ class ImagenetResNet(ResidualNetwork):
         pool_stride=2,
         pools_first=False,
         make_unit=_make_unit,
+        dilates=True,
         batch_norm=_batch_norm,
         head_batch_norm=_linear_batch_norm,
     )
@@ -104,7 +106,9 @@ def imagenet_resnet(
             convolution, halting heads included; None: the original's 1e-4.
         **options: Of the halting rule, such as `epsilon`, and others of
             `ResidualNetwork`: `dtype`, `block_strides` (as detectors give block 4
-            stride 1).
+            stride 1), `halting_bias`, and `rate`. With rate 2, 4 or 8 the strides of
+            the last one, two or three blocks become dilations of their 3x3
+            convolutions: the features are that much denser.
 
     Returns:
         A `tf_keras.Model` from images [batch, height, width, 3] in [-1, 1] to logits

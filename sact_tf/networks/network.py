@@ -197,6 +197,7 @@ class Network(keras.Model):
         if not asks:
             return logits
         end_points["flops"] += flops
+        end_points["predictions"] = tf.nn.softmax(tf.cast(logits, tf.float32))
         if self._tracked.reports:
             self._update_metrics(end_points)
         return (logits, end_points) if return_end_points else logits
@@ -212,7 +213,8 @@ class Network(keras.Model):
 
         Returns:
             Logits [batch, num_classes] and the end points: `inputs`, `block_scopes` and
-            `block_num_units` (lists), `flops` (int64 [batch]); for each block `<block>`
+            `block_num_units` (lists), `flops` (int64 [batch]), `predictions` (float32
+            [batch, num_classes], the softmax of the logits); for each block `<block>`
             (its output) and `<block>/...` as in `sact_tf.blocks`.
         """
         return self(images, training=training, return_end_points=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sact_tf import halting
-from sact_tf.domains import AT_LEAST_0, MAX_UNITS, Domain
+from sact_tf.domains import AT_LEAST_0, COUNT, FINITE, MAX_UNITS, Domain
 from sact_tf.executions import EXECUTIONS
+from sact_tf.halting.heads import HALTING_BIAS
 
 _CLASSES = Domain(1, 1_000_000, is_integer=True)
 _CHANNELS = Domain(1, 4096, is_integer=True)
@@ -37,6 +38,9 @@ class NetworkOptions:
         weight_decay: L2 coefficient c of the loss c * sum(w^2) / 2 of every
             convolution, halting heads included; None: the network's own.
         block_strides: Stride of the first unit of each block; None: the network's own.
+        halting_bias: Initial bias of the halting heads.
+        rate: By how much the features of the last block are denser than the strides of
+            the blocks make them; see `dilated`.
         rule_options: Arguments of the model type's halting rule.
 
     Raises:
@@ -63,6 +67,12 @@ class NetworkOptions:
     )
     weight_decay: float | None = None
     block_strides: Sequence[int] | None = None
+    halting_bias: float = _option(
+        HALTING_BIAS,
+        "Bias that halting heads start from: the lower it is, the more units run at "
+        "first.",
+    )
+    rate: int = 1
     rule_options: Mapping[str, Any] = _option({}, "")
 
     def __post_init__(self):
@@ -93,6 +103,8 @@ class NetworkOptions:
         _CHANNELS.check(self.base_channels, "base_channels")
         for stride in self.block_strides or []:
             _STRIDE.check(stride, "block_strides")
+        FINITE.check(self.halting_bias, "halting_bias")
+        COUNT.check(self.rate, "rate")
 
     def make_rule(self) -> halting.HaltingRule | None:
         """Makes the halting rule; None where all units run."""
@@ -120,6 +132,54 @@ class NetworkOptions:
         del config["rule_options"]
         rule = self.make_rule()
         return {**config, **(rule.get_config() if rule is not None else {})}
+
+
+class Dilation(NamedTuple):
+    """How the 3x3 convolutions of a block are strided and dilated.
+
+    Attributes:
+        stride: Of the first unit.
+        first: Dilation rate in the first unit.
+        others: Dilation rate in all others.
+    """
+
+    stride: int
+    first: int
+    others: int
+
+
+def dilated(strides: Sequence[int], rate: int) -> list[Dilation]:
+    """Trades the strides of the last blocks for dilations (atrous convolutions).
+
+    The output is `rate` times denser in both directions. Where nothing halts, every
+    `rate`-th of its positions holds what the network of the given strides computes: a
+    3x3 convolution reads what it read there.
+
+    >>> dilated((1, 2, 2, 2), 2)[2:]
+    [Dilation(stride=2, first=1, others=1), Dilation(stride=1, first=1, others=2)]
+
+    Args:
+        strides: Of the first unit of every block.
+        rate: 1, or the product of the strides of some last blocks.
+
+    Raises:
+        ValueError: `rate` is anything else.
+    """
+    products = [1]
+    for stride in reversed(strides):
+        products.append(products[-1] * stride)
+    if rate not in products:
+        accepted = sorted(set(products))
+        raise ValueError(f"rate must be one of {accepted}; got {rate}")
+    kept = len(strides) - products.index(rate)
+    result, others = [], 1
+    for b, stride in enumerate(strides):
+        if b < kept:
+            result.append(Dilation(stride, 1, 1))
+        else:
+            first, others = others, others * stride
+            result.append(Dilation(1, first, others))
+    return result
 
 
 def parse_units(

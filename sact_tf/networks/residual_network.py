@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
@@ -10,6 +11,7 @@ import tf_keras as keras
 
 from sact_tf import flops, halting
 from sact_tf.blocks import make_block
+from sact_tf.halting.domain import get_domain
 from sact_tf.layers import (
     BatchNorm,
     build_child,
@@ -19,7 +21,7 @@ from sact_tf.layers import (
     zero_outside,
 )
 from sact_tf.networks.network import BlockSpec, Network
-from sact_tf.networks.options import NetworkOptions, parse_units
+from sact_tf.networks.options import NetworkOptions, dilated, parse_units
 from sact_tf.optimization import CrossEntropy
 
 MODEL_TYPES = halting.model_types()
@@ -46,8 +48,9 @@ class Architecture:
         pool_stride: Of the max pooling after it; 1: there is none.
         pools_first: Whether features are averaged before the last batch normalization,
             rather than after it.
-        make_unit: Makes unit k of block b from b, k, channels, stride, weight decay and
-            name.
+        make_unit: Makes unit k of block b from b, k, channels, stride, dilation rate,
+            weight decay and name.
+        dilates: Whether its units take a dilation rate above 1.
         batch_norm: Makes the last batch normalization, given a name.
         head_batch_norm: Makes those of halting heads, given a name.
     """
@@ -67,6 +70,7 @@ class Architecture:
     pool_stride: int
     pools_first: bool
     make_unit: Callable[..., keras.layers.Layer]
+    dilates: bool
     batch_norm: Callable[..., BatchNorm]
     head_batch_norm: Callable[..., BatchNorm]
 
@@ -146,6 +150,11 @@ class ResidualNetwork(Network):
         for what, values in (("block_strides", strides), ("tau", options.tau)):
             if isinstance(values, (list, tuple)) and len(values) != len(units):
                 raise ValueError(f"{what} must be {len(units)} numbers; got {values}")
+        if options.rate != 1 and not plan.dilates:
+            raise ValueError(
+                f"rate must be 1 in {type(self).__name__}; got {options.rate}"
+            )
+        dilations = dilated(strides, options.rate)
         decay = dict(weight_decay=options.weight_decay)
         with policy_of(self):
             self.stem = conv2d(
@@ -158,7 +167,7 @@ class ResidualNetwork(Network):
                 **decay,
             )
             self.blocks = [
-                self._make_block(b, num_units, strides[b])
+                self._make_block(b, num_units, dilations[b])
                 for b, num_units in enumerate(units)
             ]
             self.final_bn = plan.batch_norm(name=plan.final_bn_scope)
@@ -167,15 +176,17 @@ class ResidualNetwork(Network):
             )
         self._finish()
 
-    def _make_block(self, b, num_units, stride):
+    def _make_block(self, b, num_units, dilation):
         """Makes block b, counted from 0."""
         options, plan = self.options, self.architecture
+        domain = get_domain(halting.model_type(options.model_type).domain)
         units = [
             plan.make_unit(
                 b,
                 k,
                 options.base_channels * 2**b,
-                1 if k else stride,
+                1 if k else dilation.stride,
+                dilation.others if k else dilation.first,
                 options.weight_decay,
                 f"unit_{k + 1}",
             )
@@ -187,6 +198,7 @@ class ResidualNetwork(Network):
             options.rule_options,
             options.execution,
             tau=options.tau_of(b),
+            head=functools.partial(domain.default_head, bias=options.halting_bias),
             batch_norm=plan.head_batch_norm,
             weight_decay=options.weight_decay,
             tile_size=options.tile_size,

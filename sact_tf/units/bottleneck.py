@@ -42,6 +42,10 @@ class BottleneckUnit(Unit):
         batch_norm: Makes a batch normalization with ReLU, given a name; or the
             configuration of one.
         weight_decay: L2 coefficient of the convolutions.
+        rate: Dilation of the 3x3 convolution (atrous convolution).
+
+    Raises:
+        ValueError: There are a stride and a dilation.
     """
 
     takes_valid = True
@@ -54,9 +58,15 @@ class BottleneckUnit(Unit):
         batch_norm: Callable[..., BatchNorm] | Mapping[str, Any],
         weight_decay: float = 0.0,
         name: str | None = None,
+        rate: int = 1,
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
+        if rate > 1 and strides > 1:
+            raise ValueError(
+                f"rate must be 1 in a unit of stride {strides}; got {rate}"
+            )
+        self.rate = rate
         self.channels = channels
         self.strides = strides
         self.bottleneck_channels = bottleneck_channels
@@ -71,7 +81,9 @@ class BottleneckUnit(Unit):
         self.preact = batch_norm(name="preact")
         self.conv1 = conv2d(inner, 1, name="conv1", **decay)
         self.conv1_bn = batch_norm(name="conv1_bn")
-        self.conv2 = conv2d(inner, 3, self.strides, padding, name="conv2", **decay)
+        self.conv2 = conv2d(
+            *(inner, 3, self.strides, padding), rate=self.rate, name="conv2", **decay
+        )
         self.conv2_bn = batch_norm(name="conv2_bn")
         self.conv3 = conv2d(self.channels, 1, use_bias=True, name="conv3", **decay)
 
@@ -83,6 +95,7 @@ class BottleneckUnit(Unit):
             "strides": self.strides,
             "batch_norm": saved(self.preact),
             "weight_decay": self._weight_decay,
+            "rate": self.rate,
         }
 
     @property
@@ -157,6 +170,8 @@ class BottleneckUnit(Unit):
         strided_identity = self.strides > 1 and self.shortcut is None
         if strided_identity or [slope_of(bn.activation) for bn in norms] != [0.0] * 3:
             return super().run_active(x, active, sums)
+        if self.rate > 1:
+            return self._run_active_dilated(x, active, sums)
         preactivation, *norms = (bn.folded(x.dtype) for bn in norms)
         convolutions = (self.conv1, self.conv2, self.conv3)
         filters = [tf.cast(conv.kernel, x.dtype) for conv in convolutions]
@@ -174,6 +189,34 @@ class BottleneckUnit(Unit):
         if sums is None:
             return outputs, tf.reduce_sum(outputs, [1, 2])
         return outputs
+
+    def _run_active_dilated(self, x, active, sums):
+        """As `run_active`, of single convolutions: the fused unit has no dilation."""
+        if self.shortcut is not None or active is None:
+            return super().run_active(x, active, sums)
+        mask = custom_ops.mask_of(active)
+
+        def convolve(x, conv, mask, norm, **options):
+            scale, shift = norm.folded(x.dtype)
+            return custom_ops.perforated_conv2d(
+                x,
+                tf.cast(conv.kernel, x.dtype),
+                mask,
+                input_scale=scale,
+                input_shift=shift,
+                input_slope=0.0,
+                **options,
+            )
+
+        read = flops.dilate(mask, self.rate)
+        residual = convolve(x, self.conv1, read, self.preact)
+        residual = convolve(
+            residual, self.conv2, mask, self.conv1_bn, dilations=self.rate
+        )
+        bias = tf.cast(self.conv3.bias, x.dtype)
+        residual = convolve(residual, self.conv3, mask, self.conv2_bn, bias=bias)
+        x = x + residual
+        return x, tf.reduce_sum(x, [1, 2])
 
     def run_tiled(
         self, x: tf.Tensor, active, sums: tf.Tensor, tile_size: int
@@ -197,7 +240,7 @@ class BottleneckUnit(Unit):
             return self.conv3(self.conv2_bn(tiles))
 
         x, residual_sums = custom_ops.add_on_tiles(
-            x, custom_ops.mask_of(active), tile_size, 1, residual
+            x, custom_ops.mask_of(active), tile_size, self.rate, residual
         )
         return x, sums + residual_sums
 
@@ -209,11 +252,11 @@ class BottleneckUnit(Unit):
     ) -> tf.Tensor:
         """Operations per image on inputs shaped like x; int64 [batch].
 
-        Under a mask the first convolution is counted on the mask dilated by 3x3, the
-        others on the mask itself.
+        Under a mask the first convolution is counted where the 3x3 convolution reads
+        (on the mask dilated by 3x3), the others on the mask itself.
         """
         if active is not None:
-            first = flops.num_active(flops.dilate(active), valid)
+            first = flops.num_active(flops.dilate(active, self.rate), valid)
             others = flops.num_active(active)
         elif valid is not None:
             first = flops.num_active(valid)

@@ -17,7 +17,8 @@ def zero_outside_image(tiles, inside):
 
 
 def valid_conv(conv, tiles):
-    return tf.nn.conv2d(tiles, tf.cast(conv.kernel, tiles.dtype), 1, "VALID")
+    kernel = tf.cast(conv.kernel, tiles.dtype)
+    return tf.nn.conv2d(tiles, kernel, 1, "VALID", dilations=conv.dilation_rate)
 
 
 def downsampled(shape, strides, channels):

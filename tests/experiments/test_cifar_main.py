@@ -54,6 +54,8 @@ def test_original_defaults(program):
         tau=1.0,
         model="5",
         finetune_path="",
+        halting_bias=-3.0,
+        units_from="",
     )
     assert {name: flags.FLAGS[name].default for name in expected} == expected
 
@@ -102,6 +104,32 @@ def test_fine_tunes_from_a_vanilla_network(run, write_cifar, tmp_path):
     assert np.linalg.norm(after - before) < 0.3 * np.linalg.norm(before)
 
 
+def test_baseline_of_as_many_units(run, write_cifar, tmp_path, capsys):
+    """Its units are the adaptive network's mean, its first weights those of another."""
+    deep = str(tmp_path / "deep")
+    sact_tf.save_slim_checkpoint(
+        sact_tf.cifar_resnet("2"), f"{deep}/model.ckpt-1", global_step=1
+    )
+    units = {f"block_{b}/num_units_mean": mean for b, mean in ((1, 1.6), (2, 1.2))}
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps({**units, "block_3/num_units_mean": 0.4}))
+    options = dict(
+        dataset_dir=str(write_cifar()),
+        model="auto",
+        units_from=str(path),
+        **directories(tmp_path),
+    )
+    run(batch_size=8, max_number_of_steps=1, finetune_path=deep, **options)
+    output = capsys.readouterr().out
+    assert "Residual units per block: 2_1_1" in output and "Starting from" in output
+    names = {name for name, _ in tf.train.list_variables(str(tmp_path / "log"))}
+    assert any("/block_1/unit_2/" in name for name in names)
+    assert not any("/block_3/unit_2/" in name for name in names)
+    run(mode="eval", evaluate_once=True, **options)
+    results = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert results["model"] == "2_1_1" and results["baseline_of"] == ""
+
+
 def test_shapes_need_no_files(program, run, tmp_path, monkeypatch):
     monkeypatch.setitem(program.shapes.SPLIT_SIZES, "train", 16)
     run(
@@ -140,6 +168,9 @@ def test_continuous_evaluation_follows_new_checkpoints(
         (dict(dataset_dir="/nowhere"), "--dataset_dir=/nowhere: .*does not exist"),
         (dict(model="5_x"), "model must be .*'5_x'"),
         (dict(model="1_2"), "model must be .*'1_2'"),
+        (dict(model="auto"), "--model=auto: needs --units_from"),
+        (dict(units_from="x.json"), "--units_from=x.json: needs --model=auto"),
+        (dict(model="auto", units_from="/x.json"), "--units_from=/x.json: is no"),
         (dict(train_log_dir="/proc/x"), "--train_log_dir=/proc/x: cannot be written"),
         (
             dict(learning_rate_boundaries=["3", "x", "5"]),

@@ -58,6 +58,10 @@ def test_evaluates(run, checkpoint, tmp_path, capsys, execution):
     output = capsys.readouterr().out
     results = json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert results["global_step"] == 7 and results["num_examples"] == 3
+    record = dict(program="coco_eval", model="1_1_1_1", model_type="sact", tau=0.005)
+    record.update(image_size=[48, 1024], dataset="shapes", checkpoint=checkpoint)
+    assert {name: results.get(name) for name in record} == record
+    assert {results[f"block{b}/dead_units"] for b in (1, 2, 3)} == {0}
     for name in ("AP", "AR_large", "AP50/star", "Relative Flops/mean"):
         assert f"\n{name} " in output and name in results
     # What the library counts on the same scenes, masked.

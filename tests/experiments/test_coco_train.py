@@ -52,6 +52,7 @@ def test_defaults_of_the_paper(program):
         crop_size=28,
         anchor_sizes=["64", "128", "256", "512"],
         anchor_ratios=["0.5", "1", "2"],
+        halting_bias=-3.0,
     )
     assert {name: flags.FLAGS[name].default for name in expected} == expected
 
@@ -80,6 +81,14 @@ def test_stages_of_the_paper(run, tmp_path, capsys):
     assert sact_tf.checkpoint_step(sact) == 1
     names = [n for n, _ in tf.train.list_variables(sact)]
     assert "rpn/conv/weights" in names and "rpn/conv/weights/Momentum" in names
+
+
+def test_halting_bias(program):
+    options = {**TINY, "model": "1_2_1_1", "model_type": "sact", "halting_bias": -1.5}
+    with flagsaver.flagsaver(**options):
+        model = program.detection.make_model(3)
+    (head,) = model.network.blocks[1].heads
+    assert head.local_conv.bias.numpy().tolist() == [-1.5]
 
 
 @pytest.mark.parametrize(

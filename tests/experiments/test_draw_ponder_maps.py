@@ -24,15 +24,17 @@ def test_same_colours_for_all(run, tmp_path):
         file["images"] = np.zeros([2, 4, 6, 3], np.float32)
     run(input_file=str(tmp_path / "maps.hdf5"))
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    kinds = [f"{k:05d}_{kind}.png" for k in (0, 1) for kind in ("image", "map")]
-    assert names >= {*kinds, "00000_overlay.png", "colour_bar.png", "grid.png"}
+    starts = ("11.50_0", "35.50_1")  # mean ponder cost, and number
+    kinds = [f"{s}_{kind}" for s in starts for kind in ("im.jpg", "ponder.png")]
+    assert names >= {*kinds, "11.50_0_overlay.png", "colorbar.pdf", "grid.png"}
     first, last = (
-        matplotlib.image.imread(tmp_path / "out" / f"{k:05d}_map.png") for k in (0, 1)
+        matplotlib.image.imread(tmp_path / "out" / f"{start}_ponder.png")
+        for start in starts
     )
     assert first.shape[:2] == (4, 6)
     # Viridis goes from dark blue to yellow.
     assert first[0, 0, 2] > first[0, 0, 0] + 0.05 and last[-1, -1, 0] > 0.9
-    grey = matplotlib.image.imread(tmp_path / "out" / "00000_image.png")[..., :3]
+    grey = matplotlib.image.imread(tmp_path / "out" / "11.50_0_im.jpg") / 255
     np.testing.assert_allclose(grey, 0.5, atol=0.01)
 
 

@@ -23,6 +23,7 @@ def test_original_defaults(program):
         model_type="vanilla",
         tau=1.0,
         evaluate_once=False,
+        moving_average_decay=0.9999,
     )
     assert {name: flags.FLAGS[name].default for name in expected} == expected
 
@@ -35,6 +36,20 @@ def test_every_image_counts_once(run_imagenet, tmp_path, capsys):
     run_imagenet(eval_dir=str(tmp_path), batch_size=5, **options)
     results = json.loads((tmp_path / "eval.json").read_text())
     assert results["num_examples"] == 12
+    record = dict(
+        program="imagenet_eval",
+        version=1,
+        checkpoint=checkpoint,
+        global_step=0,
+        model="1_1_2_1",
+        model_type="sact",
+        tau=1.0,
+        base_channels=2,
+        image_size=32,
+        dataset="folder",
+    )
+    assert {name: results.get(name) for name in record} == record
+    assert "baseline_of" not in results and results["block3/dead_units"] in (0, 1)
     # Two classes and the background are among the five likeliest.
     assert results["eval/Recall@5"] == 1 and 0 <= results["eval/Accuracy"] <= 1
     assert "block3/num_units_mean" in results

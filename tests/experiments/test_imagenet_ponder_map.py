@@ -10,6 +10,7 @@ from PIL import Image
 
 import sact_tf
 from sact_tf import visualization
+from sact_tf.data import imagenet, inception
 
 
 @pytest.fixture
@@ -37,6 +38,10 @@ def save(path, height, width, mode="RGB"):
     Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(path)
 
 
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
 def test_original_defaults(program):
     expected = dict(
         model="101", checkpoint_dir="", images_pattern="", output_dir="", image_size=0
@@ -54,21 +59,29 @@ def test_photographs_of_any_kind(run, tmp_path, capsys):
     run(images_pattern=str(tmp_path / "*.[jp]*g"))
     out = tmp_path / "out"
     assert len(list(out.iterdir())) == 5 * 6
-    pictures = [Image.open(out / f"grey_{k}.png") for k in ("image", "map", "overlay")]
-    image, colours, both = (np.asarray(p.convert("RGB")) for p in pictures)
-    photograph = np.asarray(Image.open(tmp_path / "grey.jpg").convert("RGB"))
+    originals = {"grey_im.jpg", "grey_ponder.jpg", "grey_colorbar.pdf"}
+    assert {path.name for path in out.glob("grey*")} - originals == {
+        f"grey_{kind}.png" for kind in ("overlay", "figure", "blocks")
+    }
+    names = ("im.jpg", "ponder.jpg", "overlay.png")
+    image, colours, both = (pixels(out / f"grey_{name}") for name in names)
+    photograph = pixels(tmp_path / "grey.jpg")
     np.testing.assert_allclose(image, photograph, atol=3)  # JPEG decoders differ
-    np.testing.assert_array_equal(both, visualization.overlay(image, colours))
+    # What was written as JPEG can be had no nearer.
+    image = inception.longer_edge(imagenet.read_image(str(tmp_path / "grey.jpg")), 0)
+    image = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
     model = sact_tf.imagenet_resnet("1_1_2_1", "sact", 3, base_channels=2)
     sact_tf.load_slim_checkpoint(model, str(tmp_path / "model.ckpt"))
     inputs = tf.constant(image[np.newaxis] / 127.5 - 1, tf.float32)
     _, end_points = model.with_end_points(inputs, training=False)
     expected = visualization.colour_map(visualization.sact_map(end_points)[0].numpy())
-    np.testing.assert_allclose(colours, expected, atol=1)
+    np.testing.assert_array_equal(both, visualization.overlay(image, expected))
+    visualization.save_picture(str(tmp_path / "expected.jpg"), expected)
+    np.testing.assert_allclose(colours, pixels(tmp_path / "expected.jpg"), atol=1)
     assert len(np.unique(colours)) > 3
     assert capsys.readouterr().out.count("FLOPs") == 5
     run(images_pattern=str(tmp_path / "grey.jpg"), image_size=64)
-    assert matplotlib.image.imread(out / "grey_map.png").shape[:2] == (45, 64)
+    assert matplotlib.image.imread(out / "grey_ponder.jpg").shape[:2] == (45, 64)
 
 
 def test_a_bad_file_does_not_stop_the_others(run, tmp_path, capsys):
@@ -78,7 +91,7 @@ def test_a_bad_file_does_not_stop_the_others(run, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"--images_pattern=.*: 1 of 3 files cannot"):
         run(images_pattern=str(tmp_path / "*.jpg"))
     assert "b.jpg: is cut off" in capsys.readouterr().err
-    assert (tmp_path / "out" / "c_map.png").exists()
+    assert (tmp_path / "out" / "c_ponder.jpg").exists()
 
 
 def test_errors_name_the_flag(run, tmp_path):

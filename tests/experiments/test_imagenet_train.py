@@ -32,8 +32,25 @@ def test_original_defaults(program):
         model_type="vanilla",
         tau=1.0,
         finetune_path="",
+        worker_replicas=1,
+        replicas_to_aggregate=1,
+        moving_average_decay=0.9999,
+        halting_bias=-3.0,
     )
     assert {name: flags.FLAGS[name].default for name in expected} == expected
+
+
+def test_flags_without_effect_say_so(refusal, capsys):
+    refusal(
+        worker_replicas=50,
+        replicas_to_aggregate=50,
+        moving_average_decay=0.999,
+        train_log_dir="/proc/x",
+    )
+    notes = capsys.readouterr().out.splitlines()
+    names = ("worker_replicas", "replicas_to_aggregate", "moving_average_decay")
+    for note, name in zip(notes, names, strict=True):
+        assert note.startswith(f"Note: --{name} has no effect: ")
 
 
 @pytest.mark.long
@@ -41,7 +58,9 @@ def test_stages_of_the_paper(run_imagenet, tmp_path, capsys):
     """Ordinary network, SACT from it, resumed, and the baseline of its mean units."""
     vanilla, sact, baseline = (str(tmp_path / name) for name in "abc")
     run_imagenet(train_log_dir=vanilla, max_number_of_steps=2, learning_rate=1e-3)
-    from_vanilla = dict(model_type="sact", tau=0.01, finetune_path=vanilla)
+    from_vanilla = dict(
+        model_type="sact", tau=0.01, finetune_path=vanilla, halting_bias=-1.5
+    )
     options = dict(train_log_dir=sact, learning_rate=1e-6, **from_vanilla)
     run_imagenet(max_number_of_steps=1, **options)
     name = "resnet_v2/block3/unit_2/bottleneck_v2/conv2/weights"
@@ -49,6 +68,12 @@ def test_stages_of_the_paper(run_imagenet, tmp_path, capsys):
     (name,) = [n for n in names if n.endswith(name.removeprefix("resnet_v2/"))]
     before, after = (tf.train.load_variable(p, name) for p in (vanilla, sact))
     np.testing.assert_allclose(before, after, atol=1e-3)
+    (name,) = [
+        n
+        for n, _ in tf.train.list_variables(sact)
+        if n.endswith("block3/unit_1/halting_proba/local_conv/biases")
+    ]
+    np.testing.assert_allclose(tf.train.load_variable(sact, name), -1.5, atol=1e-3)
     run_imagenet(max_number_of_steps=2, **options)
     assert "at step 1" in capsys.readouterr().out
     assert sact_tf.checkpoint_step(sact) == 2

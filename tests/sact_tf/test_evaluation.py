@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,7 +63,24 @@ def test_names_are_the_originals(tiny_examples):
     for block in model.block_scopes:
         for key in ("ponder_cost", "num_units", "flops"):
             expected |= {f"{block}/{key}_mean", f"{block}/{key}_std"}
+        expected |= {f"{block}/num_units_max", f"{block}/dead_units"}
     assert set(results) == expected
+
+
+def test_dead_units_are_those_that_nothing_runs(tiny_examples):
+    model = sact_tf.cifar_resnet("4", "sact", num_classes=3, base_channels=4)
+    images = next(iter(tiny_examples.evaluation_batches(20)))[0]
+    # Block 2 stops at unit 2 at the latest, and runs it at one position of one image.
+    units = np.ones([len(images), 8, 8], np.int32)
+    units[17, 3, 5] = 2
+    model.blocks[1].impose_units(tf.constant(units))
+    model.blocks[2].impose_units(4)
+    results = evaluation.evaluate(model, tiny_examples.evaluation_batches(20))
+    assert (results["block_2/num_units_max"], results["block_2/dead_units"]) == (2, 2)
+    assert (results["block_3/num_units_max"], results["block_3/dead_units"]) == (4, 0)
+    vanilla = sact_tf.cifar_resnet("1", num_classes=3, base_channels=4)
+    results = evaluation.evaluate(vanilla, tiny_examples.evaluation_batches(20))
+    assert not any("dead_units" in name for name in results)
 
 
 def test_nothing_to_evaluate(tiny_examples):

@@ -53,6 +53,33 @@ def test_end_points_have_the_originals_keys():
     assert {f"block_2/{key}" for key in keys} | {"block_2", "flops"} <= set(end_points)
 
 
+def test_predictions_are_float32_probabilities():
+    for dtype in ("float32", "mixed_bfloat16", "float64"):
+        model = small("imagenet", dtype=dtype)
+        images = tf.random.stateless_normal([2, 32, 32, 3], [1, 2])
+        logits, end_points = model.with_end_points(images)
+        predictions = end_points["predictions"]
+        assert predictions.dtype == tf.float32 and predictions.shape == [2, 7]
+        powers = np.exp(np.asarray(logits, np.float64))
+        expected = powers / powers.sum(1, keepdims=True)
+        np.testing.assert_allclose(predictions, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["act", "sact"])
+def test_halting_bias(model_type):
+    """Heads start from it, and files keep it."""
+    model = small("cifar", model_type, halting_bias=-1.5)
+    biases = [
+        value.numpy().item()
+        for name, value in sact_tf.slim_variables(model).items()
+        if "halting_proba" in name and name.endswith("biases")
+    ]
+    assert biases == [-1.5] * 3  # one head in each block of two units
+    copy = type(model).from_config(model.get_config())
+    assert copy.options.halting_bias == -1.5
+    assert copy.blocks[0].get_config()["head"]["config"]["bias"] == -1.5
+
+
 @pytest.mark.parametrize("family, decay", [("cifar", 2e-4), ("imagenet", 1e-4)])
 def test_losses_are_weight_decay_and_ponder_cost(family, decay):
     model = small(family, tau=0.3)
@@ -217,6 +244,7 @@ def test_mixed_precision_is_close_to_float32(policy, tolerance):
         (dict(tile_size=4), "tile_size must be 1 unless .*'sact'; got 4"),
         (dict(num_classes=0), "num_classes must be .*0"),
         (dict(base_channels=-4), "base_channels must be .*-4"),
+        (dict(halting_bias=float("inf")), "halting_bias must be .*inf"),
     ],
 )
 def test_bad_options(build, options, message):

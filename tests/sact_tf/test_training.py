@@ -136,6 +136,7 @@ def test_summaries(start, tmp_path, tiny_examples):
         "losses/ponder_cost_times_tau",
         "block_1/ponder_cost_mean",
         "block_3/num_units_std",
+        "block_3/num_units_max",
         "heatmaps/ponder_cost",
         "heatmaps/num_units",
     } <= tags

@@ -131,13 +131,13 @@ def test_pictures_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(before) == 3
 
-    def full(path, pixels):
+    def full(path, pixels, pil_kwargs=None):
         with open(path, "wb") as file:
             file.write(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(visualization, "mpl_image", types.SimpleNamespace(imsave=full))
-    with pytest.raises(OSError, match=r"a_image\.png: cannot be written \(No space"):
+    with pytest.raises(OSError, match=r"a_im\.jpg: cannot be written \(No space"):
         visualization.save_pictures(str(tmp_path / "a"), 0 * image, values, 0, 1)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     figure = visualization.colour_bar(0, 1)
