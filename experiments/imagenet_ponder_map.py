@@ -22,6 +22,7 @@ from absl import flags
 
 import sact_tf
 from experiments.common import maps, programs
+from object_detection.feature_extractor import FeatureExtractor
 from sact_tf import visualization
 from sact_tf.data import imagenet, inception
 from sact_tf.data.examples import DataError
@@ -71,8 +72,10 @@ def draw(model, path: str, output_dir: str) -> str:
     }
     figure = visualization.block_figure(shown, of_blocks)
     visualization.save_figure(figure, f"{start}_blocks.png")
-    flops = int(end_points["flops"][0])
-    return f"{path}: ponder cost {low:.2f} to {high:.2f}, {flops:.4g} FLOPs"
+    spent = f"{int(end_points['flops'][0]):.4g} FLOPs"
+    if isinstance(model, FeatureExtractor):
+        spent += f" of blocks 1 to {len(of_blocks)}"
+    return f"{path}: ponder cost {low:.2f} to {high:.2f}, {spent}"
 
 
 def main() -> None:
