@@ -24,10 +24,9 @@ import tensorflow as tf
 from absl import flags
 
 import sact_tf
-from experiments.common import detection, evaluating, programs
+from experiments.common import detection, programs
 from object_detection import evaluation
-from object_detection.data import coco
-from object_detection.data.examples import resize
+from object_detection.data.examples import resized_input
 from object_detection.visualization import draw_detections
 from sact_tf import visualization
 from sact_tf.data.examples import DataError
@@ -38,38 +37,14 @@ FLAGS = flags.FLAGS
 
 flags.DEFINE_string("images_pattern", "", "Files to look at, with * and ?.")
 flags.DEFINE_string("output_dir", "", "Directory to write to.")
-flags.DEFINE_string(
-    "checkpoint_dir",
-    "",
-    "Directory, its newest checkpoint is taken, or a checkpoint.",
-)
-flags.DEFINE_string(
-    "categories",
-    "",
-    "COCO annotation file whose categories the detector was trained on, for their "
-    "names and ids, and for the ids of its images.",
-)
-flags.DEFINE_integer(
-    "num_classes", None, "Of the detector, without --categories.", lower_bound=1
-)
+detection.define_checkpoint_flag()
+detection.define_category_flags()
 flags.DEFINE_float(
     "min_score", 0.5, "Detections of lower probability are not drawn.", 0.0, 1.0
 )
 detection.define_size_flags()
 detection.define_model_flags()
 detection.define_detection_flags()
-
-
-def categories_and_ids() -> tuple[list, dict[str, int | str]]:
-    """Returns the categories, and ids of images by the names of their files."""
-    if not FLAGS.categories:
-        if FLAGS.num_classes is None:
-            raise ValueError("--categories or --num_classes: one must be given")
-        numbers = range(1, FLAGS.num_classes + 1)
-        return [{"id": k, "name": f"class {k}"} for k in numbers], {}
-    content = coco.read_annotations(FLAGS.categories)
-    ids = {image["file_name"]: image["id"] for image in content["images"]}
-    return coco.sorted_categories(content), ids
 
 
 def image_ids(paths: Sequence[str], ids: Mapping[str, int | str]) -> list[int | str]:
@@ -113,13 +88,9 @@ def detect(model, path: str) -> tuple[np.ndarray, evaluation.Detections, dict]:
         DataError: It cannot be read.
     """
     image = read_image(path)
-    resized = resize(
-        {"image": image, "boxes": tf.zeros([0, 4])}, FLAGS.short_side, FLAGS.long_side
-    )
-    inputs = tf.cast(resized["image"], tf.float32)[tf.newaxis] / 127.5 - 1.0
-    detections = model(inputs)
-    scales = resized["scale"].numpy()[np.newaxis]
-    original = evaluation.to_original(detections, scales)[0]
+    inputs, scale = resized_input(image, FLAGS.short_side, FLAGS.long_side)
+    detections = model(inputs[tf.newaxis])
+    original = evaluation.to_original(detections, scale[tf.newaxis])[0]
     return image.numpy(), original, detections["end_points"]
 
 
@@ -151,13 +122,9 @@ def main() -> None:
     detection.data_options()
     paths = programs.named_files("images_pattern")
     output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
-    categories, ids = categories_and_ids()
+    categories, ids = detection.categories_and_ids()
     names = detection.category_names(categories)
-    checkpoint = evaluating.newest_checkpoint(os.path.expanduser(FLAGS.checkpoint_dir))
-    if checkpoint is None:
-        raise FileNotFoundError(
-            f"--checkpoint_dir={FLAGS.checkpoint_dir}: holds no checkpoint"
-        )
+    checkpoint = detection.newest_checkpoint()
     model = detection.make_model(len(categories))
     sact_tf.load_slim_checkpoint(model, checkpoint)
     run = model.compiled()

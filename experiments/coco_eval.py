@@ -6,9 +6,10 @@
         --detections=results.json --eval_dir=/tmp/other
 
 Prints the twelve numbers of the COCO challenge, the average precision of every class
-and the operations of the feature extractor, absolute and relative to the ordinary
-network (SACT, table 1). Writes `eval.json`, and all detections in COCO's format,
-in pixels of the original images, to `detections.json`.
+and the operations of the feature extractor, absolute and relative to an ordinary
+network of the same depth, or of --reference_model (SACT, table 1). Writes `eval.json`,
+and all detections in COCO's format, in pixels of the original images, to
+`detections.json`.
 """
 
 from __future__ import annotations
@@ -28,17 +29,19 @@ from sact_tf.writing import write_json
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string(
-    "checkpoint_dir",
-    "/tmp/faster_rcnn/",
-    "Directory, its newest checkpoint is taken, or a checkpoint.",
-)
+detection.define_checkpoint_flag("/tmp/faster_rcnn/")
 flags.DEFINE_string("eval_dir", "/tmp/faster_rcnn_eval/", "Directory to write to.")
 flags.DEFINE_integer("batch_size", 1, "Images per step.", lower_bound=1)
 flags.DEFINE_string(
     "detections",
     None,
     "Evaluate this JSON file of COCO results against --annotations, and no detector.",
+)
+flags.DEFINE_string(
+    "reference_model",
+    None,
+    "Depth, as of --model, of the ordinary network whose operations relative ones are "
+    "divided by; by default that of --model. The SACT paper's table 1 has 101.",
 )
 detection.define_data_flags("validation")
 detection.define_model_flags()
@@ -56,13 +59,22 @@ def evaluate_detections() -> dict[str, float]:
         raise DataError(f"--detections={FLAGS.detections}: {error}") from error
 
 
+def reference_network() -> sact_tf.ImagenetResNet | None:
+    """Returns the network of --reference_model, whose weights do not matter."""
+    if FLAGS.reference_model is None:
+        return None
+    name = FLAGS.reference_model
+    channels = dict(num_classes=1, base_channels=FLAGS.base_channels)
+    try:
+        return sact_tf.imagenet_resnet(name, **channels)
+    except ValueError as error:
+        raise ValueError(f"--reference_model={name}: {error}") from error
+
+
 def evaluate_detector(eval_dir: str) -> dict[str, object]:
     """Runs and scores the detector, and writes its detections."""
-    checkpoint = evaluating.newest_checkpoint(os.path.expanduser(FLAGS.checkpoint_dir))
-    if checkpoint is None:
-        raise FileNotFoundError(
-            f"--checkpoint_dir={FLAGS.checkpoint_dir}: holds no checkpoint"
-        )
+    checkpoint = detection.newest_checkpoint()
+    reference = reference_network()
     examples = detection.load_examples()
     model = detection.make_model(examples.num_classes)
     sact_tf.load_slim_checkpoint(model, checkpoint)
@@ -72,7 +84,9 @@ def evaluate_detector(eval_dir: str) -> dict[str, object]:
             end = "\r" if sys.stdout.isatty() else "\n"
             print(f"{done} of {examples.num_examples} images", end=end, flush=True)
 
-    metrics, results = evaluation.evaluate(model, examples, FLAGS.batch_size, progress)
+    metrics, results = evaluation.evaluate(
+        model, examples, FLAGS.batch_size, progress, reference
+    )
     write_json(os.path.join(eval_dir, "detections.json"), results)
     print(f"Evaluated {checkpoint} on {examples.num_examples} images")
     return {
@@ -84,6 +98,7 @@ def evaluate_detector(eval_dir: str) -> dict[str, object]:
             dataset=FLAGS.dataset,
         ),
         "num_examples": examples.num_examples,
+        "reference_model": FLAGS.reference_model or FLAGS.model,
         **metrics,
     }
 

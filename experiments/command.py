@@ -23,6 +23,7 @@ COMMANDS = {
     "export portable": ("export_portable", "exports for TensorFlow Lite or ONNX"),
     "detect train": ("coco_train", "trains Faster R-CNN on data in COCO's format"),
     "detect eval": ("coco_eval", "scores a detector as COCO does"),
+    "detect export": ("coco_export", "exports a detector as a SavedModel"),
     "detect run": ("coco_detect", "detects objects in photographs"),
     "saliency": ("saliency_eval", "scores ponder cost as a prediction of gaze"),
     "bench": ("benchmarks.network", "times adaptive networks and single layers"),

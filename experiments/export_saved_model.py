@@ -22,14 +22,8 @@ FLAGS = flags.FLAGS
 
 programs.define_network_flags()
 programs.define_model_type()
-flags.DEFINE_string("output_dir", "", "Directory of the SavedModel; must be empty.")
+programs.define_export_flags()
 flags.DEFINE_enum("execution", "masked", EXECUTIONS, "How the network runs.")
-flags.DEFINE_enum(
-    "implementation",
-    "tensorflow",
-    ["tensorflow", "native"],
-    "Of perforated execution: plain TensorFlow operations, or compiled kernels.",
-)
 flags.DEFINE_integer(
     "image_size",
     None,
@@ -40,10 +34,8 @@ flags.DEFINE_integer(
 
 def main() -> None:
     """Exports the network."""
-    programs.require("checkpoint_dir", "output_dir")
-    output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
-    if os.listdir(output_dir):
-        raise ValueError(f"--output_dir={output_dir}: must be empty")
+    programs.require("checkpoint_dir")
+    output_dir = programs.empty_output_dir()
     model = programs.make_network()
     sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))
     with atomic_directory(output_dir) as temporary:

@@ -6,7 +6,9 @@
 Writes `<name>_im.jpg`, `<name>_ponder.jpg` and `<name>_colorbar.pdf` of every JPEG or
 PNG file, as the original does; also `<name>_overlay.png`, `<name>_figure.png` (these
 side by side) and `<name>_blocks.png` (the map of every block, as in SACT, figure 8).
-A file that cannot be read is named and skipped; the exit status is then not zero.
+Of a detector's checkpoint, as coco_train writes it, blocks 1 to 3 are drawn and
+counted. A file that cannot be read is named and skipped; the exit status is then not
+zero.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import tensorflow as tf
 from absl import flags
 
 import sact_tf
-from experiments.common import programs
+from experiments.common import maps, programs
+from object_detection.feature_extractor import FeatureExtractor
 from sact_tf import visualization
 from sact_tf.data import imagenet, inception
 from sact_tf.data.examples import DataError
@@ -63,14 +66,16 @@ def draw(model, path: str, output_dir: str) -> str:
     visualization.save_figure(bar, f"{start}_colorbar.pdf")
     figure = visualization.side_by_side(shown, values)
     visualization.save_figure(figure, f"{start}_figure.png")
-    maps = {
+    of_blocks = {
         block: end_points[f"{block}/ponder_cost"][0].numpy()
         for block in end_points["block_scopes"]
     }
-    figure = visualization.block_figure(shown, maps)
+    figure = visualization.block_figure(shown, of_blocks)
     visualization.save_figure(figure, f"{start}_blocks.png")
-    flops = int(end_points["flops"][0])
-    return f"{path}: ponder cost {low:.2f} to {high:.2f}, {flops:.4g} FLOPs"
+    spent = f"{int(end_points['flops'][0]):.4g} FLOPs"
+    if isinstance(model, FeatureExtractor):
+        spent += f" of blocks 1 to {len(of_blocks)}"
+    return f"{path}: ponder cost {low:.2f} to {high:.2f}, {spent}"
 
 
 def main() -> None:
@@ -80,7 +85,7 @@ def main() -> None:
     output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
     options = programs.network_options(model_type="sact", execution="perforated")
     model = sact_tf.imagenet_resnet(**options)
-    sact_tf.load_slim_checkpoint(model, os.path.expanduser(FLAGS.checkpoint_dir))
+    model = maps.load_network(model)
     failed = 0
     for path in paths:
         try:

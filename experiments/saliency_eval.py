@@ -8,8 +8,9 @@ Maps are normalised, blurred by sigma and blended with gamma times a prior for t
 centre. The first half of the images chooses sigma and gamma by AUC-Judd, the second is
 scored: `results.json` holds all metrics and the whole grid, `figure.png` images beside
 their human and model maps, `maps.npz` the ponder cost, which another run with the same
-network and images takes up. --maps scores ready-made maps instead, and --random_network
-an untrained network.
+network and images takes up. Of a detector's checkpoint, as coco_train writes it, the
+ponder cost is that of blocks 1 to 3. --maps scores ready-made maps instead, and
+--random_network an untrained network.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments.common import programs
+from experiments.common import maps, programs
 from sact_tf import saliency, visualization
 from sact_tf.data.examples import DataError
 from sact_tf.data.images import read_image
@@ -132,7 +133,7 @@ def load_data() -> saliency.FixationData:
     return data
 
 
-def make_network() -> tuple[keras.Model, dict[str, object]]:
+def make_network() -> tuple[keras.layers.Layer, dict[str, object]]:
     """Builds the network; returns it and what tells it from others."""
     programs.require(*([] if FLAGS.random_network else ["checkpoint_dir"]))
     if FLAGS.random_network and FLAGS.checkpoint_dir:
@@ -145,8 +146,8 @@ def make_network() -> tuple[keras.Model, dict[str, object]]:
     model = programs.make_network(model_type="sact", execution="perforated")
     if FLAGS.random_network:
         return model, {**settings, "random_seed": FLAGS.seed}
+    model = maps.load_network(model)
     path = os.path.expanduser(FLAGS.checkpoint_dir)
-    sact_tf.load_slim_checkpoint(model, path)
     if os.path.isdir(path):
         path = sact_tf.newest_checkpoint(path)
     path = os.path.abspath(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -13,11 +13,13 @@ import tensorflow as tf
 from object_detection.data import coco
 from object_detection.data.examples import DetectionExamples
 from object_detection.faster_rcnn import FasterRCNN
+from object_detection.feature_extractor import NUM_BLOCKS
 from sact_tf import reading
 from sact_tf.data.examples import DataError
 from sact_tf.domains import brief
 from sact_tf.end_points import metric_values
 from sact_tf.evaluation import Moments, used_units
+from sact_tf.networks.imagenet_resnet import ImagenetResNet
 from sact_tf.optional import lazy
 
 pycoco = lazy("pycocotools.coco")
@@ -202,7 +204,11 @@ def _numbered(ground_truth, results):
 
 
 def evaluate(
-    model: FasterRCNN, examples: DetectionExamples, batch_size: int = 1, progress=None
+    model: FasterRCNN,
+    examples: DetectionExamples,
+    batch_size: int = 1,
+    progress: Callable[[int], None] | None = None,
+    reference: ImagenetResNet | None = None,
 ) -> tuple[dict[str, float], list[dict]]:
     """Runs a detector on a data set and scores it.
 
@@ -211,11 +217,14 @@ def evaluate(
         examples: Images with boxes.
         batch_size: Images per step.
         progress: Called with the number of images done after each step.
+        reference: Network whose stem and blocks 1 to 3, all of their units, relative
+            operations are divided by; None: the ordinary network of the detector's
+            depth.
 
     Returns:
         What `average_precision` returns, with `Total Flops/mean` and `/std` (of the
         feature extractor, per image), `Relative Flops/mean` and `/std` (divided by
-        those of the ordinary network on the same image: SACT, table 1), the mean and
+        those of the reference on the same image: SACT, table 1), the mean and
         deviation of `<block>/{flops,ponder_cost,num_units}`, and what `used_units`
         tells; and all detections in COCO's format.
     """
@@ -228,7 +237,12 @@ def evaluate(
             detections = run(batch["image"], batch["size"])
             end_points = detections["end_points"]
             values = _inside_images(metric_values(end_points))
-            values["Relative Flops"] = end_points["flops"] / end_points["dense_flops"]
+            dense_flops = end_points["dense_flops"]
+            if reference is not None:
+                dense_flops = reference.dense_flops(
+                    batch["image"], batch["size"], NUM_BLOCKS
+                )
+            values["Relative Flops"] = end_points["flops"] / dense_flops
             for name, value in values.items():
                 moments.setdefault(name, Moments()).add(value.numpy())
             originals = to_original(detections, batch["scale"].numpy())

@@ -11,7 +11,7 @@ import tf_keras as keras
 
 from object_detection import anchors, losses
 from object_detection.box_classifier import BOX_WEIGHTS, BoxClassifier, crop_regions
-from object_detection.feature_extractor import FeatureExtractor
+from object_detection.feature_extractor import FeatureExtractor, whole_sizes
 from object_detection.proposals import RegionProposalNetwork, propose
 from sact_tf.layers import build_child
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
@@ -21,7 +21,6 @@ detection_generator = lazy("official.vision.modeling.layers.detection_generator"
 roi_sampler = lazy("official.vision.modeling.layers.roi_sampler")
 
 _WEIGHT_DECAY = 1e-4  # the network's own
-_FEATURE_BLOCKS = 3
 _LOSSES = ("rpn_score", "rpn_box", "box_class", "box_refinement")
 
 
@@ -96,7 +95,8 @@ class FasterRCNN(keras.Model):
         model_type: "vanilla", "act", "act_early_stopping" or "sact".
         base_channels: Scales the channels of all blocks.
         tau: Weight of the feature extractor's ponder cost in the losses.
-        execution: "masked" or "perforated", which is for inference.
+        execution: "masked"; or, for inference, "perforated", or "tiled" with a
+            `tile_size` above 1.
         options: What it is beside its network.
         **network_options: As of `sact_tf.imagenet_resnet`, such as `tile_size`.
 
@@ -150,7 +150,7 @@ class FasterRCNN(keras.Model):
             block_strides=(1, 2, 2, options.block4_stride),
             **network_options,
         )
-        self.feature_extractor = FeatureExtractor(network, _FEATURE_BLOCKS)
+        self.feature_extractor = FeatureExtractor(network)
         channels, side = self.feature_extractor.spec.channels, options.pool_size
         self.rpn = RegionProposalNetwork(
             options.rpn_channels or channels // 2,
@@ -166,12 +166,6 @@ class FasterRCNN(keras.Model):
             sample_regions=roi_sampler.ROISampler(
                 num_sampled_rois=options.num_region_samples,
                 foreground_fraction=options.foreground_fraction,
-            ),
-            select=detection_generator.DetectionGenerator(
-                pre_nms_score_threshold=options.score_threshold,
-                nms_iou_threshold=options.nms_iou,
-                max_num_detections=options.max_detections,
-                nms_version="batched",
             ),
             metrics={
                 key: keras.metrics.Mean(name=key)
@@ -314,13 +308,22 @@ class FasterRCNN(keras.Model):
         return tuple(tf.reshape(r, [-1, count, r.shape[-1]]) for r in results)
 
     @tf.autograph.experimental.do_not_convert
-    def call(self, images, sizes=None, training=False):
+    def call(
+        self,
+        images,
+        sizes=None,
+        training=False,
+        score_threshold=None,
+        max_detections=None,
+    ):
         """Detects objects.
 
         Args:
             images: [batch, height, width, 3] in [-1, 1], each at the top left.
             sizes: int32 [batch, 2], their sizes without padding; None: there is none.
             training: Not used: `fit` does what training takes.
+            score_threshold: In place of that of the options; may be a tensor.
+            max_detections: The same.
 
         Returns:
             Dictionary of `detection_boxes` (float32 [batch, max_detections, 4]: ymin,
@@ -329,10 +332,7 @@ class FasterRCNN(keras.Model):
             `end_points` of the feature extractor.
         """
         if sizes is None:
-            batch = tf.shape(images)[:1]
-            sizes = tf.broadcast_to(
-                tf.shape(images)[1:3], tf.concat([batch, [2]], axis=0)
-            )
+            sizes = whole_sizes(images)
         features, end_points = self.extract(images, sizes)
         boxes = self.propose(features, end_points["valid"], sizes)["boxes"]
         logits, encoded = self.classify(features, end_points["valid"], boxes)
@@ -340,10 +340,31 @@ class FasterRCNN(keras.Model):
         is_there = tf.reduce_max(boxes, -1) >= 0
         nothing = tf.one_hot(0, logits.shape[-1], on_value=0.0, off_value=-1e9)
         logits = tf.where(is_there[..., tf.newaxis], logits, nothing)
-        detections = self._parts.select(
+        select = self._selection(score_threshold, max_detections)
+        detections = select(
             encoded, logits, boxes, tf.cast(sizes, tf.float32), BOX_WEIGHTS
         )
         return {**detections, "end_points": end_points}
+
+    def _selection(self, score_threshold, max_detections):
+        """Returns what selects detections, with the options' limits or others."""
+        options = self.options
+        if score_threshold is None:
+            score_threshold = options.score_threshold
+        if max_detections is None:
+            max_detections = options.max_detections
+        return detection_generator.DetectionGenerator(
+            pre_nms_score_threshold=score_threshold,
+            nms_iou_threshold=options.nms_iou,
+            max_num_detections=max_detections,
+            nms_version="batched",
+        )
+
+    def export_saved_model(self, path: str, **options) -> str:
+        """Exports for serving; see `object_detection.exporting.export_saved_model`."""
+        from object_detection import exporting  # which imports this module
+
+        return exporting.export_saved_model(self, path, **options)
 
     def compiled(self) -> Callable[..., dict[str, object]]:
         """Returns a function that does what a call does, compiled by TensorFlow."""

@@ -7,7 +7,33 @@ import types
 import tensorflow as tf
 import tf_keras as keras
 
+from sact_tf.checkpoints import load_slim_checkpoint
 from sact_tf.networks.network import BlockSpec, Network
+
+NUM_BLOCKS = 3
+"""Blocks of a network that make a detector's features; block 4 classifies regions."""
+
+
+def load_features(network: Network, checkpoint_path: str) -> FeatureExtractor:
+    """Loads a detector's checkpoint for its features alone.
+
+    Args:
+        network: An ImageNet network of the detector's depth and model type.
+        checkpoint_path: A checkpoint prefix, or a directory, whose latest checkpoint is
+            taken.
+
+    Raises:
+        FileNotFoundError: There is no readable checkpoint.
+        CheckpointMismatchError: It is another network's.
+    """
+    load_slim_checkpoint(network, checkpoint_path, without_classifier=True)
+    return FeatureExtractor(network)
+
+
+def whole_sizes(images: tf.Tensor) -> tf.Tensor:
+    """Returns the sizes, int32 [batch, 2], of images without padding."""
+    shape = tf.shape(images)
+    return tf.broadcast_to(shape[1:3], [shape[0], 2])
 
 
 class FeatureExtractor(keras.layers.Layer):
@@ -22,7 +48,10 @@ class FeatureExtractor(keras.layers.Layer):
     """
 
     def __init__(
-        self, network: Network, num_blocks: int, name: str = "feature_extractor"
+        self,
+        network: Network,
+        num_blocks: int = NUM_BLOCKS,
+        name: str = "feature_extractor",
     ):
         super().__init__(name=name)
         self.stem = network.stem
@@ -40,6 +69,12 @@ class FeatureExtractor(keras.layers.Layer):
     def stride(self) -> int:
         """Pixels of the image from one position of the features to the next."""
         return self.spec.stride
+
+    def with_end_points(
+        self, images: tf.Tensor, training: bool | None = None
+    ) -> tuple[tf.Tensor, dict[str, object]]:
+        """Extracts features of images without padding; see `call`."""
+        return self(images, whole_sizes(images), training=training)
 
     @tf.autograph.experimental.do_not_convert
     def call(self, images, sizes, training=None):

@@ -14,7 +14,8 @@ from object_detection.evaluation import to_original
 from object_detection.faster_rcnn import FasterRCNN
 from object_detection.visualization import draw_detections
 from sact_tf import optimization, training, visualization
-from sact_tf.checkpoints import has_variables
+from sact_tf.checkpoint_kinds import DETECTOR
+from sact_tf.checkpoints import checkpoint_kind
 from sact_tf.end_points import metric_values
 from sact_tf.optional import lazy
 from sact_tf.summaries import Summaries
@@ -67,7 +68,7 @@ def load_first_weights(model: FasterRCNN, checkpoint_path: str) -> list[str]:
         CheckpointMismatchError: It is another network's.
     """
     path = os.path.expanduser(checkpoint_path)
-    if has_variables(path, "rpn/"):
+    if checkpoint_kind(path) == DETECTOR:
         return sact_tf.load_slim_checkpoint(model, path, fresh_halting=None)
     return sact_tf.load_slim_checkpoint(
         model.network, path, fresh_halting=None, without_classifier=True

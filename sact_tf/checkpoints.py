@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from sact_tf import checkpoint_kinds
 from sact_tf.layers import BatchNorm
 from sact_tf.writing import naming, write_bytes
 
@@ -227,19 +228,18 @@ def _read(path: str, reader, names: Iterable[str]) -> dict[str, np.ndarray]:
         ) from error
 
 
-def has_variables(checkpoint_path: str, part: str) -> bool:
-    """Tells whether a TF-Slim checkpoint has variables with a part in their names.
+def checkpoint_kind(checkpoint_path: str) -> str | None:
+    """Returns what kind of model a TF-Slim checkpoint is of; see `checkpoint_kinds`.
 
     Args:
         checkpoint_path: A checkpoint prefix, or a directory, whose latest checkpoint is
             taken.
-        part: Such as "rpn/".
 
     Raises:
         FileNotFoundError: There is no readable checkpoint.
     """
     _, reader = _open(checkpoint_path)
-    return any(part in name for name in reader.get_variable_to_shape_map())
+    return checkpoint_kinds.kind_of(reader.get_variable_to_shape_map())
 
 
 def checkpoint_step(checkpoint_path: str) -> int:
@@ -305,9 +305,12 @@ def restore_variables(checkpoint_path: str, wanted: Mapping[str, tf.Variable]) -
         FileNotFoundError: There is no readable checkpoint.
         CheckpointMismatchError: Variables are missing or of another shape; none is
             assigned.
+        CheckpointKindError: It is a detector's and they are a classification network's,
+            or the other way round.
     """
     path, reader = _open(checkpoint_path)
     stored = reader.get_variable_to_shape_map()
+    checkpoint_kinds.refuse_other_kind(path, stored, wanted)
     missing, wrong_shape = _compare(stored, wanted)
     if missing or wrong_shape:
         unused = {n for n in set(stored) - set(wanted) if not _TRAINING_STATE.search(n)}
@@ -350,7 +353,8 @@ def load_slim_checkpoint(
             which takes the first ones: the paper's non-adaptive baseline. Halting
             variables the network has no place for are passed over too.
         without_classifier: Passes over the classifier, for networks with other classes
-            or another use; it stays as initialised.
+            or another use; it stays as initialised. Also over what else stands around
+            the network's blocks, as in a detector's checkpoint.
 
     Returns:
         The sorted names of the variables loaded.
@@ -358,6 +362,8 @@ def load_slim_checkpoint(
     Raises:
         FileNotFoundError: There is no readable checkpoint.
         CheckpointMismatchError: Variables are missing, unused, or of another shape.
+        CheckpointKindError: It is a detector's and the model a classification network,
+            or the other way round.
     """
     path, reader = _open(checkpoint_path)
     stored = {
@@ -373,14 +379,17 @@ def load_slim_checkpoint(
         wanted = {n: v for n, v in wanted.items() if "/halting_proba/" not in n}
         allowed_extra |= {n for n in stored if "/halting_proba/" in n}
     if without_classifier:
-        scope = f"{model.slim_scope}/logits/"
-        wanted = {n: v for n, v in wanted.items() if not n.startswith(scope)}
-        allowed_extra |= {n for n in stored if n.startswith(scope)}
+        network = f"{model.slim_scope}/"
+        classifier = f"{network}logits/"
+        wanted = {n: v for n, v in wanted.items() if not n.startswith(classifier)}
+        allowed_extra |= {n for n in stored if not n.startswith(network)}
+        allowed_extra |= {n for n in stored if n.startswith(classifier)}
     if first_units:
         units = {block.name: len(block.units) for block in model.blocks}
         allowed_extra |= {n for n in stored if _is_deeper(n, units)}
         if not any("/halting_proba/" in n for n in wanted):
             allowed_extra |= {n for n in stored if "/halting_proba/" in n}
+    checkpoint_kinds.refuse_other_kind(path, stored, wanted)
     missing, wrong_shape = _compare(stored, wanted)
     unused = set(stored) - set(wanted) - allowed_extra
     if missing or unused or wrong_shape:

@@ -145,5 +145,7 @@ FRACTION = Domain(0, 1)
 SIDE = Domain(1, MAX_SIDE, is_integer=True)
 INPUT_SIDE = Domain(1, 8192, is_integer=True)
 """Sides of what a network is run on; activations of larger ones fill any memory."""
+OPTIONAL_SIDE = Domain(0, INPUT_SIDE.high, is_integer=True)
+"""The same; 0: none is asked for."""
 SEED = Domain(0, 2**32 - 1, is_integer=True)
 """Seeds that NumPy takes as well as TensorFlow."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
@@ -21,6 +23,81 @@ _OPSET = 17
 _BLACK = tf.zeros([1, 1, 3], tf.uint8)
 
 
+def adaptivity(
+    end_points: Mapping[str, object], sizes: tf.Tensor | None = None
+) -> dict[str, tf.Tensor]:
+    """Returns the outputs of an exported model that tell where computation went.
+
+    Args:
+        end_points: Of a network.
+        sizes: int32 [batch, 2], of images of several sizes; None: none is padded.
+
+    Returns:
+        `flops`, of adaptive networks `<block>_ponder_cost` and `<block>_num_units`, and
+        of SACT networks `ponder_cost_map`; see `export_saved_model`.
+    """
+    outputs = {"flops": end_points["flops"]}
+    for block in end_points["block_scopes"]:
+        for key in ADAPTIVE_METRICS:
+            if f"{block}/{key}" in end_points:
+                outputs[f"{block}_{key}"] = end_points[f"{block}/{key}"]
+    if visualization.has_maps(end_points):
+        outputs["ponder_cost_map"] = visualization.sact_map(end_points, sizes=sizes)
+    return outputs
+
+
+def map_images(
+    image_bytes: tf.Tensor, prepare: Callable[[tf.Tensor], Any], signature: Any
+) -> Any:
+    """Decodes encoded images, one by one; an error tells the number of the image.
+
+    Args:
+        image_bytes: Strings [batch], JPEG or PNG files.
+        prepare: Maps an image, uint8 [height, width, 3], to what is wanted of it.
+        signature: Of what that is, as `tf.map_fn` takes it.
+
+    Returns:
+        The same of all images.
+    """
+
+    def decode(numbered):
+        k, encoded = numbered
+        name = tf.strings.join(["image ", tf.strings.as_string(k)])
+        return prepare(decode_image(encoded, name))
+
+    numbered = (tf.range(tf.size(image_bytes)), image_bytes)
+    return tf.map_fn(decode, numbered, fn_output_signature=signature)
+
+
+def write_saved_model(
+    model: keras.Model,
+    path: str,
+    serve: tf.types.experimental.PolymorphicFunction,
+    serve_bytes: tf.types.experimental.PolymorphicFunction,
+    implementation: str = "tensorflow",
+) -> str:
+    """Writes a SavedModel with the two signatures that all of this project have.
+
+    Args:
+        model: Whose variables are saved.
+        path: Directory to write, whole or not at all.
+        serve: Becomes `serving_default`; not traced yet.
+        serve_bytes: Becomes `serving_bytes`; not traced yet.
+        implementation: As of `export_saved_model`.
+
+    Returns:
+        `path`.
+    """
+    module = tf.Module()
+    module.variables_ = model.variables
+    module.serve, module.serve_bytes = serve, serve_bytes
+    signatures = {"serving_default": serve, "serving_bytes": serve_bytes}
+    with custom_ops.default_implementation(implementation):
+        with atomic_directory(path) as temporary:
+            tf.saved_model.save(module, temporary, signatures=signatures)
+    return path
+
+
 def _serving_function(model: keras.Model):
     """Returns the function from images to the outputs that all exports have."""
 
@@ -28,20 +105,13 @@ def _serving_function(model: keras.Model):
         logits, end_points = model.with_end_points(images, training=False)
         probabilities = tf.nn.softmax(logits)
         top = tf.math.top_k(probabilities, min(_TOP, logits.shape[-1]))
-        outputs = {
+        return {
             "logits": logits,
             "probabilities": probabilities,
             "top_classes": top.indices,
             "top_probabilities": top.values,
-            "flops": end_points["flops"],
+            **adaptivity(end_points),
         }
-        for block in end_points["block_scopes"]:
-            for key in ADAPTIVE_METRICS:
-                if f"{block}/{key}" in end_points:
-                    outputs[f"{block}_{key}"] = end_points[f"{block}/{key}"]
-        if visualization.has_maps(end_points):
-            outputs["ponder_cost_map"] = visualization.sact_map(end_points)
-        return outputs
 
     return serve
 
@@ -86,30 +156,22 @@ def export_saved_model(
 
     serve = _serving_function(model)
 
-    def preprocess(numbered):
-        k, encoded = numbered
-        name = tf.strings.join(["image ", tf.strings.as_string(k)])
-        return model.preprocess(decode_image(encoded, name), image_size)
+    def preprocess(image):
+        return model.preprocess(image, image_size)
 
     def serve_bytes(image_bytes):
-        numbered = (tf.range(tf.size(image_bytes)), image_bytes)
-        return serve(tf.map_fn(preprocess, numbered, fn_output_signature=tf.float32))
+        return serve(map_images(image_bytes, preprocess, tf.float32))
 
-    module = tf.Module()
-    module.variables_ = model.variables
     images = tf.TensorSpec([None, None, None, 3], name="images")
     image_bytes = tf.TensorSpec([None], tf.string, "image_bytes")
-    with custom_ops.default_implementation(implementation):
-        # Nothing here is for AutoGraph, which could not convert a model anyway.
-        module.serve = tf.function(serve, [images], autograph=False)
-        module.serve_bytes = tf.function(serve_bytes, [image_bytes], autograph=False)
-        signatures = {
-            "serving_default": module.serve,
-            "serving_bytes": module.serve_bytes,
-        }
-        with atomic_directory(path) as temporary:
-            tf.saved_model.save(module, temporary, signatures=signatures)
-    return path
+    # Nothing here is for AutoGraph, which could not convert a model anyway.
+    return write_saved_model(
+        model,
+        path,
+        tf.function(serve, [images], autograph=False),
+        tf.function(serve_bytes, [image_bytes], autograph=False),
+        implementation,
+    )
 
 
 def export_tflite(

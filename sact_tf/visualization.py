@@ -29,25 +29,58 @@ def has_maps(end_points: Mapping[str, object]) -> bool:
     return ponder_cost is not None and ponder_cost.shape.rank == 3
 
 
-def sact_map(end_points: Mapping[str, object], key: str = "ponder_cost") -> tf.Tensor:
+def sact_map(
+    end_points: Mapping[str, object],
+    key: str = "ponder_cost",
+    sizes: tf.Tensor | None = None,
+) -> tf.Tensor:
     """Sums the maps of all blocks at the size of the input (SACT, section 4.1).
 
     Args:
         end_points: Of a SACT network.
         key: "ponder_cost" or "num_units".
+        sizes: int32 [batch, 2], heights and widths of images of several sizes; an image
+            then gets the map that it would get alone, and its padding zero. None: no
+            image is padded.
 
     Returns:
         float32 [batch, height, width, 1]; block maps are enlarged by nearest neighbour.
     """
     size = tf.shape(end_points["inputs"])[1:3]
-    maps = [
-        tf.raw_ops.ResizeNearestNeighbor(
-            images=tf.cast(end_points[f"{block}/{key}"], tf.float32)[..., tf.newaxis],
-            size=size,
-        )
-        for block in end_points["block_scopes"]
-    ]
+    maps = []
+    for block in end_points["block_scopes"]:
+        values = tf.cast(end_points[f"{block}/{key}"], tf.float32)[..., tf.newaxis]
+        if sizes is None:
+            maps.append(tf.raw_ops.ResizeNearestNeighbor(images=values, size=size))
+        else:
+            inside = end_points[f"{block}/num_units"] > 0  # which padding never is
+            maps.append(_enlarge_inside(values, inside, size, sizes))
     return tf.add_n(maps)
+
+
+def _enlarge_inside(values, inside, size, sizes):
+    """Enlarges what of each map lies inside of its image to the size of that.
+
+    Args:
+        values: [batch, rows, columns, 1].
+        inside: Bool [batch, rows, columns].
+        size: int32 [2], of the padded images.
+        sizes: int32 [batch, 2], without padding.
+    """
+
+    def places(inside, length, sizes):
+        count = tf.reduce_sum(tf.cast(inside, tf.float32), 1, keepdims=True)
+        scale = count / tf.cast(sizes, tf.float32)[:, tf.newaxis]
+        found = tf.floor(tf.range(tf.cast(length, tf.float32)) * scale)
+        return tf.cast(tf.minimum(found, count - 1), tf.int32)
+
+    rows = places(tf.reduce_any(inside, 2), size[0], sizes[:, 0])
+    columns = places(tf.reduce_any(inside, 1), size[1], sizes[:, 1])
+    values = tf.gather(values, rows, axis=1, batch_dims=1)
+    values = tf.gather(values, columns, axis=2, batch_dims=1)
+    is_row = tf.sequence_mask(sizes[:, 0], size[0])[:, :, tf.newaxis, tf.newaxis]
+    is_column = tf.sequence_mask(sizes[:, 1], size[1])[:, tf.newaxis, :, tf.newaxis]
+    return tf.where(is_row & is_column, values, tf.zeros_like(values))
 
 
 def heatmap(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from experiments.common import programs
+from experiments.common import evaluating, programs
 from object_detection.data import coco, datasets, scenes
 from object_detection.data.examples import LONG_SIDE, SHORT_SIDE, DetectionExamples
 from object_detection.faster_rcnn import FasterRCNN, Options
 from sact_tf.data.examples import DataError
+from sact_tf.executions import EXECUTIONS
 
 FLAGS = flags.FLAGS
 # Flags defined here belong to the program that asks for them, and to its --help.
@@ -56,8 +58,31 @@ def define_size_flags() -> None:
         "long_side",
         LONG_SIDE,
         "Largest long side. Where resizing by --short_side would exceed it, the long "
-        "side becomes this size instead.",
-        lower_bound=1,
+        "side becomes this size instead. 0: there is no limit but 8192, which every "
+        "input has.",
+        lower_bound=0,
+    )
+
+
+def define_checkpoint_flag(default: str = "") -> None:
+    """Defines --checkpoint_dir."""
+    flags.DEFINE_string(
+        "checkpoint_dir",
+        default,
+        "Directory, its newest checkpoint is taken, or a checkpoint.",
+    )
+
+
+def define_category_flags() -> None:
+    """Defines --categories and --num_classes."""
+    flags.DEFINE_string(
+        "categories",
+        "",
+        "COCO annotation file whose categories the detector was trained on, for their "
+        "names and ids, and for the ids of its images.",
+    )
+    flags.DEFINE_integer(
+        "num_classes", None, "Of the detector, without --categories.", lower_bound=1
     )
 
 
@@ -138,8 +163,9 @@ def define_detection_flags() -> None:
     flags.DEFINE_enum(
         "execution",
         "masked",
-        ["masked", "perforated"],
-        "masked: blocks run densely; perforated: at active positions only.",
+        EXECUTIONS,
+        "masked: blocks run densely; perforated: at active positions only; tiled: on "
+        "active tiles only, with a --tile_size above 1.",
     )
 
 
@@ -149,7 +175,7 @@ def data_options() -> dict[str, int]:
     Raises:
         ValueError: --short_side is larger than --long_side.
     """
-    if FLAGS.short_side > FLAGS.long_side:
+    if FLAGS.long_side and FLAGS.short_side > FLAGS.long_side:
         raise ValueError(
             f"--short_side={FLAGS.short_side}: must be at most --long_side, "
             f"{FLAGS.long_side}"
@@ -218,6 +244,33 @@ def make_model(num_classes: int, **options) -> FasterRCNN:
         options=Options(**options),
         **programs.network_options(num_classes=num_classes),
     )
+
+
+def newest_checkpoint() -> str:
+    """Returns the checkpoint that --checkpoint_dir names.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    path = os.path.expanduser(FLAGS.checkpoint_dir)
+    checkpoint = evaluating.newest_checkpoint(path)
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f"--checkpoint_dir={FLAGS.checkpoint_dir}: holds no checkpoint"
+        )
+    return checkpoint
+
+
+def categories_and_ids() -> tuple[list, dict[str, int | str]]:
+    """Returns the categories, and ids of images by the names of their files."""
+    if not FLAGS.categories:
+        if FLAGS.num_classes is None:
+            raise ValueError("--categories or --num_classes: one must be given")
+        numbers = range(1, FLAGS.num_classes + 1)
+        return [{"id": k, "name": f"class {k}"} for k in numbers], {}
+    content = coco.read_annotations(FLAGS.categories)
+    ids = {image["file_name"]: image["id"] for image in content["images"]}
+    return coco.sorted_categories(content), ids
 
 
 def category_names(categories: Sequence[Mapping]) -> list[str]:

@@ -167,6 +167,31 @@ def make_network(**options) -> keras.Model:
     return FAMILIES[flags.FLAGS.network](**options)
 
 
+def define_export_flags() -> None:
+    """Defines --output_dir and --implementation, of a SavedModel."""
+    flags.DEFINE_string("output_dir", "", "Directory of the SavedModel; must be empty.")
+    flags.DEFINE_enum(
+        "implementation",
+        "tensorflow",
+        ["tensorflow", "native"],
+        "Of perforated execution: plain TensorFlow operations, or compiled kernels.",
+    )
+
+
+def empty_output_dir() -> str:
+    """Returns --output_dir, which it makes, for what must not lie beside other files.
+
+    Raises:
+        OSError: It cannot be written to.
+        ValueError: It is not given, or not empty.
+    """
+    require("output_dir")
+    output_dir = make_directory("output_dir", flags.FLAGS.output_dir)
+    if os.listdir(output_dir):
+        raise ValueError(f"--output_dir={output_dir}: must be empty")
+    return output_dir
+
+
 @contextlib.contextmanager
 def naming_dataset_dir() -> Iterator[None]:
     """Puts --dataset_dir before what goes wrong with a data set in a `with` block."""

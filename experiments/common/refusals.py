@@ -9,17 +9,28 @@ from collections.abc import Iterator
 from absl import flags
 
 from experiments.common import numbers
+from sact_tf.checkpoint_kinds import CLASSIFIER, DETECTOR, CheckpointKindError
 
 FLAGS = flags.FLAGS
+_TAKEN_BY = {
+    DETECTOR: "coco_eval, coco_detect and coco_export take it, saliency_eval and "
+    "imagenet_ponder_map its blocks 1 to 3, and coco_train as --finetune_path",
+    CLASSIFIER: "imagenet_eval (cifar_main of CIFAR-10), imagenet_ponder_map and "
+    "export_saved_model take it, and coco_train as --finetune_path",
+}
 
 
 def explain(error: Exception) -> str:
     """Returns an error's message, with the flag and its value before it.
 
     Messages that name a flag stay as they are. Others begin with the argument or the
-    file that the flag gave.
+    file that the flag gave. Of a checkpoint of another kind of model, the message ends
+    with the programs that take it.
     """
     message = str(error)
+    cause = error if isinstance(error, CheckpointKindError) else error.__cause__
+    if isinstance(cause, CheckpointKindError):
+        message = f"{message}; {_TAKEN_BY[cause.kind]}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         message = f"{os.fsdecode(error.filename)}: {error.strerror}"
     if message.startswith("--"):

@@ -18,7 +18,7 @@ from sact_tf.data.examples import (
     number_with_seeds,
     take_shard,
 )
-from sact_tf.domains import INPUT_SIDE
+from sact_tf.domains import INPUT_SIDE, OPTIONAL_SIDE
 from sact_tf.optional import lazy
 
 preprocess_ops = lazy("official.vision.ops.preprocess_ops")
@@ -49,7 +49,8 @@ class DetectionExamples:
         num_boxes: Boxes in all images; None: not known.
         notes: Lines that tell what was dropped or changed, and how often.
         short_side: Short side that images are resized to, their aspect kept.
-        long_side: Largest long side; takes precedence.
+        long_side: Largest long side, which takes precedence; 0: any that a network can
+            be run on.
         flip_vertically: Whether training flips that way too, as for microscopy.
         cache: Whether resized images are kept in memory.
         name_of: Maps an element to what an error calls it, a string.
@@ -76,9 +77,9 @@ class DetectionExamples:
     def __post_init__(self):
         if not self.num_examples:
             raise DataError(f"{self.name}: the split has no images")
-        for side in ("short_side", "long_side"):
-            INPUT_SIDE.check(getattr(self, side), side)
-        if not 1 <= self.short_side <= self.long_side:
+        INPUT_SIDE.check(self.short_side, "short_side")
+        OPTIONAL_SIDE.check(self.long_side, "long_side")
+        if self.long_side and self.short_side > self.long_side:
             raise ValueError(
                 f"short_side must be between 1 and long_side {self.long_side}; got "
                 f"{self.short_side}"
@@ -189,7 +190,7 @@ class DetectionExamples:
     def _batches(self, dataset, batch_size, drop_remainder):
         def prepare(example):
             example = dict(example)
-            image = tf.cast(example["image"], tf.float32) / 127.5 - 1.0
+            image = network_input(example["image"])
             boxes, classes = example["boxes"], example["classes"]
             boxes = preprocess_ops.clip_or_pad_to_fixed_size(
                 boxes, self.max_boxes, _NO_OBJECT
@@ -249,7 +250,7 @@ def resize(
     Args:
         example: As `DetectionExamples.decode` returns it.
         short_side: What the image's short side becomes, unless
-        long_side: the long side would become larger than that.
+        long_side: the long side would become larger than that; 0: than any input.
 
     Returns:
         The example, its image still uint8, and `scale`, float32 [2]: pixels per pixel
@@ -257,8 +258,9 @@ def resize(
     """
     image = example["image"]
     sides = tf.cast(tf.shape(image)[:2], tf.float32)
+    largest = long_side or INPUT_SIDE.high
     factor = tf.minimum(
-        short_side / tf.reduce_min(sides), long_side / tf.reduce_max(sides)
+        short_side / tf.reduce_min(sides), largest / tf.reduce_max(sides)
     )
     size = tf.maximum(tf.cast(tf.round(sides * factor), tf.int32), 1)
     image = tf.image.resize(image, size, antialias=True)
@@ -271,6 +273,29 @@ def resize(
         "boxes": tf.ensure_shape(boxes, [None, 4]),
         "scale": scale,
     }
+
+
+def network_input(image: tf.Tensor) -> tf.Tensor:
+    """Maps uint8 to what the detector takes: float32 in [-1, 1]."""
+    return tf.cast(image, tf.float32) / 127.5 - 1.0
+
+
+def resized_input(
+    image: tf.Tensor, short_side: int, long_side: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Makes the detector's input of a photograph.
+
+    Args:
+        image: uint8 [any height, any width, 3].
+        short_side: As of `resize`.
+        long_side: As of `resize`.
+
+    Returns:
+        float32 [height, width, 3] in [-1, 1], and `scale` as of `resize`.
+    """
+    example = {"image": image, "boxes": tf.zeros([0, 4])}
+    resized = resize(example, short_side, long_side)
+    return network_input(resized["image"]), resized["scale"]
 
 
 def _flip(example, seed, vertically):

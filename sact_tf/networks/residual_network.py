@@ -265,12 +265,11 @@ class ResidualNetwork(Network):
             "block_scopes": [block.name for block in blocks],
             "block_num_units": [len(block.units) for block in blocks],
         }
-        dense_total = total
+        if return_end_points and sizes is not None:
+            end_points["dense_flops"] = self.dense_flops(images, sizes, num_blocks)
         for block in blocks:
             options = dict(training=training, valid=valid if is_padded else None)
             if return_end_points:
-                if sizes is not None:
-                    dense_total += block.dense_flops(x, valid)
                 x, results = block(x, return_end_points=True, **options)
                 for key, value in results.items():
                     end_points[f"{block.name}/{key}"] = value
@@ -282,9 +281,33 @@ class ResidualNetwork(Network):
         if return_end_points:
             end_points["flops"] = total
         if sizes is not None:
-            end_points.update(valid=valid, dense_flops=dense_total)
+            end_points["valid"] = valid
             x = zero_outside(x, valid if is_padded else None)
         return x, end_points
+
+    def dense_flops(
+        self, images: tf.Tensor, sizes: tf.Tensor, num_blocks: int | None = None
+    ) -> tf.Tensor:
+        """Counts what an ordinary network of this depth takes, without running it.
+
+        Args:
+            images: [batch, height, width, 3]; only the shape counts.
+            sizes: int32 [batch, 2], heights and widths without padding.
+            num_blocks: How many blocks follow the stem; None: all. What comes after
+                them is not counted.
+
+        Returns:
+            int64 [batch].
+        """
+        plan = self.architecture
+        stem = images[:, :: plan.stem_stride, :: plan.stem_stride]
+        valid = inside(-(-sizes // plan.stem_stride), stem)
+        total = flops.conv2d_flops(self.stem, flops.num_active(valid))
+        valid = valid[:, :: plan.pool_stride, :: plan.pool_stride]
+        for block in self.blocks[:num_blocks]:
+            total += block.dense_flops(valid[..., tf.newaxis], valid)
+            valid = block.valid_after(valid)
+        return total
 
     def features(
         self, end_points: Mapping[str, object], training: bool | None = None

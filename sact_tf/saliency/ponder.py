@@ -38,12 +38,12 @@ def input_size(
 
 
 def network_input(
-    model: keras.Model, image: np.ndarray, size: tuple[int, int]
+    model: keras.layers.Layer, image: np.ndarray, size: tuple[int, int]
 ) -> tf.Tensor:
     """Resizes an image, all of it, and scales its values as the network is used to.
 
     Args:
-        model: From `imagenet_resnet` or `cifar_resnet`.
+        model: From `imagenet_resnet` or `cifar_resnet`, or a part of one.
         image: uint8 [any height, any width, 3].
         size: (height, width) of the result.
 
@@ -62,12 +62,13 @@ def network_input(
 
 
 def ponder_cost(
-    model: keras.Model, image: np.ndarray, size: tuple[int, int]
+    model: keras.layers.Layer, image: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
     """Returns the ponder cost of a SACT network, summed over blocks.
 
     Args:
-        model: Any SACT network of this package.
+        model: Any SACT network of this package, or a part of one that has
+            `with_end_points`.
         image: uint8 [any height, any width, 3].
         size: (height, width) of the network's input.
 

@@ -135,3 +135,22 @@ def refusal(program):
         return message.partition(": error: ")[2]
 
     return refusal
+
+
+@pytest.fixture
+def tiny_detector(tmp_path):
+    """Prefix of a checkpoint of a tiny SACT detector of two classes, and its flags."""
+    from object_detection.faster_rcnn import FasterRCNN, Options
+
+    options = Options(anchor_sizes=(16,), aspect_ratios=(1.0,), crop_size=7)
+    model = FasterRCNN(2, "1_2_1_1", "sact", base_channels=2, options=options)
+    prefix = str(tmp_path / "detector" / "model.ckpt-7")
+    sact_tf.save_slim_checkpoint(model, prefix, 7)
+    return prefix, dict(
+        model="1_2_1_1",
+        model_type="sact",
+        base_channels=2,
+        anchor_sizes=["16"],
+        anchor_ratios=["1"],
+        crop_size=7,
+    )

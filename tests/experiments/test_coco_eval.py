@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tensorflow as tf
 from absl.testing import flagsaver
 
 import sact_tf
@@ -73,6 +74,43 @@ def test_evaluates(run, checkpoint, tmp_path, capsys, execution):
         assert results[name] == pytest.approx(expected[name], rel=1e-6), name
     rows = json.loads((tmp_path / "eval" / "detections.json").read_text())
     assert rows and {"image_id", "category_id", "bbox", "score"} == set(rows[0])
+
+
+def test_relative_to_another_depth(run, checkpoint, tmp_path):
+    found = {}
+    for reference in (None, "9_1_1_1"):
+        run(reference_model=reference, num_examples=1)
+        results = json.loads((tmp_path / "eval" / "eval.json").read_text())
+        found[results["reference_model"]] = results["Relative Flops/mean"]
+    image, sizes = tf.zeros([1, 48, 48, 3]), tf.constant([[48, 48]])
+    dense = {}
+    for depth in ("1_1_1_1", "9_1_1_1"):
+        network = sact_tf.imagenet_resnet(depth, base_channels=2)
+        dense[depth] = int(network.dense_flops(image, sizes, 3)[0])
+    assert dense["9_1_1_1"] > dense["1_1_1_1"]
+    expected = results["Total Flops/mean"]
+    for depth, count in dense.items():
+        assert found[depth] == pytest.approx(expected / count, rel=1e-9)
+
+
+def test_a_depth_that_does_not_exist(refusal, checkpoint, tmp_path):
+    options = dict(checkpoint_dir=checkpoint, eval_dir=str(tmp_path / "eval"))
+    for name in ("7", "102", "1_2"):
+        message = refusal(reference_model=name, **options)
+        assert message.startswith(f"--reference_model={name}: model must be one of")
+        assert "\n" not in message
+
+
+def test_checkpoint_of_a_classification_network(refusal, tmp_path):
+    model = sact_tf.imagenet_resnet("1_1_1_1", "sact", 3, base_channels=2)
+    path = sact_tf.save_slim_checkpoint(model, str(tmp_path / "model.ckpt-7"), 7)
+    options = dict(dataset="shapes", num_examples=1, short_side=48, **TINY)
+    message = refusal(checkpoint_dir=path, eval_dir=str(tmp_path / "eval"), **options)
+    assert message.startswith(
+        f"--checkpoint_dir={path}: checkpoint {path} is that of a classification "
+        "network, not of a detector; imagenet_eval"
+    )
+    assert "\n" not in message
 
 
 def test_detections_of_any_origin(run, tmp_path, capsys):

@@ -60,6 +60,21 @@ def test_errors_name_the_flag(run, tmp_path):
         run(checkpoint_dir="/nowhere")
 
 
+def test_checkpoint_of_a_detector(refusal, tiny_detector, tmp_path):
+    prefix, _ = tiny_detector
+    message = refusal(
+        checkpoint_dir=prefix,
+        output_dir=str(tmp_path / "out"),
+        model="1_2_1_1",
+        base_channels=2,
+    )
+    assert message.startswith(
+        f"--checkpoint_dir={prefix}: checkpoint {prefix} is that of a detector, not of "
+        "a classification network; coco_eval, coco_detect and coco_export take it"
+    )
+    assert "\n" not in message
+
+
 def test_a_full_disk_leaves_nothing(run, tmp_path, no_file_larger_than):
     with no_file_larger_than(2000):
         with pytest.raises(OSError, match=r"out: cannot be written \(File too large"):

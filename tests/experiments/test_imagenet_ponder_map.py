@@ -9,6 +9,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 import sact_tf
+from object_detection.feature_extractor import load_features
 from sact_tf import visualization
 from sact_tf.data import imagenet, inception
 
@@ -82,6 +83,25 @@ def test_photographs_of_any_kind(run, tmp_path, capsys):
     assert capsys.readouterr().out.count("FLOPs") == 5
     run(images_pattern=str(tmp_path / "grey.jpg"), image_size=64)
     assert matplotlib.image.imread(out / "grey_ponder.jpg").shape[:2] == (45, 64)
+
+
+def test_a_detector(run, tiny_detector, tmp_path, capsys):
+    """Blocks 1 to 3 are drawn, and their operations told."""
+    prefix, flags = tiny_detector
+    options = {name: flags[name] for name in ("model", "base_channels")}
+    save(tmp_path / "a.png", 42, 58)
+    run(images_pattern=str(tmp_path / "a.png"), checkpoint_dir=prefix, **options)
+    network = sact_tf.imagenet_resnet("1_2_1_1", "sact", 2, base_channels=2)
+    features = load_features(network, prefix)
+    image = np.asarray(Image.open(tmp_path / "a.png"))[np.newaxis]
+    inputs = tf.constant(image / 127.5 - 1, tf.float32)
+    _, end_points = features(inputs, tf.constant([[42, 58]]))
+    expected = visualization.colour_map(visualization.sact_map(end_points)[0].numpy())
+    drawn = np.asarray(Image.open(tmp_path / "out" / "a_map.png").convert("RGB"))
+    np.testing.assert_allclose(drawn, expected, atol=1)
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 1
+    flops = int(end_points["flops"][0])
+    assert f", {flops:.4g} FLOPs of blocks 1 to 3" in capsys.readouterr().out
 
 
 def test_a_bad_file_does_not_stop_the_others(run, tmp_path, capsys):

@@ -6,6 +6,7 @@ import pytest
 from absl import flags
 
 from experiments.common import refusals
+from sact_tf.checkpoint_kinds import CLASSIFIER, DETECTOR, CheckpointKindError
 from sact_tf.writing import WritingError
 
 
@@ -55,6 +56,20 @@ def test_errors_of_the_system(defined):
         f"--data_dir={defined}/data: {defined}/data/x: cannot be written (No space "
         "left on device)"
     )
+
+
+def test_checkpoints_of_another_kind(defined):
+    """The line tells which programs take them; also where a program names the flag."""
+    path = f"{defined}/data/model.ckpt-7"
+    error = CheckpointKindError(path, DETECTOR, CLASSIFIER)
+    taken = refusals.explain(error).partition("; ")
+    assert taken[0] == f"--data_dir={defined}/data: {error}"
+    assert taken[2].startswith("coco_eval, coco_detect and coco_export take it")
+    named = ValueError(f"--input={path}: cannot be loaded: {error}")
+    named.__cause__ = error
+    assert refusals.explain(named) == f"{named}; {taken[2]}"
+    other = refusals.explain(CheckpointKindError(path, CLASSIFIER, DETECTOR))
+    assert "export_saved_model take it" in other and "\n" not in other
 
 
 def test_links(defined):

@@ -1,14 +1,18 @@
 """The saliency program on a small data set and a small network."""
 
 import json
+import os
 
 import matplotlib.image
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl.testing import flagsaver
 from PIL import Image
 
 import sact_tf
+from object_detection.feature_extractor import load_features
+from sact_tf import visualization
 from sact_tf.saliency import ponder
 
 NAMES = [f"{k}" for k in range(6)]
@@ -103,6 +107,33 @@ def test_a_checkpoint_from_end_to_end(run, tmp_path, capsys):
     assert "Taking" not in capsys.readouterr().out
     (values, *_) = ponder.load_maps(str(tmp_path / "out" / "maps.npz"), NAMES).values()
     assert values.shape == (36, 48)
+
+
+def test_a_detector(run, tiny_detector, tmp_path):
+    """Its ponder cost is that of blocks 1 to 3, on images of any size."""
+    prefix, flags = tiny_detector
+    options = {name: flags[name] for name in ("model", "base_channels")}
+    run(checkpoint_dir=os.path.dirname(prefix), image_size="50x38", **options)
+    found = ponder.load_maps(str(tmp_path / "out" / "maps.npz"), NAMES)["0"]
+    network = sact_tf.imagenet_resnet("1_2_1_1", "sact", 2, base_channels=2)
+    features = load_features(network, prefix)
+    pixels = np.asarray(Image.open(tmp_path / "data" / "images" / "0.png"))
+    inputs = ponder.network_input(features, pixels, (38, 50))
+    _, end_points = features(inputs, tf.constant([[38, 50]]))
+    assert end_points["block_scopes"] == ["block1", "block2", "block3"]
+    expected = visualization.sact_map(end_points)[0, ..., 0]
+    assert found.shape == (38, 50) and len(np.unique(found)) > 1
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_detector_is_around_an_imagenet_network(refusal, tiny_detector, data_dir):
+    prefix, _ = tiny_detector
+    data = dict(dataset_format="npz", dataset_dir=str(data_dir))
+    options = dict(network="cifar", model="1_1_1", output_dir=str(data_dir / "out"))
+    message = refusal(checkpoint_dir=prefix, **data, **options)
+    assert message == (
+        f"--checkpoint_dir={prefix}: is a detector's, which needs --network=imagenet"
+    )
 
 
 def test_true_maps_beat_the_centre(run, tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from object_detection.faster_rcnn import FasterRCNN, Options
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_detector():
     """Returns a function that builds a small detector with lively heads."""
 

@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from object_detection.data import coco
+from object_detection.data.examples import resized_input
 from sact_tf.data.examples import DataError
 
 
@@ -200,6 +202,25 @@ def test_first(load):
 def test_sides_in_the_wrong_order(load):
     with pytest.raises(ValueError, match="short_side must be between 1 and long_side"):
         load(short_side=700, long_side=600)
+
+
+@pytest.mark.parametrize(
+    "long_side, sizes",
+    [
+        (64, [(48, 64), (64, 43), (60, 60), (32, 64)]),
+        (0, [(60, 80), (90, 60), (60, 60), (60, 120)]),  # the paper's rule
+    ],
+)
+def test_sides(load, long_side, sizes):
+    batches = load(short_side=60, long_side=long_side).evaluation_batches()
+    found = [tuple(batch["size"][0].numpy().tolist()) for batch in batches]
+    assert found == sizes
+
+
+def test_no_side_is_larger_than_what_a_network_can_be_run_on():
+    image, scale = resized_input(tf.zeros([8, 2000, 3], tf.uint8), 60, 0)
+    assert image.shape == [33, 8192, 3]
+    np.testing.assert_allclose(scale, [33 / 8, 8192 / 2000], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

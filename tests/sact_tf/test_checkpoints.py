@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 import sact_tf
-from sact_tf import checkpoints
-from sact_tf.checkpoints import write_tensors
+from sact_tf import checkpoint_kinds, checkpoints
+from sact_tf.checkpoints import restore_variables, write_tensors
 from sact_tf.writing import WritingError
 
 
@@ -197,10 +197,28 @@ def test_the_step_counts_and_not_the_name(tmp_path):
     assert sact_tf.newest_checkpoint(tmp_path).endswith("best")
 
 
-def test_part_of_names(tmp_path):
+def test_kinds(tmp_path):
     prefix = sact_tf.save_slim_checkpoint(tiny(), str(tmp_path / "model.ckpt-1"))
-    assert checkpoints.has_variables(prefix, "/halting_proba/") is False  # one unit
-    assert checkpoints.has_variables(prefix, "logits/") is True
+    assert checkpoints.checkpoint_kind(prefix) == checkpoint_kinds.CLASSIFIER
+    values = {"rpn/score/weights": np.zeros(3, np.float32)}
+    detector = write_tensors(str(tmp_path / "detector" / "model.ckpt-1"), values, 1)
+    assert checkpoints.checkpoint_kind(detector) == checkpoint_kinds.DETECTOR
+    network = tiny()
+    for load in (
+        lambda: sact_tf.load_slim_checkpoint(network, detector),
+        lambda: restore_variables(detector, sact_tf.slim_variables(network)),
+    ):
+        with pytest.raises(checkpoint_kinds.CheckpointKindError) as caught:
+            load()
+        assert caught.value.kind == checkpoint_kinds.DETECTOR
+        assert str(caught.value) == (
+            f"checkpoint {detector} is that of a detector, not of a classification "
+            "network"
+        )
+    other = write_tensors(str(tmp_path / "other" / "x"), {"x": np.zeros(3)}, 1)
+    assert checkpoints.checkpoint_kind(other) is None
+    with pytest.raises(sact_tf.CheckpointMismatchError):
+        sact_tf.load_slim_checkpoint(network, other)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, no_file_larger_than):

@@ -1,12 +1,14 @@
 """Counting under masks (SACT, section 4.1)."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from scipy import ndimage
 
+import sact_tf
 from sact_tf import flops
 from sact_tf.layers import BatchNorm
 from sact_tf.residual_units import BasicUnit, BottleneckUnit
@@ -52,3 +54,19 @@ def test_all_active_equals_no_mask():
     unit.build(x.shape)
     full = unit.flops(x, tf.ones([2, 5, 6], tf.bool))
     np.testing.assert_array_equal(full, unit.flops(x))
+
+
+@pytest.mark.long
+def test_the_papers_depths():
+    """Table 1 of the SACT paper: a detector's features of ResNet-50, of ResNet-101.
+
+    It prints 46.6 %, of images of several sizes.
+    """
+    image, sizes = tf.zeros([1, 224, 224, 3]), tf.constant([[224, 224]])
+    fifty, hundred = (
+        int(sact_tf.imagenet_resnet(depth).dense_flops(image, sizes, 3)[0])
+        for depth in ("50", "101")
+    )
+    stem = 2 * 112**2 * 49 * 3 * 64
+    assert hundred == stem + 1335885824 + 2055208960 + 10353115136
+    assert round(100 * fifty / hundred, 1) == 46.9

@@ -28,6 +28,21 @@ def test_map_is_the_sum_of_enlarged_block_maps(size):
     np.testing.assert_allclose(actual[..., 0], expected, atol=1e-5)
 
 
+def test_maps_of_images_of_several_sizes_are_those_of_each_alone(lively):
+    model = lively(sact_tf.imagenet_resnet("1_2_2_1", "sact", 3, base_channels=2))
+    images = np.random.default_rng(0).normal(size=[3, 48, 64, 3]).astype(np.float32)
+    sizes = np.array([[48, 37], [31, 64], [48, 64]], np.int32)
+    end_points = model.run_blocks(images, False, True, sizes, 3)[1]
+    maps = visualization.sact_map(end_points, sizes=sizes)
+    assert len(np.unique(maps)) > 10
+    for (height, width), image, values in zip(sizes, images, maps.numpy()):
+        image, size = image[np.newaxis, :height, :width], [[height, width]]
+        alone = model.run_blocks(image, False, True, tf.constant(size), 3)[1]
+        expected = visualization.sact_map(alone)[0]
+        np.testing.assert_allclose(values[:height, :width], expected, atol=1e-4)
+        assert not values[height:].any() and not values[:, width:].any()
+
+
 def test_only_sact_networks_have_maps():
     for model_type, expected in (("vanilla", False), ("act", False), ("sact", True)):
         model = sact_tf.cifar_resnet("2", model_type, base_channels=4)
