@@ -97,7 +97,9 @@ def test_a_detector(run, tiny_detector, tmp_path, capsys):
     inputs = tf.constant(image / 127.5 - 1, tf.float32)
     _, end_points = features(inputs, tf.constant([[42, 58]]))
     expected = visualization.colour_map(visualization.sact_map(end_points)[0].numpy())
-    drawn = np.asarray(Image.open(tmp_path / "out" / "a_map.png").convert("RGB"))
+    drawn = np.asarray(Image.open(tmp_path / "out" / "a_ponder.jpg").convert("RGB"))
+    visualization.save_picture(str(tmp_path / "expected.jpg"), expected)
+    expected = np.asarray(Image.open(tmp_path / "expected.jpg").convert("RGB"))
     np.testing.assert_allclose(drawn, expected, atol=1)
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 1
     flops = int(end_points["flops"][0])
