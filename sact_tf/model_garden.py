@@ -76,6 +76,8 @@ class SactResNet(hyperparams.Config):
         tau: Weight of the ponder cost in the loss.
         execution: "masked", or in inference "perforated" or "tiled".
         tile_size: Side of the tiles that halt together, with "sact".
+        stem_pool: Border of the stem's pooling, as of `imagenet_resnet`.
+        downsample: Where blocks halve the resolution, as of `imagenet_resnet`.
         init_checkpoint: TF-Slim checkpoint of this project or the original code, or
             directory of them, to start from. Halting variables start fresh where it has
             none; the classifier is passed over.
@@ -87,6 +89,8 @@ class SactResNet(hyperparams.Config):
     tau: float = 0.005
     execution: str = "masked"
     tile_size: int = 1
+    stem_pool: str = "same"
+    downsample: str = "conv2"
     init_checkpoint: str = ""
 
 

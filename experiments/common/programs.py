@@ -100,8 +100,14 @@ def define_model_type(default: str = "vanilla") -> None:
     define_option("model_type", default)
 
 
+def define_forms() -> None:
+    """Defines --stem_pool and --downsample, of ImageNet networks."""
+    define_option("stem_pool")
+    define_option("downsample")
+
+
 def define_network_flags(checkpoint_dir: bool = True) -> None:
-    """Defines --network, --model, --num_classes, --base_channels and --tile_size.
+    """Defines --network, --model, --num_classes, --base_channels, --tile_size, forms.
 
     Args:
         checkpoint_dir: Also --checkpoint_dir.
@@ -118,6 +124,7 @@ def define_network_flags(checkpoint_dir: bool = True) -> None:
         lower_bound=1,
     )
     define_option("tile_size")
+    define_forms()
     if checkpoint_dir:
         flags.DEFINE_string(
             "checkpoint_dir",

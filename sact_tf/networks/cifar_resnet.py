@@ -24,14 +24,14 @@ _inner_batch_norm = functools.partial(
 )
 
 
-def _make_unit(b, k, channels, strides, weight_decay, name):
+def _make_unit(b, k, channels, strides, options, name):
     return BasicUnit(
         channels,
         strides,
         batch_norm=_batch_norm,
         inner_batch_norm=_inner_batch_norm,
         preact_shortcut=not b and not k,
-        weight_decay=weight_decay,
+        weight_decay=options.weight_decay,
         name=name,
     )
 

@@ -27,13 +27,14 @@ _linear_batch_norm = functools.partial(BatchNorm, decay=0.997, epsilon=1e-5)
 _batch_norm = functools.partial(_linear_batch_norm, activation=tf.nn.relu)
 
 
-def _make_unit(b, k, channels, strides, weight_decay, name):
+def _make_unit(b, k, channels, strides, options, name):
     return BottleneckUnit(
         _EXPANSION * channels,
         channels,
         strides,
         batch_norm=_batch_norm,
-        weight_decay=weight_decay,
+        weight_decay=options.weight_decay,
+        downsample=options.downsample,
         name=name,
     )
 
@@ -60,6 +61,7 @@ class ImagenetResNet(ResidualNetwork):
         make_unit=_make_unit,
         batch_norm=_batch_norm,
         head_batch_norm=_linear_batch_norm,
+        has_forms=True,
     )
 
     @staticmethod
@@ -104,7 +106,8 @@ def imagenet_resnet(
             convolution, halting heads included; None: the original's 1e-4.
         **options: Of the halting rule, such as `epsilon`, and others of
             `ResidualNetwork`: `dtype`, `block_strides` (as detectors give block 4
-            stride 1).
+            stride 1), and the forms that weights from elsewhere ask for, `stem_pool`
+            ("same", "symmetric" or "zeros") and `downsample` ("conv2" or "input").
 
     Returns:
         A `tf_keras.Model` from images [batch, height, width, 3] in [-1, 1] to logits

@@ -14,6 +14,21 @@ _CLASSES = Domain(1, 1_000_000, is_integer=True)
 _CHANNELS = Domain(1, 4096, is_integer=True)
 _STRIDE = Domain(1, 2, is_integer=True)
 
+STEM_POOLS = ("same", "symmetric", "zeros")
+"""Borders of the stem's max pooling: as TensorFlow's SAME padding, which depends on the
+parity of the image; one position of minus infinity on every side; one of zeros."""
+
+DOWNSAMPLES = ("conv2", "input")
+"""Where the first unit of a block halves the resolution: in its second convolution and
+shortcut; at its input, of which it takes every second position."""
+
+
+_CHOICES = {
+    "execution": EXECUTIONS,
+    "stem_pool": STEM_POOLS,
+    "downsample": DOWNSAMPLES,
+}
+
 
 def _option(default, description, **metadata):
     metadata["description"] = description
@@ -37,6 +52,8 @@ class NetworkOptions:
         weight_decay: L2 coefficient c of the loss c * sum(w^2) / 2 of every
             convolution, halting heads included; None: the network's own.
         block_strides: Stride of the first unit of each block; None: the network's own.
+        stem_pool: One of `STEM_POOLS`.
+        downsample: One of `DOWNSAMPLES`.
         rule_options: Arguments of the model type's halting rule.
 
     Raises:
@@ -53,7 +70,7 @@ class NetworkOptions:
         1.0, "Weight of the ponder cost in the loss, at least 0.", lower_bound=0.0
     )
     execution: str = _option(
-        "masked", "How units are computed in inference.", choices=EXECUTIONS
+        "masked", "How units are computed in inference.", choices=_CHOICES["execution"]
     )
     tile_size: int = _option(
         1,
@@ -63,16 +80,27 @@ class NetworkOptions:
     )
     weight_decay: float | None = None
     block_strides: Sequence[int] | None = None
+    stem_pool: str = _option(
+        STEM_POOLS[0],
+        "Border of the stem's max pooling, which weights from elsewhere ask for.",
+        choices=_CHOICES["stem_pool"],
+    )
+    downsample: str = _option(
+        DOWNSAMPLES[0],
+        "Where blocks halve the resolution, which weights from elsewhere ask for.",
+        choices=_CHOICES["downsample"],
+    )
     rule_options: Mapping[str, Any] = _option({}, "")
 
     def __post_init__(self):
         kind = halting.model_type(self.model_type)
         self.make_rule()
-        if self.execution not in EXECUTIONS:
-            raise ValueError(
-                f"execution must be one of {', '.join(EXECUTIONS)}; got "
-                f"{self.execution!r}"
-            )
+        for name in ("execution", "stem_pool", "downsample"):
+            value, choices = getattr(self, name), _CHOICES[name]
+            if value not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}; got {value!r}"
+                )
         for tau in self.tau if isinstance(self.tau, (list, tuple)) else [self.tau]:
             AT_LEAST_0.check(tau, "tau")
         if self.weight_decay is not None:

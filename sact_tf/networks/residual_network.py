@@ -46,8 +46,9 @@ class Architecture:
         pool_stride: Of the max pooling after it; 1: there is none.
         pools_first: Whether features are averaged before the last batch normalization,
             rather than after it.
-        make_unit: Makes unit k of block b from b, k, channels, stride, weight decay and
-            name.
+        make_unit: Makes unit k of block b from b, k, channels, stride, the network's
+            options and name.
+        has_forms: Whether `stem_pool` and `downsample` may be others than the first.
         batch_norm: Makes the last batch normalization, given a name.
         head_batch_norm: Makes those of halting heads, given a name.
     """
@@ -69,6 +70,7 @@ class Architecture:
     make_unit: Callable[..., keras.layers.Layer]
     batch_norm: Callable[..., BatchNorm]
     head_batch_norm: Callable[..., BatchNorm]
+    has_forms: bool = False
 
 
 def inside(sizes: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -146,6 +148,13 @@ class ResidualNetwork(Network):
         for what, values in (("block_strides", strides), ("tau", options.tau)):
             if isinstance(values, (list, tuple)) and len(values) != len(units):
                 raise ValueError(f"{what} must be {len(units)} numbers; got {values}")
+        for name in () if plan.has_forms else ("stem_pool", "downsample"):
+            field = next(f for f in dataclasses.fields(options) if f.name == name)
+            if getattr(options, name) != field.default:
+                raise ValueError(
+                    f"{name} must be {field.default!r} in a {type(self).__name__}; got "
+                    f"{getattr(options, name)!r}"
+                )
         decay = dict(weight_decay=options.weight_decay)
         with policy_of(self):
             self.stem = conv2d(
@@ -176,7 +185,7 @@ class ResidualNetwork(Network):
                 k,
                 options.base_channels * 2**b,
                 1 if k else stride,
-                options.weight_decay,
+                options,
                 f"unit_{k + 1}",
             )
             for k in range(num_units)
@@ -323,30 +332,39 @@ class ResidualNetwork(Network):
         x = self.stem(images)
         if sizes is None:
             total = flops.conv2d_flops(self.stem, flops.num_positions(x))
-            if plan.pool_stride > 1:
-                x = tf.nn.max_pool2d(x, 3, plan.pool_stride, "SAME")
-            return x, total, None
+            return self._pool(x), total, None
         valid = inside(-(-sizes // plan.stem_stride), x)
         total = flops.conv2d_flops(self.stem, flops.num_active(valid))
         if plan.pool_stride > 1:
-            x = self._pool_inside(x, valid if is_padded else None)
+            x = self._pool(x, valid if is_padded else None, of_any_size=True)
             valid = valid[:, :: plan.pool_stride, :: plan.pool_stride]
         return zero_outside(x, valid if is_padded else None), total, valid
 
-    def _pool_inside(self, x, valid):
-        """Pools images of several sizes.
+    def _pool(self, x, valid=None, of_any_size=False):
+        """Pools the stem's output as `stem_pool` says.
 
-        Where 4 divides the size of an image, this is the network's own pooling. On
-        others that one pools at positions that depend on the size, which must not be:
-        it may be any in a padded batch.
+        Args:
+            x: [batch, height, width, channels].
+            valid: Bool [batch, height, width], where x lies inside of images; None:
+                everywhere.
+            of_any_size: Whether images of several sizes are to be pooled alike. With
+                "same", where 4 divides the size of an image, this is the network's own
+                pooling. On others that one pools at positions that depend on the size,
+                which must not be: it may be any in a padded batch.
         """
-        lowest = tf.constant(x.dtype.min, x.dtype)
+        stride, border = self.architecture.pool_stride, self.options.stem_pool
+        if stride == 1:
+            return x
+        if border == "same" and not of_any_size:
+            return tf.nn.max_pool2d(x, 3, stride, "SAME")
+        outside = tf.constant(0 if border == "zeros" else x.dtype.min, x.dtype)
         if valid is not None:
-            x = tf.where(valid[..., tf.newaxis], x, lowest)
-        bottom, right = tf.unstack(1 + tf.shape(x)[1:3] % 2)
-        paddings = [[0, 0], [0, bottom], [0, right], [0, 0]]
-        x = tf.pad(x, paddings, constant_values=lowest)
-        return tf.nn.max_pool2d(x, 3, self.architecture.pool_stride, "VALID")
+            x = tf.where(valid[..., tf.newaxis], x, outside)
+        before = [0, 0] if border == "same" else [1, 1]
+        after = tf.unstack(1 + tf.shape(x)[1:3] % 2) if border == "same" else [1, 1]
+        paddings = [[0, 0], *([b, a] for b, a in zip(before, after)), [0, 0]]
+        x = tf.pad(x, paddings, constant_values=outside)
+        return tf.nn.max_pool2d(x, 3, stride, "VALID")
 
     def _classify(self, x, training):
         if self.architecture.pools_first:

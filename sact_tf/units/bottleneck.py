@@ -42,6 +42,8 @@ class BottleneckUnit(Unit):
         batch_norm: Makes a batch normalization with ReLU, given a name; or the
             configuration of one.
         weight_decay: L2 coefficient of the convolutions.
+        downsample: Where the stride is: "conv2", as above; "input": of its input the
+            unit takes every so many positions, and all else runs at stride 1.
     """
 
     takes_valid = True
@@ -54,6 +56,7 @@ class BottleneckUnit(Unit):
         batch_norm: Callable[..., BatchNorm] | Mapping[str, Any],
         weight_decay: float = 0.0,
         name: str | None = None,
+        downsample: str = "conv2",
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
@@ -61,17 +64,21 @@ class BottleneckUnit(Unit):
         self.strides = strides
         self.bottleneck_channels = bottleneck_channels
         self._weight_decay = weight_decay
+        self.downsample = downsample
+        # Of which the input's part is taken first, and what is left inside.
+        self._input_stride = strides if downsample == "input" else 1
+        self._stride = strides // self._input_stride
         self.shortcut = None
         with policy_of(self):
             self._make_layers(factory(batch_norm))
 
     def _make_layers(self, batch_norm):
         inner, decay = self.bottleneck_channels, dict(weight_decay=self._weight_decay)
-        padding = "same" if self.strides == 1 else "valid"
+        padding = "same" if self._stride == 1 else "valid"
         self.preact = batch_norm(name="preact")
         self.conv1 = conv2d(inner, 1, name="conv1", **decay)
         self.conv1_bn = batch_norm(name="conv1_bn")
-        self.conv2 = conv2d(inner, 3, self.strides, padding, name="conv2", **decay)
+        self.conv2 = conv2d(inner, 3, self._stride, padding, name="conv2", **decay)
         self.conv2_bn = batch_norm(name="conv2_bn")
         self.conv3 = conv2d(self.channels, 1, use_bias=True, name="conv3", **decay)
 
@@ -83,6 +90,7 @@ class BottleneckUnit(Unit):
             "strides": self.strides,
             "batch_norm": saved(self.preact),
             "weight_decay": self._weight_decay,
+            "downsample": self.downsample,
         }
 
     @property
@@ -106,7 +114,7 @@ class BottleneckUnit(Unit):
                 self.shortcut = conv2d(
                     self.channels,
                     1,
-                    self.strides,
+                    self._stride,
                     use_bias=True,
                     weight_decay=self._weight_decay,
                     name="shortcut",
@@ -125,19 +133,25 @@ class BottleneckUnit(Unit):
         return parts.downsampled(input_shape, self.strides, self.channels)
 
     def call(self, x, active=None, training=None, valid=None):
+        x, valid = self._subsampled(x), self._subsampled(valid)
         preact = self.preact(x, training=training)
         if self.shortcut is not None:
             shortcut = self.shortcut(preact)
-        elif self.strides > 1:
-            shortcut = x[:, :: self.strides, :: self.strides]
+        elif self._stride > 1:
+            shortcut = x[:, :: self._stride, :: self._stride]
         else:
             shortcut = x
         residual = self.conv1_bn(self.conv1(preact), training=training)
         residual = zero_outside(residual, valid)
-        if self.strides > 1:  # independent of the parity of the image size
+        if self._stride > 1:  # independent of the parity of the image size
             residual = tf.pad(residual, [[0, 0], [1, 1], [1, 1], [0, 0]])
         residual = self.conv2_bn(self.conv2(residual), training=training)
         return parts.add_residual(shortcut, self.conv3(residual), active)
+
+    def _subsampled(self, x):
+        """Takes of features, or of a mask of them, what the unit works on."""
+        stride = self._input_stride
+        return x if x is None or stride == 1 else x[:, ::stride, ::stride]
 
     def run_active(
         self, x: tf.Tensor, active, sums: tf.Tensor | None
@@ -157,6 +171,7 @@ class BottleneckUnit(Unit):
         strided_identity = self.strides > 1 and self.shortcut is None
         if strided_identity or [slope_of(bn.activation) for bn in norms] != [0.0] * 3:
             return super().run_active(x, active, sums)
+        x = self._subsampled(x)
         preactivation, *norms = (bn.folded(x.dtype) for bn in norms)
         convolutions = (self.conv1, self.conv2, self.conv3)
         filters = [tf.cast(conv.kernel, x.dtype) for conv in convolutions]
@@ -164,7 +179,7 @@ class BottleneckUnit(Unit):
         if self.shortcut is not None:
             projection = [tf.cast(v, x.dtype) for v in self.shortcut.weights]
             return custom_ops.projection_bottleneck(
-                x, preactivation, filters, norms, bias, *projection, self.strides
+                x, preactivation, filters, norms, bias, *projection, self._stride
             )
         if active is None:
             active = tf.ones(tf.shape(x)[:3], tf.bool)
@@ -212,15 +227,16 @@ class BottleneckUnit(Unit):
         Under a mask the first convolution is counted on the mask dilated by 3x3, the
         others on the mask itself.
         """
+        x, valid = self._subsampled(x), self._subsampled(valid)
         if active is not None:
             first = flops.num_active(flops.dilate(active), valid)
             others = flops.num_active(active)
         elif valid is not None:
             first = flops.num_active(valid)
-            others = flops.num_active(valid[:, :: self.strides, :: self.strides])
+            others = flops.num_active(valid[:, :: self._stride, :: self._stride])
         else:
             first = flops.num_positions(x)
-            others = flops.num_positions(x, self.strides)
+            others = flops.num_positions(x, self._stride)
         total = flops.conv2d_flops(self.conv1, first)
         for conv in (self.conv2, self.conv3, self.shortcut):
             if conv is not None:
