@@ -14,6 +14,7 @@ from sact_tf.networks.cifar_resnet import CifarResNet, cifar_resnet
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
 from sact_tf.networks.network import AdaptivityMetrics, Network
 from sact_tf.networks.options import NetworkOptions
+from sact_tf.pretrained import Pretrained, load_pretrained
 from sact_tf.units import Unit
 
 __version__ = "0.1.0"
@@ -28,11 +29,13 @@ __all__ = [
     "Network",
     "NetworkOptions",
     "PlainBlock",
+    "Pretrained",
     "SACTBlock",
     "Unit",
     "checkpoint_step",
     "cifar_resnet",
     "imagenet_resnet",
+    "load_pretrained",
     "load_slim_checkpoint",
     "newest_checkpoint",
     "save_slim_checkpoint",

@@ -86,6 +86,7 @@ class TrainingState:
         slots = checkpoints.optimizer_variables(optimizer, network)
         self._network = list(network)
         self._variables = {**network, **slots}
+        self._form = checkpoints.form_of(model)
 
     @property
     def step(self) -> int:
@@ -102,11 +103,13 @@ class TrainingState:
 
         Raises:
             CheckpointMismatchError: It is another network's.
+            ValueError: It is of a network of another form.
             FileNotFoundError: There are checkpoints, and none is complete.
         """
         latest = self.latest
         if latest is None:
             return False
+        checkpoints.check_form(latest, self._form)
         variables = {**self._variables, "global_step": self._step}
         checkpoints.restore_variables(latest, variables)
         return True
@@ -122,6 +125,7 @@ class TrainingState:
         }
         if not all(np.isfinite(values[name]).all() for name in self._network):
             raise self.diverged("weights")
+        values.update(checkpoints.form_tensors(self._form))
         prefix = os.path.join(self._directory, f"model.ckpt-{self.step}")
         return checkpoints.write_tensors(prefix, values, self.step, _KEPT_CHECKPOINTS)
 

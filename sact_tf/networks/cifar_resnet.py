@@ -58,6 +58,7 @@ class CifarResNet(ResidualNetwork):
         make_unit=_make_unit,
         batch_norm=_batch_norm,
         head_batch_norm=_batch_norm,
+        preprocessing="standardized",
     )
 
     @staticmethod

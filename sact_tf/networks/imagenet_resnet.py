@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras as keras
 
+from sact_tf import pretrained
 from sact_tf.data import inception
 from sact_tf.layers import BatchNorm
+from sact_tf.networks.options import parse_units
 from sact_tf.networks.residual_network import Architecture, ResidualNetwork
 from sact_tf.optimization import imagenet_learning_rate
 from sact_tf.units import BottleneckUnit
@@ -61,6 +63,7 @@ class ImagenetResNet(ResidualNetwork):
         make_unit=_make_unit,
         batch_norm=_batch_norm,
         head_batch_norm=_linear_batch_norm,
+        preprocessing="symmetric",
         has_forms=True,
     )
 
@@ -83,6 +86,7 @@ def imagenet_resnet(
     tile_size: int = 1,
     name: str | None = None,
     weight_decay: float | None = None,
+    weights: str | None = None,
     **options,
 ) -> ImagenetResNet:
     """Builds an ImageNet residual network: 7x7 stem, four blocks of bottleneck units.
@@ -104,6 +108,11 @@ def imagenet_resnet(
         name: Keras name of the model.
         weight_decay: L2 coefficient c of the loss c * sum(w^2) / 2 of every
             convolution, halting heads included; None: the original's 1e-4.
+        weights: What to start from: "keras_applications" downloads those of ResNet50V2,
+            101V2 or 152V2; otherwise a path, as of `sact_tf.load_pretrained`. The forms
+            below are those of the weights unless given. A classifier of other classes
+            than the weights' stays as initialised, and so do halting heads. None: all
+            are fresh.
         **options: Of the halting rule, such as `epsilon`, and others of
             `ResidualNetwork`: `dtype`, `block_strides` (as detectors give block 4
             stride 1), and the forms that weights from elsewhere ask for, `stem_pool`
@@ -115,8 +124,14 @@ def imagenet_resnet(
 
     Raises:
         ValueError: Naming the argument, on any other value.
+        OSError: The weights cannot be had; tells the file that is missing.
     """
-    return ImagenetResNet(
+    found = None
+    if weights is not None:
+        found = _find_weights(weights, model)
+        if found.form is not None:
+            options = {**found.form._asdict(), **options}
+    network = ImagenetResNet(
         model,
         model_type,
         num_classes,
@@ -128,3 +143,17 @@ def imagenet_resnet(
         weight_decay,
         **options,
     )
+    if found is not None:
+        imagenet = (1000, 1001)
+        fits = found.num_classes == num_classes or (
+            found.num_classes in imagenet and num_classes in imagenet
+        )
+        pretrained.load_found(network, found, without_classifier=not fits)
+    return network
+
+
+def _find_weights(weights, model):
+    if weights == "keras_applications":
+        units = parse_units(model, UNITS_PER_BLOCK, 4)
+        return pretrained.read_keras_applications("_".join(map(str, units)))
+    return pretrained.identify(weights)

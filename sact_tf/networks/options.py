@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sact_tf import halting
 from sact_tf.domains import AT_LEAST_0, MAX_UNITS, Domain
@@ -21,6 +21,38 @@ parity of the image; one position of minus infinity on every side; one of zeros.
 DOWNSAMPLES = ("conv2", "input")
 """Where the first unit of a block halves the resolution: in its second convolution and
 shortcut; at its input, of which it takes every second position."""
+
+
+PREPROCESSINGS = ("symmetric", "standardized")
+"""What images go through: to [-1, 1]; to mean 0 and deviation 1, each on its own."""
+
+
+class Form(NamedTuple):
+    """What tells apart networks whose weights have the same shapes.
+
+    Attributes:
+        stem_pool: One of `STEM_POOLS`.
+        downsample: One of `DOWNSAMPLES`.
+    """
+
+    stem_pool: str = STEM_POOLS[0]
+    downsample: str = DOWNSAMPLES[0]
+
+    def __str__(self) -> str:
+        return f"stem_pool={self.stem_pool!r}, downsample={self.downsample!r}"
+
+    def check(self, path: str, network: Form) -> None:
+        """Raises ValueError unless a network has the form of weights it shall load.
+
+        Args:
+            path: What holds weights of this form.
+            network: The network's form.
+        """
+        if self != network:
+            raise ValueError(
+                f"{path}: holds weights of a network with {self}; this one has "
+                f"{network}. All shapes agree, but not the results: make it with {self}"
+            )
 
 
 _CHOICES = {
@@ -54,6 +86,8 @@ class NetworkOptions:
         block_strides: Stride of the first unit of each block; None: the network's own.
         stem_pool: One of `STEM_POOLS`.
         downsample: One of `DOWNSAMPLES`.
+        preprocessing: One of `PREPROCESSINGS`, what its images went through; None: the
+            network's own.
         rule_options: Arguments of the model type's halting rule.
 
     Raises:
@@ -90,6 +124,7 @@ class NetworkOptions:
         "Where blocks halve the resolution, which weights from elsewhere ask for.",
         choices=_CHOICES["downsample"],
     )
+    preprocessing: str | None = None
     rule_options: Mapping[str, Any] = _option({}, "")
 
     def __post_init__(self):
@@ -126,6 +161,11 @@ class NetworkOptions:
         """Makes the halting rule; None where all units run."""
         kind = halting.model_type(self.model_type)
         return kind.make_rule(self.model_type, self.rule_options)
+
+    @property
+    def form(self) -> Form:
+        """What tells it apart from networks whose weights have the same shapes."""
+        return Form(self.stem_pool, self.downsample)
 
     def tau_of(self, block: int) -> float:
         """Returns tau of a block, counted from 0."""

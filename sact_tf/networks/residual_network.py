@@ -19,7 +19,7 @@ from sact_tf.layers import (
     zero_outside,
 )
 from sact_tf.networks.network import BlockSpec, Network
-from sact_tf.networks.options import NetworkOptions, parse_units
+from sact_tf.networks.options import Form, NetworkOptions, parse_units
 from sact_tf.optimization import CrossEntropy
 
 MODEL_TYPES = halting.model_types()
@@ -48,6 +48,7 @@ class Architecture:
             rather than after it.
         make_unit: Makes unit k of block b from b, k, channels, stride, the network's
             options and name.
+        preprocessing: Of its images, one of `PREPROCESSINGS`.
         has_forms: Whether `stem_pool` and `downsample` may be others than the first.
         batch_norm: Makes the last batch normalization, given a name.
         head_batch_norm: Makes those of halting heads, given a name.
@@ -70,6 +71,7 @@ class Architecture:
     make_unit: Callable[..., keras.layers.Layer]
     batch_norm: Callable[..., BatchNorm]
     head_batch_norm: Callable[..., BatchNorm]
+    preprocessing: str
     has_forms: bool = False
 
 
@@ -141,20 +143,18 @@ class ResidualNetwork(Network):
             execution=execution,
             tile_size=tile_size,
             weight_decay=plan.weight_decay if weight_decay is None else weight_decay,
-            **options,
+            **{**options, "preprocessing": self._preprocessing(options)},
         )
         super().__init__(options, name=name, dtype=dtype, trainable=trainable)
         strides = options.block_strides or plan.block_strides
         for what, values in (("block_strides", strides), ("tau", options.tau)):
             if isinstance(values, (list, tuple)) and len(values) != len(units):
                 raise ValueError(f"{what} must be {len(units)} numbers; got {values}")
-        for name in () if plan.has_forms else ("stem_pool", "downsample"):
-            field = next(f for f in dataclasses.fields(options) if f.name == name)
-            if getattr(options, name) != field.default:
-                raise ValueError(
-                    f"{name} must be {field.default!r} in a {type(self).__name__}; got "
-                    f"{getattr(options, name)!r}"
-                )
+        if not plan.has_forms and options.form != Form():
+            raise ValueError(
+                f"stem_pool, downsample must be {Form()} in a {type(self).__name__}; "
+                f"got {options.form}"
+            )
         decay = dict(weight_decay=options.weight_decay)
         with policy_of(self):
             self.stem = conv2d(
@@ -175,6 +175,16 @@ class ResidualNetwork(Network):
                 num_classes, 1, use_bias=True, name="logits", **decay
             )
         self._finish()
+
+    def _preprocessing(self, options):
+        """Returns what images go through; checks what the options say of it."""
+        own = self.architecture.preprocessing
+        if options.get("preprocessing") not in (None, own):
+            raise ValueError(
+                f"preprocessing must be {own!r} in a {type(self).__name__}; got "
+                f"{options['preprocessing']!r}"
+            )
+        return own
 
     def _make_block(self, b, num_units, stride):
         """Makes block b, counted from 0."""

@@ -177,5 +177,5 @@ def test_bad_forms(options, message):
 
 
 def test_cifar_networks_have_one_form():
-    with pytest.raises(ValueError, match="stem_pool must be 'same'.*'zeros'"):
+    with pytest.raises(ValueError, match="must be stem_pool='same'.*'zeros'"):
         sact_tf.cifar_resnet("1", stem_pool="zeros")
