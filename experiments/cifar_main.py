@@ -41,12 +41,7 @@ flags.DEFINE_list(
     "The last steps at learning rates 0.1, 0.01 and 0.001, as in 60000,75000,90000; "
     "empty: 60, 75 and 90 % of --max_number_of_steps.",
 )
-flags.DEFINE_string(
-    "finetune_path",
-    "",
-    "TF-Slim checkpoint, or directory of checkpoints, to start from; halting variables "
-    "start fresh.",
-)
+programs.define_finetune_flags("Halting variables start fresh.")
 flags.DEFINE_integer(
     "seed", None, "Seed of initial weights, data order and augmentation."
 )
@@ -150,7 +145,7 @@ def train() -> None:
     examples = load_examples("train")
     programs.start_from_finetune_path(
         log_dir,
-        lambda path: sact_tf.load_slim_checkpoint(model, path, fresh_halting=True),
+        lambda path: programs.load_weights(model, path),
     )
     last = training.train(
         model,

@@ -22,7 +22,6 @@ from __future__ import annotations
 import tf_keras as keras
 from absl import flags
 
-import sact_tf
 from experiments.common import distribution, imagenet, programs
 from sact_tf import optimization, training
 
@@ -43,11 +42,9 @@ flags.DEFINE_integer(
     "Training steps of the whole run; by default there is no end.",
     lower_bound=1,
 )
-flags.DEFINE_string(
-    "finetune_path",
-    "",
-    "TF-Slim checkpoint, or directory of checkpoints, to start from; halting variables "
-    "start fresh, and --model=auto takes the first units of every block.",
+programs.define_finetune_flags(
+    "Halting variables start fresh, and --model=auto takes the first units of every "
+    "block."
 )
 flags.DEFINE_integer(
     "seed", None, "Seed of initial weights, data order and augmentation."
@@ -70,8 +67,8 @@ def main() -> None:
         model = imagenet.make_model(examples.num_classes)
     programs.start_from_finetune_path(
         log_dir,
-        lambda path: sact_tf.load_slim_checkpoint(
-            model, path, fresh_halting=True, first_units=FLAGS.model == "auto"
+        lambda path: programs.load_weights(
+            model, path, first_units=FLAGS.model == "auto"
         ),
     )
     last = training.train(

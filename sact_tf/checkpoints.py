@@ -297,9 +297,9 @@ def fitting_variables(
         wanted = {n: v for n, v in wanted.items() if "/halting_proba/" not in n}
         allowed_extra |= {n for n in stored if "/halting_proba/" in n}
     if without_classifier:
-        scope = f"{model.slim_scope}/logits/"
-        wanted = {n: v for n, v in wanted.items() if not n.startswith(scope)}
-        allowed_extra |= {n for n in stored if n.startswith(scope)}
+        scopes = model.classifier_scopes
+        wanted = {n: v for n, v in wanted.items() if not n.startswith(scopes)}
+        allowed_extra |= {n for n in stored if n.startswith(scopes)}
     if first_units:
         units = {block.name: len(block.units) for block in model.blocks}
         allowed_extra |= {n for n in stored if _is_deeper(n, units)}

@@ -49,9 +49,9 @@ from official.vision.ops import preprocess_ops
 from official.vision.tasks import image_classification, retinanet, semantic_segmentation
 
 from sact_tf import halting
-from sact_tf.checkpoints import load_slim_checkpoint
 from sact_tf.layers import synchronize_batch_norm
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
+from sact_tf.pretrained import load_pretrained
 
 LEVELS = (2, 3, 4, 5)
 """Levels of the features; level l has stride 2^l."""
@@ -78,9 +78,8 @@ class SactResNet(hyperparams.Config):
         tile_size: Side of the tiles that halt together, with "sact".
         stem_pool: Border of the stem's pooling, as of `imagenet_resnet`.
         downsample: Where blocks halve the resolution, as of `imagenet_resnet`.
-        init_checkpoint: TF-Slim checkpoint of this project or the original code, or
-            directory of them, to start from. Halting variables start fresh where it has
-            none; the classifier is passed over.
+        init_checkpoint: Weights to start from, as of `sact_tf.load_pretrained`. Halting
+            variables start fresh where there are none; the classifier is passed over.
     """
 
     model: str = "50"
@@ -210,7 +209,7 @@ def build_sact_resnet(
     )
     synchronize_batch_norm(backbone, norm_activation_config.use_sync_bn)
     if init_checkpoint:
-        load_slim_checkpoint(
+        load_pretrained(
             backbone.network,
             init_checkpoint,
             fresh_halting=None,

@@ -18,6 +18,7 @@ from experiments.common.refusals import explain
 from sact_tf import halting
 from sact_tf.data.examples import DataError
 from sact_tf.networks.options import NetworkOptions
+from sact_tf.pretrained import formats
 from sact_tf.run_control import DirectoryInUseError
 from sact_tf.training import TrainingError, keep_freed_memory
 
@@ -176,6 +177,49 @@ def define_log_flags(
         "Seconds between checkpoints.",
         lower_bound=0,
     )
+
+
+def define_finetune_flags(description: str) -> None:
+    """Defines --finetune_path and --finetune_without_classifier.
+
+    Args:
+        description: What of a network is loaded, beside its weights.
+    """
+    flags.DEFINE_string(
+        "finetune_path",
+        "",
+        f"Weights to start from: {formats.KNOWN}. {description}",
+    )
+    flags.DEFINE_bool(
+        "finetune_without_classifier",
+        False,
+        "Do not load the classifier of --finetune_path, for images of other classes.",
+    )
+
+
+def load_weights(model: keras.Model, path: str, **options) -> Sequence[str]:
+    """Loads --finetune_path, and prints what was changed on the way.
+
+    Args:
+        model: The network.
+        path: Of the weights.
+        **options: Of `sact_tf.load_pretrained`.
+
+    Returns:
+        The names of the variables loaded.
+    """
+    without = flags.FLAGS.finetune_without_classifier
+    try:
+        loaded = sact_tf.load_pretrained(
+            model, path, without_classifier=without, **options
+        )
+    except ValueError as error:
+        if "without_classifier=True" not in str(error):
+            raise
+        raise ValueError(f"{error}: --finetune_without_classifier") from error
+    for note in loaded.notes:
+        print(f"{path}: {note}")
+    return loaded.variables
 
 
 def start_from_finetune_path(

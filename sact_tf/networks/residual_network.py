@@ -228,6 +228,11 @@ class ResidualNetwork(Network):
         }
 
     @property
+    def classifier_scopes(self) -> tuple[str, ...]:
+        """Beginnings of the names of variables that depend on the classes."""
+        return (f"{self.slim_scope}/logits/",)
+
+    @property
     def block_specs(self) -> list[BlockSpec]:
         stride = self.architecture.stem_stride * self.architecture.pool_stride
         specs = []

@@ -105,7 +105,10 @@ def _check(model, found, first_units):
     """Raises ValueError unless kind, depth, width and form are the network's."""
     options = model.options
     kind = "an ImageNet" if found.is_imagenet else "a CIFAR"
-    holds = f"{found.path}: holds weights of {found.source.description},"
+    holds = (
+        f"{found.path}: does not fit the network: it holds weights of "
+        f"{found.source.description},"
+    )
     if found.is_imagenet != (model.slim_scope == "resnet_v2"):
         raise ValueError(
             f"{holds} of {kind} network; this one is a {type(model).__name__}"
@@ -149,8 +152,8 @@ def _adapt_classes(model, found, tensors):
     else:
         has = f"{classes} classes" if classes else "no classifier"
         raise ValueError(
-            f"{found.path}: holds {has}; the network has {own}. Load all else with "
-            "without_classifier=True"
+            f"{found.path}: does not fit the network: it holds {has}, the network has "
+            f"{own}. Load all else with without_classifier=True"
         )
     tensors.update({"logits/weights": weights, "logits/biases": biases})
     return [f"{classes} classes became {own}: {note}"]
