@@ -97,6 +97,7 @@ flags.DEFINE_bool(
 # Model
 programs.define_option("model_type")
 programs.define_option("tau")
+programs.define_target()
 programs.define_option("base_channels", 16)
 programs.define_option("tile_size")
 programs.define_option(
@@ -147,6 +148,7 @@ def train() -> None:
         log_dir,
         lambda path: programs.load_weights(model, path),
     )
+    target = programs.target()
     last = training.train(
         model,
         examples,
@@ -157,8 +159,10 @@ def train() -> None:
         save_interval_secs=FLAGS.save_interval_secs,
         save_summaries_secs=FLAGS.save_summaries_secs,
         seed=FLAGS.seed,
+        target=target,
         **distribution.training_options(model),
     )
+    programs.print_target(target)
     print(f"Trained to step {FLAGS.max_number_of_steps}: {last}")
 
 

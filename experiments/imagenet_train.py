@@ -51,6 +51,7 @@ flags.DEFINE_integer(
 )
 imagenet.define_data_flags("train")
 imagenet.define_model_flags()
+programs.define_target()
 distribution.define_flags()
 programs.define_unused_flags("master", "ps_tasks", "task", "startup_delay_steps")
 
@@ -71,6 +72,7 @@ def main() -> None:
             model, path, first_units=FLAGS.model == "auto"
         ),
     )
+    target = programs.target()
     last = training.train(
         model,
         examples,
@@ -89,8 +91,10 @@ def main() -> None:
         save_interval_secs=FLAGS.save_interval_secs,
         save_summaries_secs=FLAGS.save_summaries_secs,
         seed=FLAGS.seed,
+        target=target,
         **distribution.training_options(model),
     )
+    programs.print_target(target)
     print(f"Trained to step {FLAGS.max_number_of_steps}: {last}")
 
 

@@ -7,7 +7,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +21,7 @@ from sact_tf.networks.network import Network
 from sact_tf.optimization import Momentum
 from sact_tf.run_control import Interruption
 from sact_tf.summaries import Summaries
+from sact_tf.target_flops import TargetFlops
 
 _ENDLESS_EPOCHS = 1_000_000
 _KEPT_CHECKPOINTS = 5
@@ -73,9 +74,15 @@ class TrainingState:
     Args:
         model: Compiled with any optimizer of `tf_keras`.
         directory: Where checkpoints are kept, the last five of them.
+        others: Variables beside, by their names; checkpoints may lack them.
     """
 
-    def __init__(self, model: keras.Model, directory: str):
+    def __init__(
+        self,
+        model: keras.Model,
+        directory: str,
+        others: Mapping[str, tf.Variable] | None = None,
+    ):
         self._directory = directory
         self._strategy = model.distribute_strategy
         # A float16 network's optimizer is wrapped in one that scales the loss.
@@ -86,6 +93,7 @@ class TrainingState:
         slots = checkpoints.optimizer_variables(optimizer, network)
         self._network = list(network)
         self._variables = {**network, **slots}
+        self._others = {f"optimizer/{k}": v for k, v in (others or {}).items()}
         self._form = checkpoints.form_of(model)
 
     @property
@@ -111,6 +119,9 @@ class TrainingState:
             return False
         checkpoints.check_form(latest, self._form)
         variables = {**self._variables, "global_step": self._step}
+        for name, variable in self._others.items():
+            if checkpoints.has_variables(latest, name):
+                variables[name] = variable
         checkpoints.restore_variables(latest, variables)
         return True
 
@@ -121,7 +132,8 @@ class TrainingState:
             TrainingError: A weight is not finite; nothing is written.
         """
         values = {
-            name: _value(self._strategy, v) for name, v in self._variables.items()
+            name: _value(self._strategy, v)
+            for name, v in {**self._variables, **self._others}.items()
         }
         if not all(np.isfinite(values[name]).all() for name in self._network):
             raise self.diverged("weights")
@@ -211,7 +223,8 @@ class _Summaries(Summaries):
         cross_entropy = self.model.loss(self._labels, logits)
         others = tf.add_n(self.model.losses)
         ponder = sum(
-            block.tau * tf.reduce_mean(end_points[f"{block.name}/ponder_cost"])
+            block.current_tau()
+            * tf.reduce_mean(end_points[f"{block.name}/ponder_cost"])
             for block in self.model.blocks
             if block.is_adaptive
         )
@@ -263,9 +276,9 @@ def _locked_by_chief(strategy, log_dir):
     return run_control.locked(log_dir) if is_chief else contextlib.nullcontext()
 
 
-def _callbacks(strategy, checkpointing, summaries):
+def _callbacks(strategy, checkpointing, summaries, target):
     """Returns the callbacks of this process, as its strategy can use them."""
-    callbacks = [checkpointing]
+    callbacks = [checkpointing] if target is None else [target, checkpointing]
     if strategy.extended.should_save_summary:
         callbacks.append(summaries)
     # With a parameter server, nobody waits for single steps.
@@ -330,6 +343,7 @@ def train(
     data_service: str | None = None,
     verbose: int | str = "auto",
     optimizer: keras.optimizers.Optimizer | None = None,
+    target: TargetFlops | None = None,
 ) -> str:
     """Trains a network, by default as the original does.
 
@@ -358,6 +372,7 @@ def train(
         verbose: As in `keras.Model.fit`.
         optimizer: Any of `tf_keras`, which then has `learning_rate` and `momentum` of
             its own; None: `Momentum`. Make it in the scope of the model's strategy.
+        target: Steers tau; its state is kept in the checkpoints.
 
     Returns:
         Prefix of the last checkpoint.
@@ -404,6 +419,7 @@ def train(
         seed,
         data_service,
         verbose,
+        target,
     )
 
 
@@ -418,6 +434,7 @@ def fit(
     seed: int | None = None,
     data_service: str | None = None,
     verbose: int | str = "auto",
+    target: TargetFlops | None = None,
 ) -> str:
     """Fits a model in a way that can be stopped and resumed at any moment.
 
@@ -434,6 +451,7 @@ def fit(
         seed: Of shuffling and augmentation.
         data_service: Address of a tf.data service.
         verbose: As in `keras.Model.fit`.
+        target: As in `train`.
 
     Returns:
         Prefix of the last checkpoint.
@@ -453,8 +471,12 @@ def fit(
             f"batch_size {batch_size} must be a multiple of the "
             f"{strategy.num_replicas_in_sync} replicas that share it"
         )
+    if target is not None:
+        if _is_asynchronous(strategy):
+            raise ValueError("target: needs a strategy whose replicas keep in step")
+        target.attach(model)
     with strategy.scope():
-        state = TrainingState(model, log_dir)
+        state = TrainingState(model, log_dir, target.variables if target else None)
     # Replicas report the same metrics, which Keras would add up.
     model.distribute_reduction_method = "first"
     with (
@@ -470,6 +492,7 @@ def fit(
             strategy,
             _Checkpoints(state, max_number_of_steps, save_interval_secs, interruption),
             make_summaries(state),
+            target,
         )
         while not _is_done(state, max_number_of_steps):
             epochs = _epochs(

@@ -238,6 +238,31 @@ def start_from_finetune_path(
     print(f"Starting from {len(loaded)} variables of {path}")
 
 
+def define_target() -> None:
+    """Defines --target_relative_flops."""
+    flags.DEFINE_float(
+        "target_relative_flops",
+        None,
+        "Steer tau so that the network takes this part of the operations that it would "
+        "take if all its units ran; --tau, such as 0.01, says how strongly.",
+    )
+
+
+def target() -> sact_tf.TargetFlops | None:
+    """Returns what --target_relative_flops asks for; None: nothing."""
+    relative = flags.FLAGS.target_relative_flops
+    return None if relative is None else sact_tf.TargetFlops(relative)
+
+
+def print_target(reached: sact_tf.TargetFlops | None) -> None:
+    """Prints what became of --target_relative_flops."""
+    if reached is not None:
+        print(
+            f"Relative operations of the last steps: {reached.last:.4f}, target "
+            f"{reached.relative:g}; tau times {float(reached.factor.numpy()):.4g}"
+        )
+
+
 _UNUSED_FLAGS = {"master": "", "ps_tasks": 0, "task": 0, "startup_delay_steps": 15}
 
 

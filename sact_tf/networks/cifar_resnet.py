@@ -81,6 +81,7 @@ def cifar_resnet(
     execution: str = "masked",
     tile_size: int = 1,
     name: str | None = None,
+    include_top: bool = True,
     **options,
 ) -> CifarResNet:
     """Builds a CIFAR residual network: a 3x3 stem and three blocks of basic units.
@@ -90,7 +91,7 @@ def cifar_resnet(
             three blocks as many, "3_4_5" each its own.
         model_type: "vanilla", "act", "act_early_stopping" or "sact", or another of
             `sact_tf.halting.model_types()`.
-        num_classes: Size of the logits.
+        num_classes: Size of the logits; 0: there is no classifier.
         base_channels: Channels of the first block; the others have 2 and 4 times as
             many.
         tau: Weight of the ponder cost in the losses, at least 0.
@@ -100,8 +101,10 @@ def cifar_resnet(
         tile_size: With "sact", side of the square tiles of positions that share their
             halting scores.
         name: Keras name of the model.
+        include_top: False: as `num_classes=0`, without a classifier.
         **options: Of the halting rule, such as `epsilon`, and others of
-            `ResidualNetwork`: `weight_decay`, `dtype`, `block_strides`.
+            `ResidualNetwork`: `weight_decay`, `dtype`, `block_strides`, and without a
+            classifier `pooling`, "avg" or "max" over positions.
 
     Returns:
         A `tf_keras.Model` from standardised images [batch, height, width, 3] to logits
@@ -113,7 +116,7 @@ def cifar_resnet(
     return CifarResNet(
         model,
         model_type,
-        num_classes,
+        num_classes if include_top else 0,
         base_channels,
         tau,
         execution,

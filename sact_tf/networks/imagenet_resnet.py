@@ -87,6 +87,7 @@ def imagenet_resnet(
     name: str | None = None,
     weight_decay: float | None = None,
     weights: str | None = None,
+    include_top: bool = True,
     **options,
 ) -> ImagenetResNet:
     """Builds an ImageNet residual network: 7x7 stem, four blocks of bottleneck units.
@@ -96,7 +97,8 @@ def imagenet_resnet(
             "3_4_23_3".
         model_type: "vanilla", "act", "act_early_stopping" or "sact", or another of
             `sact_tf.halting.model_types()`.
-        num_classes: Size of the logits; 1001 is ImageNet and a background class 0.
+        num_classes: Size of the logits; 1001 is ImageNet and a background class 0. 0:
+            there is no classifier, see `pooling`.
         base_channels: Bottleneck channels of the first block; doubles from block to
             block. The stem has 64 whatever this is.
         tau: Weight of the ponder cost in the losses, at least 0.
@@ -113,20 +115,24 @@ def imagenet_resnet(
             below are those of the weights unless given. A classifier of other classes
             than the weights' stays as initialised, and so do halting heads. None: all
             are fresh.
+        include_top: False: as `num_classes=0`, without a classifier.
         **options: Of the halting rule, such as `epsilon`, and others of
             `ResidualNetwork`: `dtype`, `block_strides` (as detectors give block 4
             stride 1), and the forms that weights from elsewhere ask for, `stem_pool`
             ("same", "symmetric" or "zeros") and `downsample` ("conv2" or "input").
+            Without a classifier `pooling`: "avg" or "max" over positions.
 
     Returns:
         A `tf_keras.Model` from images [batch, height, width, 3] in [-1, 1] to logits
-        [batch, num_classes].
+        [batch, num_classes]; without a classifier to features [batch, h, w, channels],
+        or [batch, channels] with `pooling`.
 
     Raises:
         ValueError: Naming the argument, on any other value.
         OSError: The weights cannot be had; tells the file that is missing.
     """
     found = None
+    num_classes = num_classes if include_top else 0
     if weights is not None:
         found = _find_weights(weights, model)
         if found.form is not None:

@@ -10,7 +10,7 @@ from sact_tf import halting
 from sact_tf.domains import AT_LEAST_0, MAX_UNITS, Domain
 from sact_tf.executions import EXECUTIONS
 
-_CLASSES = Domain(1, 1_000_000, is_integer=True)
+_CLASSES = Domain(0, 1_000_000, is_integer=True)
 _CHANNELS = Domain(1, 4096, is_integer=True)
 _STRIDE = Domain(1, 2, is_integer=True)
 
@@ -76,7 +76,7 @@ class NetworkOptions:
     Attributes:
         model: Residual units per block; what is accepted is up to the network.
         model_type: One of `halting.model_types()`.
-        num_classes: Size of the logits.
+        num_classes: Size of the logits; 0: there is no classifier.
         base_channels: Scales the channels of all blocks.
         tau: Weight of the ponder cost in the losses, at least 0; or one of each block.
         execution: One of `EXECUTIONS`.
@@ -88,6 +88,8 @@ class NetworkOptions:
         downsample: One of `DOWNSAMPLES`.
         preprocessing: One of `PREPROCESSINGS`, what its images went through; None: the
             network's own.
+        pooling: Without a classifier, "avg" or "max" over positions; None: the network
+            returns features of all positions.
         rule_options: Arguments of the model type's halting rule.
 
     Raises:
@@ -125,6 +127,7 @@ class NetworkOptions:
         choices=_CHOICES["downsample"],
     )
     preprocessing: str | None = None
+    pooling: str | None = None
     rule_options: Mapping[str, Any] = _option({}, "")
 
     def __post_init__(self):
@@ -153,6 +156,13 @@ class NetworkOptions:
                 f"{' or '.join(map(repr, with_tiles))}; got {self.tile_size}"
             )
         _CLASSES.check(self.num_classes, "num_classes")
+        if self.pooling not in (None, "avg", "max"):
+            raise ValueError(f"pooling must be avg, max or None; got {self.pooling!r}")
+        if self.pooling and self.num_classes:
+            raise ValueError(
+                f"pooling must be None with a classifier; got {self.pooling!r} with "
+                f"num_classes={self.num_classes} (0 leaves it out)"
+            )
         _CHANNELS.check(self.base_channels, "base_channels")
         for stride in self.block_strides or []:
             _STRIDE.check(stride, "block_strides")

@@ -94,7 +94,7 @@ class ResidualNetwork(Network):
     Args:
         model: Residual units per block; what is accepted is up to the subclass.
         model_type: One of `halting.model_types()`.
-        num_classes: Size of the logits.
+        num_classes: Size of the logits; 0: there is no classifier.
         base_channels: Scales the channels of all blocks.
         tau: Weight of the ponder cost in the losses, at least 0; or one of each block.
         execution: One of `EXECUTIONS`.
@@ -171,9 +171,11 @@ class ResidualNetwork(Network):
                 for b, num_units in enumerate(units)
             ]
             self.final_bn = plan.batch_norm(name=plan.final_bn_scope)
-            self.classifier = conv2d(
-                num_classes, 1, use_bias=True, name="logits", **decay
-            )
+            self.classifier = None
+            if num_classes:
+                self.classifier = conv2d(
+                    num_classes, 1, use_bias=True, name="logits", **decay
+                )
         self._finish()
 
     def _preprocessing(self, options):
@@ -220,12 +222,12 @@ class ResidualNetwork(Network):
     @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
         """Layers by their scope in TF-Slim checkpoints, below `slim_scope`."""
-        return {
+        scopes = {
             self.architecture.stem_scope: self.stem,
             **{block.name: block for block in self.blocks},
             self.architecture.final_bn_scope: self.final_bn,
-            "logits": self.classifier,
         }
+        return {**scopes, "logits": self.classifier} if self.classifier else scopes
 
     @property
     def classifier_scopes(self) -> tuple[str, ...]:
@@ -243,6 +245,8 @@ class ResidualNetwork(Network):
         return specs
 
     def loss_function(self, label_smoothing=0.0):
+        if self.classifier is None:
+            raise ValueError("num_classes must be at least 1 to train a classifier")
         return CrossEntropy(label_smoothing)
 
     def build(self, input_shape):
@@ -255,7 +259,8 @@ class ResidualNetwork(Network):
             build_child(block, shape)
             shape = tf.TensorShape(block.compute_output_shape(shape))
         build_child(self.final_bn, shape)
-        build_child(self.classifier, shape)
+        if self.classifier is not None:
+            build_child(self.classifier, shape)
         # Not `Model.build`, which would trace the whole network once more.
         keras.layers.Layer.build(self, input_shape)
 
@@ -268,6 +273,12 @@ class ResidualNetwork(Network):
         sizes=None,
         num_blocks=None,
     ):
+        images = tf.convert_to_tensor(images)
+        if not images.dtype.is_floating:
+            raise ValueError(
+                f"images must be floats, preprocessed; got {images.dtype.name}: map "
+                "pixels by sact_tf.preprocess_input first"
+            )
         images = tf.cast(images, self.compute_dtype)
         is_padded = self._check_sizes(images, sizes)
         x, total, valid = self._run_stem(images, sizes, is_padded)
@@ -308,17 +319,20 @@ class ResidualNetwork(Network):
         of the next block's first unit, and after the last block the network's own.
 
         Args:
-            end_points: Of `run_blocks`, over all blocks.
+            end_points: Of `run_blocks`.
             training: As in `run_blocks`. Moving averages of the next blocks' units are
                 left as their own calls made them.
         """
-        norms = [block.units[0].preact for block in self.blocks[1:]]
+        run = len(end_points["block_scopes"])
+        norms = [block.units[0].preact for block in self.blocks[1 : run + 1]]
         features = [
             norm(end_points[block.name], training=training, update_averages=False)
             for block, norm in zip(self.blocks, norms)
         ]
-        last = self.final_bn(end_points[self.blocks[-1].name], training=training)
-        return [*features, last]
+        if run == len(self.blocks):
+            last = end_points[self.blocks[-1].name]
+            features.append(self.final_bn(last, training=training))
+        return features
 
     def _check_sizes(self, images, sizes):
         """Returns whether there may be padding in this batch."""
@@ -381,11 +395,41 @@ class ResidualNetwork(Network):
         x = tf.pad(x, paddings, constant_values=outside)
         return tf.nn.max_pool2d(x, 3, stride, "VALID")
 
-    def _classify(self, x, training):
-        if self.architecture.pools_first:
-            x = self.final_bn(global_average(x), training=training)
-        else:
-            x = global_average(self.final_bn(x, training=training))
+    def dense_flops(self, images, num_units=None):
+        plan = self.architecture
+        batch, height, width = tf.unstack(tf.shape(images)[:3])
+        sides = [-(-side // plan.stem_stride) for side in (height, width)]
+        x = tf.zeros([batch, *sides, 1], tf.bool)
+        total = flops.conv2d_flops(self.stem, flops.num_positions(x))
+        x = x[:, :: plan.pool_stride, :: plan.pool_stride]
+        for block in self.blocks:
+            total += block.dense_flops(x, num_units=num_units)
+            stride = block.output_stride()
+            x = x[:, ::stride, ::stride]
+        return total + self._classifier_flops(x)
+
+    def _classifier_flops(self, x):
         ones = tf.ones([tf.shape(x)[0]], tf.int64)
-        total = flops.conv2d_flops(self.classifier, ones)
-        return self.classifier(x)[:, 0, 0], total
+        if self.classifier is None:
+            return tf.zeros_like(ones)
+        return flops.conv2d_flops(self.classifier, ones)
+
+    def _without_classifier(self, x, training):
+        """Maps the last block's output to what a network without classifier returns."""
+        pooling = self.options.pooling
+        if pooling == "avg":
+            return self._average(x, training)[:, 0, 0]
+        x = self.final_bn(x, training=training)
+        return tf.reduce_max(x, [1, 2]) if pooling == "max" else x
+
+    def _average(self, x, training):
+        """Averages over positions, and normalizes, before that or after it."""
+        if self.architecture.pools_first:
+            return self.final_bn(global_average(x), training=training)
+        return global_average(self.final_bn(x, training=training))
+
+    def _classify(self, x, training):
+        if self.classifier is None:
+            return self._without_classifier(x, training), self._classifier_flops(x)
+        x = self._average(x, training)
+        return self.classifier(x)[:, 0, 0], self._classifier_flops(x)

@@ -53,7 +53,9 @@ def identify(
     if tf.io.gfile.isdir(path) or tf.io.gfile.exists(f"{path}.index"):
         found = _read_slim(path, source)
     elif not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: does not exist")
+        raise FileNotFoundError(
+            f"no readable TF-Slim checkpoint at {path}, and no file of that name"
+        )
     else:
         found = _read_file(path, model)
     if source not in (None, found.source.name):
@@ -122,7 +124,8 @@ def _read_hdf5(path, model):
     config["model"] = "_".join(str(count) for _, count in groups)
     if config["model_type"] == "vanilla":
         config.update(tile_size=1, execution="masked")
-    config["num_classes"] = keras_files.num_classes(path) or config["num_classes"]
+    config["num_classes"] = keras_files.num_classes(path)
+    config["pooling"] = None
     network = type(model).from_config(config)
     keras_files.load_weights(network, path)
     return _of_network(path, network)
