@@ -48,12 +48,7 @@ flags.DEFINE_list(
     "The last steps at learning rates 0.1, 0.01 and 0.001, as in 60000,75000,90000; "
     "empty: 60, 75 and 90 % of --max_number_of_steps.",
 )
-flags.DEFINE_string(
-    "finetune_path",
-    "",
-    "TF-Slim checkpoint, or directory of checkpoints, to start from; halting variables "
-    "start fresh, and --model=auto takes the first units of every block.",
-)
+programs.define_finetune_flags("Halting variables start fresh.")
 flags.DEFINE_integer(
     "seed", None, "Seed of initial weights, data order and augmentation."
 )
@@ -109,6 +104,7 @@ flags.DEFINE_bool(
 # Model
 programs.define_option("model_type")
 programs.define_option("tau")
+programs.define_target()
 programs.define_option("base_channels", 16)
 programs.define_option("tile_size")
 programs.define_option("halting_bias")
@@ -163,10 +159,11 @@ def train() -> None:
     examples = load_examples("train")
     programs.start_from_finetune_path(
         log_dir,
-        lambda path: sact_tf.load_slim_checkpoint(
-            model, path, fresh_halting=True, first_units=FLAGS.model == "auto"
+        lambda path: programs.load_weights(
+            model, path, first_units=FLAGS.model == "auto"
         ),
     )
+    target = programs.target()
     last = training.train(
         model,
         examples,
@@ -177,8 +174,10 @@ def train() -> None:
         save_interval_secs=FLAGS.save_interval_secs,
         save_summaries_secs=FLAGS.save_summaries_secs,
         seed=FLAGS.seed,
+        target=target,
         **distribution.training_options(model),
     )
+    programs.print_target(target)
     print(f"Trained to step {FLAGS.max_number_of_steps}: {last}")
 
 

@@ -57,11 +57,9 @@ flags.DEFINE_bool(
     "flip_vertically", False, "Also flip images upside down, as suits microscopy."
 )
 flags.DEFINE_bool("cache_images", False, "Keep resized images in memory.")
-flags.DEFINE_string(
-    "finetune_path",
-    "",
-    "TF-Slim checkpoint, or directory of checkpoints, to start from: a classification "
-    "network or a detector. Halting variables it does not have start fresh.",
+programs.define_finetune_flags(
+    "Of a classification network, without what it classifies images with; or the "
+    "checkpoint of a detector. Halting variables it does not have start fresh."
 )
 flags.DEFINE_integer("seed", None, "Seed of initial weights and data order.")
 detection.define_data_flags("train")
@@ -91,7 +89,10 @@ def main() -> None:
             num_region_samples=FLAGS.num_region_samples,
         )
     programs.start_from_finetune_path(
-        log_dir, lambda path: training.load_first_weights(model, path)
+        log_dir,
+        lambda path: training.load_first_weights(
+            model, path, FLAGS.finetune_without_classifier
+        ),
     )
     last = training.train(
         model,

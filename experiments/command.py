@@ -11,6 +11,7 @@ COMMANDS = {
     "cifar convert": ("convert_cifar10", "makes its files from CIFAR-10 as published"),
     "train": ("imagenet_train", "trains a network on ImageNet or a folder of images"),
     "eval": ("imagenet_eval", "evaluates such a network"),
+    "ponder": ("ponder", "tells and draws where a network computes on your images"),
     "maps": ("imagenet_ponder_map", "draws ponder cost maps of photographs"),
     "maps export": ("imagenet_export", "writes images and ponder cost to a file"),
     "maps draw": ("draw_ponder_maps", "draws the maps of such a file"),

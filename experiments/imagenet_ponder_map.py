@@ -45,6 +45,7 @@ flags.DEFINE_integer(
 programs.define_option("num_classes")
 programs.define_option("base_channels")
 programs.define_option("tile_size")
+programs.define_forms()
 
 
 def draw(model, path: str, output_dir: str) -> str:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import tf_keras as keras
 from absl import flags
 
-import sact_tf
 from experiments.common import distribution, imagenet, programs
 from sact_tf import optimization, training
 
@@ -43,11 +42,9 @@ flags.DEFINE_integer(
     "Training steps of the whole run; by default there is no end.",
     lower_bound=1,
 )
-flags.DEFINE_string(
-    "finetune_path",
-    "",
-    "TF-Slim checkpoint, or directory of checkpoints, to start from; halting variables "
-    "start fresh, and --model=auto takes the first units of every block.",
+programs.define_finetune_flags(
+    "Halting variables start fresh, and --model=auto takes the first units of every "
+    "block."
 )
 flags.DEFINE_integer(
     "seed", None, "Seed of initial weights, data order and augmentation."
@@ -55,6 +52,7 @@ flags.DEFINE_integer(
 imagenet.define_data_flags("train")
 imagenet.define_model_flags()
 programs.define_option("halting_bias")
+programs.define_target()
 distribution.define_flags()
 programs.define_unused_flags(
     *("master", "ps_tasks", "task", "startup_delay_steps"),
@@ -74,10 +72,11 @@ def main() -> None:
         model = imagenet.make_model(examples.num_classes)
     programs.start_from_finetune_path(
         log_dir,
-        lambda path: sact_tf.load_slim_checkpoint(
-            model, path, fresh_halting=True, first_units=FLAGS.model == "auto"
+        lambda path: programs.load_weights(
+            model, path, first_units=FLAGS.model == "auto"
         ),
     )
+    target = programs.target()
     last = training.train(
         model,
         examples,
@@ -96,8 +95,10 @@ def main() -> None:
         save_interval_secs=FLAGS.save_interval_secs,
         save_summaries_secs=FLAGS.save_summaries_secs,
         seed=FLAGS.seed,
+        target=target,
         **distribution.training_options(model),
     )
+    programs.print_target(target)
     print(f"Trained to step {FLAGS.max_number_of_steps}: {last}")
 
 

@@ -239,7 +239,7 @@ def evaluate(
             values = _inside_images(metric_values(end_points))
             dense_flops = end_points["dense_flops"]
             if reference is not None:
-                dense_flops = reference.dense_flops(
+                dense_flops = reference.dense_flops_of_blocks(
                     batch["image"], batch["size"], NUM_BLOCKS
                 )
             values["Relative Flops"] = end_points["flops"] / dense_flops

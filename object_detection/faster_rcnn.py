@@ -211,6 +211,11 @@ class FasterRCNN(keras.Model):
         return {**network, "rpn": self.rpn, "box_classifier": self.box_classifier}
 
     @property
+    def classifier_scopes(self) -> tuple[str, ...]:
+        """Beginnings of the names of variables that depend on the classes."""
+        return ("box_classifier/class/", "box_classifier/box/")
+
+    @property
     def metrics(self):
         return list(self._parts.metrics.values())
 

@@ -48,31 +48,41 @@ def learning_rate(
     return lr_schedule.LinearWarmup(schedule, warmup_steps, 0.0)
 
 
-def load_first_weights(model: FasterRCNN, checkpoint_path: str) -> list[str]:
+def load_first_weights(
+    model: FasterRCNN, checkpoint_path: str, without_classifier: bool = False
+) -> list[str]:
     """Loads weights to start from: of a classification network, or of a detector.
 
-    Of a classification network of this project or TF-Slim, blocks 1 to 4 are all found;
-    what it classifies images with is passed over, and the detector's own layers stay as
-    initialised. Halting variables stay so too where the checkpoint has none.
+    Of a classification network, in any format of `sact_tf.load_pretrained`, blocks 1 to
+    4 are all found; what it classifies images with is passed over, and the detector's
+    own layers stay as initialised. Halting variables stay so too where there are none.
 
     Args:
         model: The detector.
-        checkpoint_path: A checkpoint prefix, or a directory, whose latest checkpoint is
-            taken.
+        checkpoint_path: A file, or a checkpoint prefix, or a directory, whose latest
+            checkpoint is taken.
+        without_classifier: Whether a detector's box classifier is passed over, for
+            objects of other classes.
 
     Returns:
         The sorted names of the variables loaded.
 
     Raises:
         FileNotFoundError: There is no readable checkpoint.
-        CheckpointMismatchError: It is another network's.
+        ValueError: It is another network's.
     """
     path = os.path.expanduser(checkpoint_path)
-    if checkpoint_kind(path) == DETECTOR:
-        return sact_tf.load_slim_checkpoint(model, path, fresh_halting=None)
-    return sact_tf.load_slim_checkpoint(
+    if not os.path.isfile(path) and checkpoint_kind(path) == DETECTOR:
+        return sact_tf.load_slim_checkpoint(
+            model,
+            path,
+            fresh_halting=None,
+            without_classifier=without_classifier,
+        )
+    loaded = sact_tf.load_pretrained(
         model.network, path, fresh_halting=None, without_classifier=True
     )
+    return list(loaded.variables)
 
 
 class _Summaries(Summaries):

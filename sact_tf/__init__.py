@@ -16,10 +16,15 @@ from sact_tf.checkpoints import (
     slim_variables,
     squeeze_checkpoint,
 )
+from sact_tf.features import feature_extractor, freeze_backbone
 from sact_tf.networks.cifar_resnet import CifarResNet, cifar_resnet
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
 from sact_tf.networks.network import AdaptivityMetrics, Network
 from sact_tf.networks.options import NetworkOptions
+from sact_tf.ponder_maps import Ponder, ponder
+from sact_tf.preprocessing import decode_predictions, preprocess_input
+from sact_tf.pretrained import Pretrained, load_pretrained
+from sact_tf.target_flops import TargetFlops
 from sact_tf.units import Unit
 
 __version__ = "0.1.0"
@@ -34,13 +39,22 @@ __all__ = [
     "Network",
     "NetworkOptions",
     "PlainBlock",
+    "Ponder",
+    "Pretrained",
     "SACTBlock",
+    "TargetFlops",
     "Unit",
     "checkpoint_step",
     "cifar_resnet",
+    "decode_predictions",
+    "feature_extractor",
+    "freeze_backbone",
     "imagenet_resnet",
+    "load_pretrained",
     "load_slim_checkpoint",
     "newest_checkpoint",
+    "ponder",
+    "preprocess_input",
     "save_slim_checkpoint",
     "slim_variables",
     "squeeze_checkpoint",

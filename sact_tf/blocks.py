@@ -25,6 +25,7 @@ dictionary, where S is [batch] for images and [batch, height, width] for positio
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -128,6 +129,8 @@ class AdaptiveBlock(Block):
         self.tile_size = int(tile_size)
         self.early_stopping = early_stopping
         self._imposed = None
+        # In a namespace, where Keras does not look for variables.
+        self._steered = types.SimpleNamespace(factor=None)
         if isinstance(head, Mapping):
             head = MadeLike(head)
         self.heads = self._make_heads(
@@ -197,6 +200,19 @@ class AdaptiveBlock(Block):
         """
         self._imposed = units
 
+    def steer(self, factor: tf.Variable | None) -> None:
+        """Multiplies tau by a variable, in functions that are traced after this.
+
+        Args:
+            factor: Float []; None: tau alone counts.
+        """
+        self._steered.factor = factor
+
+    def current_tau(self) -> float | tf.Tensor:
+        """Returns tau, times the factor that steers it."""
+        factor = self._steered.factor
+        return self.tau if factor is None else self.tau * factor.read_value()
+
     def call(self, x, training=None, return_end_points=False, valid=None, seed=None):
         run = self._run(self.domain, training, valid)
         inputs, state, output = x, None, None
@@ -228,7 +244,7 @@ class AdaptiveBlock(Block):
                 flops += self._flops(unit, unit_input, x, before, valid)
 
         cost = self.domain.mean(self.rule.cost(state), valid)
-        self.add_loss(self.tau * cost)
+        self.add_loss(self.current_tau() * cost)
         own_loss = self.rule.loss(state)
         if own_loss is not None:
             self.add_loss(self.domain.mean(own_loss, valid))

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
-import glob
-import json
 import os
 import re
-import shutil
-import tempfile
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import checkpoint_kinds
+from sact_tf.checkpoint_files import (  # noqa: F401 (some as which they are known)
+    is_pattern,
+    newest_checkpoint,
+    open_checkpoint,
+    plain_prefix,
+    read_tensors,
+    write_tensors,
+)
 from sact_tf.layers import BatchNorm
-from sact_tf.writing import naming, write_bytes
+from sact_tf.networks.options import Form
+
+FORM = "network_form"
+"""Name of a string in the checkpoints of networks of another form than the original's,
+which says of which; such as "zeros,input"."""
 
 # What trained checkpoints hold beside the network.
 _TRAINING_STATE = re.compile(
-    r"^global_step$|^optimizer/|/(Momentum|ExponentialMovingAverage|optimizer/[^/]+)$"
+    rf"^global_step$|^{FORM}$|^optimizer/"
+    r"|/(Momentum|ExponentialMovingAverage|optimizer/[^/]+)$"
 )
-
-# What TensorFlow raises on checkpoints that are missing, cut off or something else.
-_READ_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
 
 
 class CheckpointMismatchError(ValueError):
@@ -84,150 +87,6 @@ def _collect(layer, scope, variables):
             _collect(child, f"{scope}/{name}" if scope else name, variables)
 
 
-def newest_checkpoint(directory: str) -> str | None:
-    """Returns the prefix of the newest complete checkpoint, None if there is none.
-
-    The newest is what the file `checkpoint` says, and where that is missing, damaged or
-    wrong, the one of the highest step. When files were written or copied tells nothing.
-    Warns of newer ones that are passed over because their files are cut off or missing.
-
-    Args:
-        directory: Of TF-Slim checkpoints, with or without the file `checkpoint`.
-
-    Raises:
-        FileNotFoundError: There are checkpoints, and none is complete.
-    """
-    directory = os.fspath(directory)
-    state = _directory_state(directory)
-    last = [state.model_checkpoint_path] if state else []
-    listed = list(state.all_model_checkpoint_paths) if state else []
-    found = [
-        path.removesuffix(".index")
-        for path in glob.glob(os.path.join(glob.escape(directory), "*.index"))
-    ]
-    others = sorted(dict.fromkeys([*listed, *found]), key=_age, reverse=True)
-    candidates = list(dict.fromkeys([*last, *others]))
-    for k, prefix in enumerate(candidates):
-        if _is_complete(prefix, _stamps(prefix)):
-            if k:
-                names = ", ".join(os.path.basename(path) for path in candidates[:k])
-                warnings.warn(
-                    f"{directory}: passing over {names}, which is incomplete; using "
-                    f"{os.path.basename(prefix)}",
-                    stacklevel=2,
-                )
-            return prefix
-    if candidates:
-        names = ", ".join(os.path.basename(path) for path in candidates)
-        raise FileNotFoundError(
-            f"directory {directory} holds no complete checkpoint, only parts of {names}"
-        )
-    return None
-
-
-def _directory_state(directory: str):
-    """Reads a directory's file `checkpoint`; None if it is not there or damaged."""
-    try:
-        state = tf.train.get_checkpoint_state(directory)
-    except (tf.errors.OpError, ValueError, UnicodeDecodeError):
-        state = None
-    return state if state and state.model_checkpoint_path else None
-
-
-def _age(prefix: str) -> tuple[int, list[int]]:
-    """Orders checkpoints: by the step in them, else by the numbers in their names."""
-    numbers = [int(digits) for digits in re.findall(r"\d+", os.path.basename(prefix))]
-    try:
-        reader = _reader(prefix)
-        if reader.has_tensor("global_step"):
-            return int(reader.get_tensor("global_step")), numbers
-    except _READ_ERRORS:
-        pass
-    return (numbers[-1] if numbers else -1), numbers
-
-
-@functools.cache
-def _links() -> str:
-    """A directory for links, which goes with the process."""
-    directory = tempfile.mkdtemp(prefix="sact_tf_")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
-
-
-def is_pattern(path: str) -> bool:
-    """Tells whether TensorFlow takes a checkpoint's path for a pattern of paths."""
-    return re.search(r"[][*?\\]", path) is not None
-
-
-def plain_prefix(prefix: str) -> str:
-    """Returns a prefix that TensorFlow can read a checkpoint by.
-
-    TensorFlow takes prefixes for patterns, and does not find the files of a path with
-    `[`, `]`, `*`, `?` or a backslash in it. They are then read through links.
-
-    Args:
-        prefix: Of a checkpoint on this machine, or of a remote file system.
-    """
-    if not is_pattern(prefix):
-        return prefix
-    number = len(os.listdir(_links()))
-    directory = os.path.join(_links(), str(number))
-    os.mkdir(directory)
-    for path in glob.glob(f"{glob.escape(prefix)}.*"):
-        ending = path.removeprefix(prefix)
-        os.symlink(os.path.abspath(path), os.path.join(directory, f"model{ending}"))
-    return os.path.join(directory, "model")
-
-
-def _reader(prefix: str):
-    """Opens a checkpoint."""
-    return tf.train.load_checkpoint(plain_prefix(prefix))
-
-
-def _stamps(prefix: str) -> tuple[tuple[str, int, int], ...]:
-    """Returns name, size and time of a checkpoint's files."""
-    files = sorted(glob.glob(f"{glob.escape(prefix)}.*"))
-    return tuple((f, os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files)
-
-
-@functools.lru_cache(maxsize=16)
-def _is_complete(prefix: str, stamps: tuple) -> bool:
-    """Whether all tensors of a checkpoint can be read; asked once per state of it."""
-    try:
-        reader = _reader(prefix)
-        for name in reader.get_variable_to_shape_map():
-            reader.get_tensor(name)
-    except _READ_ERRORS:
-        return False
-    return True
-
-
-def _open(checkpoint_path: str):
-    """Opens a checkpoint prefix or directory; returns the prefix and a reader."""
-    path = os.fspath(checkpoint_path)
-    if tf.io.gfile.isdir(path):
-        newest = newest_checkpoint(path)
-        if newest is None:
-            raise FileNotFoundError(f"no checkpoint in directory {path}")
-        path = newest
-    try:
-        return path, _reader(path)
-    except _READ_ERRORS as error:
-        raise FileNotFoundError(
-            f"no readable TF-Slim checkpoint at {path}: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def _read(path: str, reader, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Reads tensors of an open checkpoint."""
-    try:
-        return {name: reader.get_tensor(name) for name in names}
-    except _READ_ERRORS as error:
-        raise FileNotFoundError(
-            f"TF-Slim checkpoint {path} is truncated or corrupt: {error}"
-        ) from error
-
-
 def checkpoint_kind(checkpoint_path: str) -> str | None:
     """Returns what kind of model a TF-Slim checkpoint is of; see `checkpoint_kinds`.
 
@@ -238,13 +97,13 @@ def checkpoint_kind(checkpoint_path: str) -> str | None:
     Raises:
         FileNotFoundError: There is no readable checkpoint.
     """
-    _, reader = _open(checkpoint_path)
+    _, reader = open_checkpoint(checkpoint_path)
     return checkpoint_kinds.kind_of(reader.get_variable_to_shape_map())
 
 
 def checkpoint_step(checkpoint_path: str) -> int:
     """Returns the `global_step` of a TF-Slim checkpoint, 0 if it has none."""
-    _, reader = _open(checkpoint_path)
+    _, reader = open_checkpoint(checkpoint_path)
     if not reader.has_tensor("global_step"):
         return 0
     return int(reader.get_tensor("global_step"))
@@ -308,14 +167,14 @@ def restore_variables(checkpoint_path: str, wanted: Mapping[str, tf.Variable]) -
         CheckpointKindError: It is a detector's and they are a classification network's,
             or the other way round.
     """
-    path, reader = _open(checkpoint_path)
+    path, reader = open_checkpoint(checkpoint_path)
     stored = reader.get_variable_to_shape_map()
     checkpoint_kinds.refuse_other_kind(path, stored, wanted)
     missing, wrong_shape = _compare(stored, wanted)
     if missing or wrong_shape:
         unused = {n for n in set(stored) - set(wanted) if not _TRAINING_STATE.search(n)}
         raise CheckpointMismatchError(path, missing, unused, wrong_shape)
-    for name, value in _read(path, reader, wanted).items():
+    for name, value in read_tensors(path, reader, wanted).items():
         wanted[name].assign(value)
 
 
@@ -364,13 +223,78 @@ def load_slim_checkpoint(
         CheckpointMismatchError: Variables are missing, unused, or of another shape.
         CheckpointKindError: It is a detector's and the model a classification network,
             or the other way round.
+        ValueError: The checkpoint is of a network of another form.
     """
-    path, reader = _open(checkpoint_path)
-    stored = {
-        name: shape
-        for name, shape in reader.get_variable_to_shape_map().items()
-        if not _TRAINING_STATE.search(name)
-    }
+    path, reader = open_checkpoint(checkpoint_path)
+    form_in(reader).check(path, form_of(model))
+    stored = network_variables(reader)
+    wanted = fitting_variables(
+        model, path, stored, fresh_halting, first_units, without_classifier
+    )
+    for name, value in read_tensors(path, reader, wanted).items():
+        wanted[name].assign(value)
+    return sorted(wanted)
+
+
+def network_variables(reader) -> dict[str, list[int]]:
+    """Returns the shapes of a checkpoint's variables, but for what only training needs.
+
+    Args:
+        reader: Of an open checkpoint.
+    """
+    shapes = reader.get_variable_to_shape_map()
+    return {n: shape for n, shape in shapes.items() if not _TRAINING_STATE.search(n)}
+
+
+def form_of(model: keras.Model) -> Form:
+    """Returns the form of a network, or of a detector's network."""
+    options = getattr(getattr(model, "network", model), "options", None)
+    return getattr(options, "form", Form())
+
+
+def form_in(reader) -> Form:
+    """Returns the form that a checkpoint says, which is the original's if it does not.
+
+    Args:
+        reader: Of an open checkpoint.
+    """
+    if not reader.has_tensor(FORM):
+        return Form()
+    return Form(*reader.get_tensor(FORM).decode().split(","))
+
+
+def check_form(checkpoint_path: str, form: Form) -> None:
+    """Raises ValueError unless a checkpoint is of a network of a form."""
+    path, reader = open_checkpoint(checkpoint_path)
+    form_in(reader).check(path, form)
+
+
+def form_tensors(form: Form) -> dict[str, np.ndarray]:
+    """Returns what a checkpoint holds beside variables to tell the network's form."""
+    return {} if form == Form() else {FORM: np.array(",".join(form).encode())}
+
+
+def fitting_variables(
+    model: keras.Model,
+    path: str,
+    stored: Mapping[str, Sequence[int]],
+    fresh_halting: bool | None,
+    first_units: bool,
+    without_classifier: bool,
+) -> dict[str, tf.Variable]:
+    """Returns a network's variables that stored ones are for, by their names.
+
+    Args:
+        model: The network.
+        path: What an error calls the file.
+        stored: Shapes of what is stored, by names.
+        fresh_halting: As in `load_slim_checkpoint`, and so are all others.
+        first_units: The same.
+        without_classifier: The same.
+
+    Raises:
+        CheckpointMismatchError: Variables are missing, unused, or of another shape.
+    """
     wanted = slim_variables(model)
     allowed_extra = set()
     if fresh_halting is None:
@@ -379,11 +303,11 @@ def load_slim_checkpoint(
         wanted = {n: v for n, v in wanted.items() if "/halting_proba/" not in n}
         allowed_extra |= {n for n in stored if "/halting_proba/" in n}
     if without_classifier:
+        scopes = model.classifier_scopes
         network = f"{model.slim_scope}/"
-        classifier = f"{network}logits/"
-        wanted = {n: v for n, v in wanted.items() if not n.startswith(classifier)}
+        wanted = {n: v for n, v in wanted.items() if not n.startswith(scopes)}
         allowed_extra |= {n for n in stored if not n.startswith(network)}
-        allowed_extra |= {n for n in stored if n.startswith(classifier)}
+        allowed_extra |= {n for n in stored if n.startswith(scopes)}
     if first_units:
         units = {block.name: len(block.units) for block in model.blocks}
         allowed_extra |= {n for n in stored if _is_deeper(n, units)}
@@ -394,9 +318,7 @@ def load_slim_checkpoint(
     unused = set(stored) - set(wanted) - allowed_extra
     if missing or unused or wrong_shape:
         raise CheckpointMismatchError(path, missing, unused, wrong_shape)
-    for name, value in _read(path, reader, wanted).items():
-        wanted[name].assign(value)
-    return sorted(wanted)
+    return wanted
 
 
 def _is_deeper(name: str, units: dict[str, int]) -> bool:
@@ -423,6 +345,7 @@ def save_slim_checkpoint(
         The prefix written.
     """
     tensors = {k: tf.convert_to_tensor(v) for k, v in slim_variables(model).items()}
+    tensors.update(form_tensors(form_of(model)))
     return write_tensors(os.fspath(checkpoint_path), tensors, global_step)
 
 
@@ -441,65 +364,10 @@ def squeeze_checkpoint(checkpoint_path: str, output_dir: str) -> str:
         FileNotFoundError: There is no readable checkpoint.
         ValueError: The copy would take the checkpoint's own place.
     """
-    path, reader = _open(checkpoint_path)
+    path, reader = open_checkpoint(checkpoint_path)
     to = os.path.join(os.fspath(output_dir), os.path.basename(path))
     if os.path.realpath(to) == os.path.realpath(path):
         raise ValueError(f"output_dir must not be the checkpoint's own; got {to}")
     names = sorted(reader.get_variable_to_shape_map())
-    kept = [name for name in names if not _TRAINING_STATE.search(name)]
-    return write_tensors(to, _read(path, reader, kept), checkpoint_step(path))
-
-
-def write_tensors(
-    path: str,
-    tensors: Mapping[str, tf.Tensor | np.ndarray],
-    global_step: int,
-    keep: int | None = None,
-) -> str:
-    """Writes a checkpoint and makes it its directory's newest.
-
-    Args:
-        path: Prefix to write.
-        tensors: By their names.
-        global_step: Stored under that name as int64.
-        keep: How many checkpoints the directory shall remember; older ones are
-            deleted. None: only the new one is remembered, and none deleted.
-
-    Returns:
-        `path`.
-
-    Raises:
-        WritingError: The disk is full, or cannot be written to.
-    """
-    tensors = {**tensors, "global_step": np.int64(global_step)}
-    directory = os.path.dirname(path) or "."
-    with naming(path), tf.device("cpu:0"):
-        tf.io.gfile.makedirs(directory)
-        tf.raw_ops.SaveV2(
-            prefix=path,
-            tensor_names=list(tensors),
-            shape_and_slices=[""] * len(tensors),
-            tensors=[tf.convert_to_tensor(tensor) for tensor in tensors.values()],
-        )
-    state = _directory_state(directory) if keep else None
-    others = list(state.all_model_checkpoint_paths) if state else []
-    remembered = [os.path.join(directory, os.path.basename(other)) for other in others]
-    remembered = [other for other in remembered if other != path] + [path]
-    old = remembered[: -(keep or 1)]
-    names = [os.path.basename(other) for other in remembered[len(old) :]]
-    _remember(directory, names)
-    for prefix in old:
-        for file in glob.glob(f"{glob.escape(prefix)}.*"):
-            os.remove(file)
-    return path
-
-
-def _remember(directory: str, names: list[str]) -> None:
-    """Writes the file that lists a directory's checkpoints, whole or not at all."""
-    # As TensorFlow 1 does; what does it in TensorFlow 2 warns of its removal.
-    lines = [f"model_checkpoint_path: {json.dumps(names[-1], ensure_ascii=False)}"]
-    for name in names:
-        quoted = json.dumps(name, ensure_ascii=False)
-        lines.append(f"all_model_checkpoint_paths: {quoted}")
-    content = "\n".join(lines) + "\n"
-    write_bytes(os.path.join(directory, "checkpoint"), content.encode())
+    kept = [n for n in names if n == FORM or not _TRAINING_STATE.search(n)]
+    return write_tensors(to, read_tensors(path, reader, kept), checkpoint_step(path))

@@ -98,20 +98,27 @@ def write_saved_model(
     return path
 
 
+def _of_logits(logits):
+    """Returns the outputs that only networks with a classifier have."""
+    probabilities = tf.nn.softmax(logits)
+    top = tf.math.top_k(probabilities, min(_TOP, logits.shape[-1]))
+    return {
+        "logits": logits,
+        "probabilities": probabilities,
+        "top_classes": top.indices,
+        "top_probabilities": top.values,
+    }
+
+
 def _serving_function(model: keras.Model):
     """Returns the function from images to the outputs that all exports have."""
 
     def serve(images):
         logits, end_points = model.with_end_points(images, training=False)
-        probabilities = tf.nn.softmax(logits)
-        top = tf.math.top_k(probabilities, min(_TOP, logits.shape[-1]))
-        return {
-            "logits": logits,
-            "probabilities": probabilities,
-            "top_classes": top.indices,
-            "top_probabilities": top.values,
-            **adaptivity(end_points),
-        }
+        outputs = (
+            _of_logits(logits) if model.options.num_classes else {"features": logits}
+        )
+        return {**outputs, **adaptivity(end_points)}
 
     return serve
 
@@ -130,7 +137,8 @@ def export_saved_model(
     of JPEG or PNG files, and does that itself. Both return
 
     * `logits` and `probabilities`, float32 [batch, classes],
-    * `top_classes` int32 and `top_probabilities` float32 [batch, 5], the likeliest,
+    * `top_classes` int32 and `top_probabilities` float32 [batch, 5], the likeliest
+      (networks without a classifier: `features` instead of all these),
     * `flops` int64 [batch],
     * of adaptive networks `<block>_ponder_cost` float32 and `<block>_num_units` int32,
       [batch], of SACT networks [batch, block height, block width],

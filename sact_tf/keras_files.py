@@ -25,6 +25,7 @@ from sact_tf.writing import atomic_file, naming, write_bytes
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _MEMBERS = (_CONFIG, "metadata.json", _WEIGHTS)
 _PACKAGE = "sact_tf>"
+_SCOPES = "slim_scopes"  # a network's property, where Keras finds its layers
 # What Keras' readers raise on files of another layout.
 _LAYOUT_ERRORS = (
     OSError,
@@ -86,6 +87,39 @@ def load_weights(model: keras.Model, path: str) -> None:
         raise DataError(
             f"{path}: does not hold the weights of this network ({error})"
         ) from error
+
+
+def unit_groups(path: str) -> list[tuple[str, int]] | None:
+    """Returns names and numbers of units of the blocks in a `.weights.h5` file.
+
+    None: it is of no network of this package. Names are those of Keras, such as
+    `sact_block_1`.
+
+    Raises:
+        DataError: It is no HDF5 file.
+    """
+    _check_weights(path, path)
+    with h5py.File(path, "r") as file:
+        if _SCOPES not in file or "stem" not in file:
+            return None
+        scopes = file[_SCOPES]
+        blocks = [name for name in scopes if "units" in scopes[name]]
+        return [
+            (name, len(scopes[name]["units"])) for name in sorted(blocks, key=_count)
+        ]
+
+
+def num_classes(path: str) -> int:
+    """Returns the number of classes in a `.weights.h5` file; 0: no classifier."""
+    with h5py.File(path, "r") as file:
+        kernel = file.get(f"{_SCOPES}/conv2d/vars/0")
+        return 0 if kernel is None else int(kernel.shape[-1])
+
+
+def _count(name):
+    """Orders names as Keras counted them: `block`, `block_1`, `block_10`."""
+    number = name.rpartition("_")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def save_network(model: keras.Model, path: str) -> None:

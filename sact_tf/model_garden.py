@@ -56,9 +56,9 @@ from official.vision.ops import preprocess_ops
 from official.vision.tasks import image_classification, retinanet, semantic_segmentation
 
 from sact_tf import halting
-from sact_tf.checkpoints import load_slim_checkpoint
 from sact_tf.layers import synchronize_batch_norm
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
+from sact_tf.pretrained import load_pretrained
 
 LEVELS = (2, 3, 4, 5)
 """Levels of the features; level l has stride 2^l."""
@@ -83,9 +83,10 @@ class SactResNet(hyperparams.Config):
         tau: Weight of the ponder cost in the loss.
         execution: "masked", or in inference "perforated" or "tiled".
         tile_size: Side of the tiles that halt together, with "sact".
-        init_checkpoint: TF-Slim checkpoint of this project or the original code, or
-            directory of them, to start from. Halting variables start fresh where it has
-            none; the classifier is passed over.
+        stem_pool: Border of the stem's pooling, as of `imagenet_resnet`.
+        downsample: Where blocks halve the resolution, as of `imagenet_resnet`.
+        init_checkpoint: Weights to start from, as of `sact_tf.load_pretrained`. Halting
+            variables start fresh where there are none; the classifier is passed over.
     """
 
     model: str = "50"
@@ -94,6 +95,8 @@ class SactResNet(hyperparams.Config):
     tau: float = 0.005
     execution: str = "masked"
     tile_size: int = 1
+    stem_pool: str = "same"
+    downsample: str = "conv2"
     init_checkpoint: str = ""
 
 
@@ -213,7 +216,7 @@ def build_sact_resnet(
     )
     synchronize_batch_norm(backbone, norm_activation_config.use_sync_bn)
     if init_checkpoint:
-        load_slim_checkpoint(
+        load_pretrained(
             backbone.network,
             init_checkpoint,
             fresh_halting=None,

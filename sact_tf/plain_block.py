@@ -121,19 +121,25 @@ class Block(keras.layers.Layer):
             valid = unit.valid_after(valid)
         return valid
 
-    def dense_flops(self, x: tf.Tensor, valid: tf.Tensor | None = None) -> tf.Tensor:
+    def dense_flops(
+        self,
+        x: tf.Tensor,
+        valid: tf.Tensor | None = None,
+        num_units: int | None = None,
+    ) -> tf.Tensor:
         """Counts what all units take at all positions, without halting scores.
 
         Args:
             x: [batch, height, width, channels]; only its shape counts, and only without
                 `valid`.
             valid: As in a call.
+            num_units: Only of the first ones; None: of all.
 
         Returns:
             int64 [batch], the operations of a `PlainBlock` of these units.
         """
         total = 0
-        for unit in self._steps():
+        for unit in self._steps()[:num_units]:
             total += unit.flops(x, **given_masks(None, valid))
             stride = unit.output_stride()
             x = x[:, ::stride, ::stride]

@@ -7,7 +7,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +22,7 @@ from sact_tf.optimization import Momentum
 from sact_tf.progress import Progress
 from sact_tf.run_control import Interruption
 from sact_tf.summaries import Summaries
+from sact_tf.target_flops import TargetFlops
 
 _ENDLESS_EPOCHS = 1_000_000
 _KEPT_CHECKPOINTS = 5
@@ -74,9 +75,15 @@ class TrainingState:
     Args:
         model: Compiled with any optimizer of `tf_keras`.
         directory: Where checkpoints are kept, the last five of them.
+        others: Variables beside, by their names; checkpoints may lack them.
     """
 
-    def __init__(self, model: keras.Model, directory: str):
+    def __init__(
+        self,
+        model: keras.Model,
+        directory: str,
+        others: Mapping[str, tf.Variable] | None = None,
+    ):
         self._directory = directory
         self._strategy = model.distribute_strategy
         # A float16 network's optimizer is wrapped in one that scales the loss.
@@ -87,6 +94,8 @@ class TrainingState:
         slots = checkpoints.optimizer_variables(optimizer, network)
         self._network = list(network)
         self._variables = {**network, **slots}
+        self._others = {f"optimizer/{k}": v for k, v in (others or {}).items()}
+        self._form = checkpoints.form_of(model)
 
     @property
     def step(self) -> int:
@@ -103,12 +112,17 @@ class TrainingState:
 
         Raises:
             CheckpointMismatchError: It is another network's.
+            ValueError: It is of a network of another form.
             FileNotFoundError: There are checkpoints, and none is complete.
         """
         latest = self.latest
         if latest is None:
             return False
+        checkpoints.check_form(latest, self._form)
         variables = {**self._variables, "global_step": self._step}
+        for name, variable in self._others.items():
+            if checkpoints.has_variables(latest, name):
+                variables[name] = variable
         checkpoints.restore_variables(latest, variables)
         return True
 
@@ -119,10 +133,12 @@ class TrainingState:
             TrainingError: A weight is not finite; nothing is written.
         """
         values = {
-            name: _value(self._strategy, v) for name, v in self._variables.items()
+            name: _value(self._strategy, v)
+            for name, v in {**self._variables, **self._others}.items()
         }
         if not all(np.isfinite(values[name]).all() for name in self._network):
             raise self.diverged("weights")
+        values.update(checkpoints.form_tensors(self._form))
         prefix = os.path.join(self._directory, f"model.ckpt-{self.step}")
         return checkpoints.write_tensors(prefix, values, self.step, _KEPT_CHECKPOINTS)
 
@@ -210,7 +226,8 @@ class _Summaries(Summaries):
         cross_entropy = self.model.loss(self._labels, logits)
         others = tf.add_n(self.model.losses)
         ponder = sum(
-            block.tau * tf.reduce_mean(end_points[f"{block.name}/ponder_cost"])
+            block.current_tau()
+            * tf.reduce_mean(end_points[f"{block.name}/ponder_cost"])
             for block in self.model.blocks
             if block.is_adaptive
         )
@@ -262,9 +279,10 @@ def _locked_by_chief(strategy, log_dir):
     return run_control.locked(log_dir) if is_chief else contextlib.nullcontext()
 
 
-def _callbacks(strategy, checkpointing, summaries, others):
+def _callbacks(strategy, target, checkpointing, summaries, others):
     """Returns the callbacks of this process, as its strategy can use them."""
-    callbacks = [checkpointing, *others]
+    callbacks = [] if target is None else [target]
+    callbacks += [checkpointing, *others]
     if strategy.extended.should_save_summary:
         callbacks.append(summaries)
     # With a parameter server, nobody waits for single steps.
@@ -329,6 +347,7 @@ def train(
     data_service: str | None = None,
     verbose: bool = True,
     optimizer: keras.optimizers.Optimizer | None = None,
+    target: TargetFlops | None = None,
 ) -> str:
     """Trains a network, by default as the original does.
 
@@ -357,6 +376,7 @@ def train(
         verbose: Whether to show steps, speed and running means as it goes.
         optimizer: Any of `tf_keras`, which then has `learning_rate` and `momentum` of
             its own; None: `Momentum`. Make it in the scope of the model's strategy.
+        target: Steers tau; its state is kept in the checkpoints.
 
     Returns:
         Prefix of the last checkpoint.
@@ -403,6 +423,7 @@ def train(
         seed,
         data_service,
         verbose,
+        target,
     )
 
 
@@ -417,6 +438,7 @@ def fit(
     seed: int | None = None,
     data_service: str | None = None,
     verbose: bool = True,
+    target: TargetFlops | None = None,
 ) -> str:
     """Fits a model in a way that can be stopped and resumed at any moment.
 
@@ -433,6 +455,7 @@ def fit(
         seed: Of shuffling and augmentation.
         data_service: Address of a tf.data service.
         verbose: Whether to show steps, speed and running means as it goes.
+        target: As in `train`.
 
     Returns:
         Prefix of the last checkpoint.
@@ -452,8 +475,12 @@ def fit(
             f"batch_size {batch_size} must be a multiple of the "
             f"{strategy.num_replicas_in_sync} replicas that share it"
         )
+    if target is not None:
+        if _is_asynchronous(strategy):
+            raise ValueError("target: needs a strategy whose replicas keep in step")
+        target.attach(model)
     with strategy.scope():
-        state = TrainingState(model, log_dir)
+        state = TrainingState(model, log_dir, target.variables if target else None)
     # Replicas report the same metrics, which Keras would add up.
     model.distribute_reduction_method = "first"
     with (
@@ -467,6 +494,7 @@ def fit(
         batches = _input(strategy, examples, batch_size, seed, data_service)
         callbacks = _callbacks(
             strategy,
+            target,
             _Checkpoints(state, max_number_of_steps, save_interval_secs, interruption),
             make_summaries(state),
             [Progress(lambda: state.step, max_number_of_steps)] if verbose else [],

@@ -97,6 +97,7 @@ def define_model_flags() -> None:
         "tau", 0.005, "Weight of the feature extractor's ponder cost in the loss."
     )
     programs.define_option("tile_size")
+    programs.define_forms()
     flags.DEFINE_list(
         "anchor_sizes",
         [f"{size:g}" for size in _DEFAULTS.anchor_sizes],

@@ -53,6 +53,7 @@ def define_model_flags() -> None:
     programs.define_option("tau")
     programs.define_option("base_channels")
     programs.define_option("tile_size")
+    programs.define_forms()
     baseline.define_flag()
 
 

@@ -19,6 +19,7 @@ from sact_tf import halting, optional
 from sact_tf.data.examples import DataError
 from sact_tf.networks.options import NetworkOptions
 from sact_tf.optional import MissingPackageError
+from sact_tf.pretrained import formats
 from sact_tf.run_control import DirectoryInUseError
 from sact_tf.training import TrainingError, keep_freed_memory
 
@@ -131,8 +132,14 @@ def define_model_type(default: str = "vanilla") -> None:
     define_option("model_type", default)
 
 
+def define_forms() -> None:
+    """Defines --stem_pool and --downsample, of ImageNet networks."""
+    define_option("stem_pool")
+    define_option("downsample")
+
+
 def define_network_flags(checkpoint_dir: bool = True) -> None:
-    """Defines --network, --model, --num_classes, --base_channels and --tile_size.
+    """Defines --network, --model, --num_classes, --base_channels, --tile_size, forms.
 
     Args:
         checkpoint_dir: Also --checkpoint_dir.
@@ -149,6 +156,7 @@ def define_network_flags(checkpoint_dir: bool = True) -> None:
         lower_bound=1,
     )
     define_option("tile_size")
+    define_forms()
     if checkpoint_dir:
         flags.DEFINE_string(
             "checkpoint_dir",
@@ -227,6 +235,49 @@ def define_log_flags(
     )
 
 
+def define_finetune_flags(description: str) -> None:
+    """Defines --finetune_path and --finetune_without_classifier.
+
+    Args:
+        description: What of a network is loaded, beside its weights.
+    """
+    flags.DEFINE_string(
+        "finetune_path",
+        "",
+        f"Weights to start from: {formats.KNOWN}. {description}",
+    )
+    flags.DEFINE_bool(
+        "finetune_without_classifier",
+        False,
+        "Do not load the classifier of --finetune_path, for images of other classes.",
+    )
+
+
+def load_weights(model: keras.Model, path: str, **options) -> Sequence[str]:
+    """Loads --finetune_path, and prints what was changed on the way.
+
+    Args:
+        model: The network.
+        path: Of the weights.
+        **options: Of `sact_tf.load_pretrained`.
+
+    Returns:
+        The names of the variables loaded.
+    """
+    without = flags.FLAGS.finetune_without_classifier
+    try:
+        loaded = sact_tf.load_pretrained(
+            model, path, without_classifier=without, **options
+        )
+    except ValueError as error:
+        if "without_classifier=True" not in str(error):
+            raise
+        raise ValueError(f"{error}: --finetune_without_classifier") from error
+    for note in loaded.notes:
+        print(f"{path}: {note}")
+    return loaded.variables
+
+
 def start_from_finetune_path(
     log_dir: str, load: Callable[[str], Sequence[str]]
 ) -> None:
@@ -258,6 +309,31 @@ _DEFINE = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
 }
+
+
+def define_target() -> None:
+    """Defines --target_relative_flops."""
+    flags.DEFINE_float(
+        "target_relative_flops",
+        None,
+        "Steer tau so that the network takes this part of the operations that it would "
+        "take if all its units ran; --tau, such as 0.01, says how strongly.",
+    )
+
+
+def target() -> sact_tf.TargetFlops | None:
+    """Returns what --target_relative_flops asks for; None: nothing."""
+    relative = flags.FLAGS.target_relative_flops
+    return None if relative is None else sact_tf.TargetFlops(relative)
+
+
+def print_target(reached: sact_tf.TargetFlops | None) -> None:
+    """Prints what became of --target_relative_flops."""
+    if reached is not None:
+        print(
+            f"Relative operations of the last steps: {reached.last:.4f}, target "
+            f"{reached.relative:g}; tau times {float(reached.factor.numpy()):.4g}"
+        )
 
 
 def define_unused_flags(*names: str) -> None:

@@ -18,6 +18,7 @@ _TAKEN_BY = {
     CLASSIFIER: "imagenet_eval (cifar_main of CIFAR-10), imagenet_ponder_map and "
     "export_saved_model take it, and coco_train as --finetune_path",
 }
+_FLAGS_OF = {"relative": "target_relative_flops"}  # of arguments of other names
 
 
 def explain(error: Exception) -> str:
@@ -64,7 +65,8 @@ def _shown(value) -> str:
 def _by_argument(message: str) -> str | None:
     """The flag that has the name with which a message begins."""
     word = re.match(r"\w+", message)
-    return next((f.name for f in _defined() if word and f.name == word[0]), None)
+    name = _FLAGS_OF.get(word[0], word[0]) if word else None
+    return next((f.name for f in _defined() if f.name == name), None)
 
 
 def _by_path(message: str) -> str | None:

@@ -24,14 +24,14 @@ _inner_batch_norm = functools.partial(
 )
 
 
-def _make_unit(b, k, channels, strides, rate, weight_decay, name):
+def _make_unit(b, k, channels, strides, rate, options, name):
     return BasicUnit(
         channels,
         strides,
         batch_norm=_batch_norm,
         inner_batch_norm=_inner_batch_norm,
         preact_shortcut=not b and not k,
-        weight_decay=weight_decay,
+        weight_decay=options.weight_decay,
         name=name,
     )
 
@@ -59,6 +59,7 @@ class CifarResNet(ResidualNetwork):
         dilates=False,
         batch_norm=_batch_norm,
         head_batch_norm=_batch_norm,
+        preprocessing="standardized",
     )
 
     @staticmethod
@@ -81,6 +82,7 @@ def cifar_resnet(
     execution: str = "masked",
     tile_size: int = 1,
     name: str | None = None,
+    include_top: bool = True,
     **options,
 ) -> CifarResNet:
     """Builds a CIFAR residual network: a 3x3 stem and three blocks of basic units.
@@ -90,7 +92,7 @@ def cifar_resnet(
             three blocks as many, "3_4_5" each its own.
         model_type: "vanilla", "act", "act_early_stopping" or "sact", or another of
             `sact_tf.halting.model_types()`.
-        num_classes: Size of the logits.
+        num_classes: Size of the logits; 0: there is no classifier.
         base_channels: Channels of the first block; the others have 2 and 4 times as
             many.
         tau: Weight of the ponder cost in the losses, at least 0.
@@ -100,9 +102,11 @@ def cifar_resnet(
         tile_size: With "sact", side of the square tiles of positions that share their
             halting scores.
         name: Keras name of the model.
+        include_top: False: as `num_classes=0`, without a classifier.
         **options: Of the halting rule, such as `epsilon`, and others of
             `ResidualNetwork`: `weight_decay`, `dtype`, `block_strides`,
-            `halting_bias`.
+            `halting_bias`, and without a classifier `pooling`, "avg" or "max" over
+            positions.
 
     Returns:
         A `tf_keras.Model` from standardised images [batch, height, width, 3] to logits
@@ -114,7 +118,7 @@ def cifar_resnet(
     return CifarResNet(
         model,
         model_type,
-        num_classes,
+        num_classes if include_top else 0,
         base_channels,
         tau,
         execution,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras as keras
 
+from sact_tf import keras3
 from sact_tf.layers import policy_of
 from sact_tf.networks.options import NetworkOptions
 
@@ -52,11 +53,15 @@ class Network(keras.Model):
         blocks: The block layers.
     """
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        keras3.explain_loading(cls.__name__)
+
     def __init__(self, options: NetworkOptions, name: str | None = None, **kwargs):
         super().__init__(name=name, **kwargs)
         # In namespaces, where Keras does not look for layers and variables.
         self._made_with = types.SimpleNamespace(options=options)
-        self._tracked = types.SimpleNamespace(metrics=[], reports=False)
+        self._tracked = types.SimpleNamespace(metrics=[], reports=False, target=None)
 
     def _finish(self):
         """Makes metrics and variables, once all layers are there."""
@@ -142,6 +147,41 @@ class Network(keras.Model):
         self, max_number_of_steps: int | None, num_examples: int, batch_size: int
     ) -> keras.optimizers.schedules.LearningRateSchedule:
         """Returns the schedule of learning rates that training takes by default."""
+        raise NotImplementedError
+
+    def compile(self, optimizer="rmsprop", loss=None, metrics=None, **options):
+        """As of `keras.Model`; what is of Keras 3 is refused by name."""
+        keras3.refuse([optimizer], "optimizer")
+        keras3.refuse(tf.nest.flatten([loss, metrics]), "loss, metrics")
+        super().compile(optimizer, loss, metrics, **options)
+
+    def fit(self, *args, callbacks=None, **options):
+        """As of `keras.Model`; callbacks of Keras 3 are refused by name."""
+        keras3.refuse(tf.nest.flatten([callbacks]), "callbacks")
+        return super().fit(*args, callbacks=callbacks, **options)
+
+    def steer(self, target) -> None:
+        """Lets a `TargetFlops` see operations and change tau, from now on.
+
+        Args:
+            target: The callback; None: tau alone counts again.
+        """
+        self._tracked.target = target
+        for block in self.blocks:
+            if block.is_adaptive:
+                block.steer(None if target is None else target.factor)
+        self.train_function = None  # which was traced without it
+
+    def dense_flops(self, images: tf.Tensor, num_units: int | None = None) -> tf.Tensor:
+        """Counts what the network would take if all its units ran everywhere.
+
+        Args:
+            images: [batch, height, width, 3]; only the shape counts.
+            num_units: Only of the first units of each block; None: of all.
+
+        Returns:
+            int64 [batch].
+        """
         raise NotImplementedError
 
     def run_blocks(
@@ -251,7 +291,10 @@ class Network(keras.Model):
             logits, end_points = self.with_end_points(x, training=True)
             loss = self.compute_loss(x, y, logits, sample_weight)
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
-        return self._logs(x, y, logits, end_points, sample_weight)
+        logs = self._logs(x, y, logits, end_points, sample_weight)
+        if self._tracked.target is None:
+            return logs
+        return {**logs, **self._tracked.target.observe(end_points["flops"], x)}
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

@@ -11,9 +11,56 @@ from sact_tf.domains import AT_LEAST_0, COUNT, FINITE, MAX_UNITS, Domain
 from sact_tf.executions import EXECUTIONS
 from sact_tf.halting.heads import HALTING_BIAS
 
-_CLASSES = Domain(1, 1_000_000, is_integer=True)
+_CLASSES = Domain(0, 1_000_000, is_integer=True)
 _CHANNELS = Domain(1, 4096, is_integer=True)
 _STRIDE = Domain(1, 2, is_integer=True)
+
+STEM_POOLS = ("same", "symmetric", "zeros")
+"""Borders of the stem's max pooling: as TensorFlow's SAME padding, which depends on the
+parity of the image; one position of minus infinity on every side; one of zeros."""
+
+DOWNSAMPLES = ("conv2", "input")
+"""Where the first unit of a block halves the resolution: in its second convolution and
+shortcut; at its input, of which it takes every second position."""
+
+
+PREPROCESSINGS = ("symmetric", "standardized")
+"""What images go through: to [-1, 1]; to mean 0 and deviation 1, each on its own."""
+
+
+class Form(NamedTuple):
+    """What tells apart networks whose weights have the same shapes.
+
+    Attributes:
+        stem_pool: One of `STEM_POOLS`.
+        downsample: One of `DOWNSAMPLES`.
+    """
+
+    stem_pool: str = STEM_POOLS[0]
+    downsample: str = DOWNSAMPLES[0]
+
+    def __str__(self) -> str:
+        return f"stem_pool={self.stem_pool!r}, downsample={self.downsample!r}"
+
+    def check(self, path: str, network: Form) -> None:
+        """Raises ValueError unless a network has the form of weights it shall load.
+
+        Args:
+            path: What holds weights of this form.
+            network: The network's form.
+        """
+        if self != network:
+            raise ValueError(
+                f"{path}: holds weights of a network with {self}; this one has "
+                f"{network}. All shapes agree, but not the results: make it with {self}"
+            )
+
+
+_CHOICES = {
+    "execution": EXECUTIONS,
+    "stem_pool": STEM_POOLS,
+    "downsample": DOWNSAMPLES,
+}
 
 
 def _option(default, description, **metadata):
@@ -30,7 +77,7 @@ class NetworkOptions:
     Attributes:
         model: Residual units per block; what is accepted is up to the network.
         model_type: One of `halting.model_types()`.
-        num_classes: Size of the logits.
+        num_classes: Size of the logits; 0: there is no classifier.
         base_channels: Scales the channels of all blocks.
         tau: Weight of the ponder cost in the losses, at least 0; or one of each block.
         execution: One of `EXECUTIONS`.
@@ -41,6 +88,12 @@ class NetworkOptions:
         halting_bias: Initial bias of the halting heads.
         rate: By how much the features of the last block are denser than the strides of
             the blocks make them; see `dilated`.
+        stem_pool: One of `STEM_POOLS`.
+        downsample: One of `DOWNSAMPLES`.
+        preprocessing: One of `PREPROCESSINGS`, what its images went through; None: the
+            network's own.
+        pooling: Without a classifier, "avg" or "max" over positions; None: the network
+            returns features of all positions.
         rule_options: Arguments of the model type's halting rule.
 
     Raises:
@@ -57,7 +110,7 @@ class NetworkOptions:
         1.0, "Weight of the ponder cost in the loss, at least 0.", lower_bound=0.0
     )
     execution: str = _option(
-        "masked", "How units are computed in inference.", choices=EXECUTIONS
+        "masked", "How units are computed in inference.", choices=_CHOICES["execution"]
     )
     tile_size: int = _option(
         1,
@@ -73,16 +126,29 @@ class NetworkOptions:
         "first.",
     )
     rate: int = 1
+    stem_pool: str = _option(
+        STEM_POOLS[0],
+        "Border of the stem's max pooling, which weights from elsewhere ask for.",
+        choices=_CHOICES["stem_pool"],
+    )
+    downsample: str = _option(
+        DOWNSAMPLES[0],
+        "Where blocks halve the resolution, which weights from elsewhere ask for.",
+        choices=_CHOICES["downsample"],
+    )
+    preprocessing: str | None = None
+    pooling: str | None = None
     rule_options: Mapping[str, Any] = _option({}, "")
 
     def __post_init__(self):
         kind = halting.model_type(self.model_type)
         self.make_rule()
-        if self.execution not in EXECUTIONS:
-            raise ValueError(
-                f"execution must be one of {', '.join(EXECUTIONS)}; got "
-                f"{self.execution!r}"
-            )
+        for name in ("execution", "stem_pool", "downsample"):
+            value, choices = getattr(self, name), _CHOICES[name]
+            if value not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}; got {value!r}"
+                )
         for tau in self.tau if isinstance(self.tau, (list, tuple)) else [self.tau]:
             AT_LEAST_0.check(tau, "tau")
         if self.weight_decay is not None:
@@ -100,6 +166,13 @@ class NetworkOptions:
                 f"{' or '.join(map(repr, with_tiles))}; got {self.tile_size}"
             )
         _CLASSES.check(self.num_classes, "num_classes")
+        if self.pooling not in (None, "avg", "max"):
+            raise ValueError(f"pooling must be avg, max or None; got {self.pooling!r}")
+        if self.pooling and self.num_classes:
+            raise ValueError(
+                f"pooling must be None with a classifier; got {self.pooling!r} with "
+                f"num_classes={self.num_classes} (0 leaves it out)"
+            )
         _CHANNELS.check(self.base_channels, "base_channels")
         for stride in self.block_strides or []:
             _STRIDE.check(stride, "block_strides")
@@ -110,6 +183,11 @@ class NetworkOptions:
         """Makes the halting rule; None where all units run."""
         kind = halting.model_type(self.model_type)
         return kind.make_rule(self.model_type, self.rule_options)
+
+    @property
+    def form(self) -> Form:
+        """What tells it apart from networks whose weights have the same shapes."""
+        return Form(self.stem_pool, self.downsample)
 
     def tau_of(self, block: int) -> float:
         """Returns tau of a block, counted from 0."""

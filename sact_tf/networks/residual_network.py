@@ -21,7 +21,7 @@ from sact_tf.layers import (
     zero_outside,
 )
 from sact_tf.networks.network import BlockSpec, Network
-from sact_tf.networks.options import NetworkOptions, dilated, parse_units
+from sact_tf.networks.options import Form, NetworkOptions, dilated, parse_units
 from sact_tf.optimization import CrossEntropy
 
 MODEL_TYPES = halting.model_types()
@@ -49,8 +49,10 @@ class Architecture:
         pools_first: Whether features are averaged before the last batch normalization,
             rather than after it.
         make_unit: Makes unit k of block b from b, k, channels, stride, dilation rate,
-            weight decay and name.
+            the network's options and name.
         dilates: Whether its units take a dilation rate above 1.
+        preprocessing: Of its images, one of `PREPROCESSINGS`.
+        has_forms: Whether `stem_pool` and `downsample` may be others than the first.
         batch_norm: Makes the last batch normalization, given a name.
         head_batch_norm: Makes those of halting heads, given a name.
     """
@@ -73,6 +75,8 @@ class Architecture:
     dilates: bool
     batch_norm: Callable[..., BatchNorm]
     head_batch_norm: Callable[..., BatchNorm]
+    preprocessing: str
+    has_forms: bool = False
 
 
 def inside(sizes: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -94,7 +98,7 @@ class ResidualNetwork(Network):
     Args:
         model: Residual units per block; what is accepted is up to the subclass.
         model_type: One of `halting.model_types()`.
-        num_classes: Size of the logits.
+        num_classes: Size of the logits; 0: there is no classifier.
         base_channels: Scales the channels of all blocks.
         tau: Weight of the ponder cost in the losses, at least 0; or one of each block.
         execution: One of `EXECUTIONS`.
@@ -143,7 +147,7 @@ class ResidualNetwork(Network):
             execution=execution,
             tile_size=tile_size,
             weight_decay=plan.weight_decay if weight_decay is None else weight_decay,
-            **options,
+            **{**options, "preprocessing": self._preprocessing(options)},
         )
         super().__init__(options, name=name, dtype=dtype, trainable=trainable)
         strides = options.block_strides or plan.block_strides
@@ -155,6 +159,11 @@ class ResidualNetwork(Network):
                 f"rate must be 1 in {type(self).__name__}; got {options.rate}"
             )
         dilations = dilated(strides, options.rate)
+        if not plan.has_forms and options.form != Form():
+            raise ValueError(
+                f"stem_pool, downsample must be {Form()} in a {type(self).__name__}; "
+                f"got {options.form}"
+            )
         decay = dict(weight_decay=options.weight_decay)
         with policy_of(self):
             self.stem = conv2d(
@@ -171,10 +180,22 @@ class ResidualNetwork(Network):
                 for b, num_units in enumerate(units)
             ]
             self.final_bn = plan.batch_norm(name=plan.final_bn_scope)
-            self.classifier = conv2d(
-                num_classes, 1, use_bias=True, name="logits", **decay
-            )
+            self.classifier = None
+            if num_classes:
+                self.classifier = conv2d(
+                    num_classes, 1, use_bias=True, name="logits", **decay
+                )
         self._finish()
+
+    def _preprocessing(self, options):
+        """Returns what images go through; checks what the options say of it."""
+        own = self.architecture.preprocessing
+        if options.get("preprocessing") not in (None, own):
+            raise ValueError(
+                f"preprocessing must be {own!r} in a {type(self).__name__}; got "
+                f"{options['preprocessing']!r}"
+            )
+        return own
 
     def _make_block(self, b, num_units, dilation):
         """Makes block b, counted from 0."""
@@ -187,7 +208,7 @@ class ResidualNetwork(Network):
                 options.base_channels * 2**b,
                 1 if k else dilation.stride,
                 dilation.others if k else dilation.first,
-                options.weight_decay,
+                options,
                 f"unit_{k + 1}",
             )
             for k in range(num_units)
@@ -213,12 +234,17 @@ class ResidualNetwork(Network):
     @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
         """Layers by their scope in TF-Slim checkpoints, below `slim_scope`."""
-        return {
+        scopes = {
             self.architecture.stem_scope: self.stem,
             **{block.name: block for block in self.blocks},
             self.architecture.final_bn_scope: self.final_bn,
-            "logits": self.classifier,
         }
+        return {**scopes, "logits": self.classifier} if self.classifier else scopes
+
+    @property
+    def classifier_scopes(self) -> tuple[str, ...]:
+        """Beginnings of the names of variables that depend on the classes."""
+        return (f"{self.slim_scope}/logits/",)
 
     @property
     def block_specs(self) -> list[BlockSpec]:
@@ -231,6 +257,8 @@ class ResidualNetwork(Network):
         return specs
 
     def loss_function(self, label_smoothing=0.0):
+        if self.classifier is None:
+            raise ValueError("num_classes must be at least 1 to train a classifier")
         return CrossEntropy(label_smoothing)
 
     def build(self, input_shape):
@@ -243,7 +271,8 @@ class ResidualNetwork(Network):
             build_child(block, shape)
             shape = tf.TensorShape(block.compute_output_shape(shape))
         build_child(self.final_bn, shape)
-        build_child(self.classifier, shape)
+        if self.classifier is not None:
+            build_child(self.classifier, shape)
         # Not `Model.build`, which would trace the whole network once more.
         keras.layers.Layer.build(self, input_shape)
 
@@ -256,6 +285,12 @@ class ResidualNetwork(Network):
         sizes=None,
         num_blocks=None,
     ):
+        images = tf.convert_to_tensor(images)
+        if not images.dtype.is_floating:
+            raise ValueError(
+                f"images must be floats, preprocessed; got {images.dtype.name}: map "
+                "pixels by sact_tf.preprocess_input first"
+            )
         images = tf.cast(images, self.compute_dtype)
         is_padded = self._check_sizes(images, sizes)
         x, total, valid = self._run_stem(images, sizes, is_padded)
@@ -266,7 +301,9 @@ class ResidualNetwork(Network):
             "block_num_units": [len(block.units) for block in blocks],
         }
         if return_end_points and sizes is not None:
-            end_points["dense_flops"] = self.dense_flops(images, sizes, num_blocks)
+            end_points["dense_flops"] = self.dense_flops_of_blocks(
+                images, sizes, num_blocks
+            )
         for block in blocks:
             options = dict(training=training, valid=valid if is_padded else None)
             if return_end_points:
@@ -285,28 +322,43 @@ class ResidualNetwork(Network):
             x = zero_outside(x, valid if is_padded else None)
         return x, end_points
 
-    def dense_flops(
-        self, images: tf.Tensor, sizes: tf.Tensor, num_blocks: int | None = None
+    def dense_flops_of_blocks(
+        self,
+        images: tf.Tensor,
+        sizes: tf.Tensor | None = None,
+        num_blocks: int | None = None,
+        num_units: int | None = None,
     ) -> tf.Tensor:
-        """Counts what an ordinary network of this depth takes, without running it.
+        """Counts what stem and blocks of an ordinary network of this depth take.
+
+        Nothing of the network is run.
 
         Args:
             images: [batch, height, width, 3]; only the shape counts.
-            sizes: int32 [batch, 2], heights and widths without padding.
+            sizes: int32 [batch, 2], heights and widths without padding; None: there is
+                none.
             num_blocks: How many blocks follow the stem; None: all. What comes after
                 them is not counted.
+            num_units: How many units of every block run; None: all.
 
         Returns:
             int64 [batch].
         """
-        plan = self.architecture
-        stem = images[:, :: plan.stem_stride, :: plan.stem_stride]
-        valid = inside(-(-sizes // plan.stem_stride), stem)
-        total = flops.conv2d_flops(self.stem, flops.num_active(valid))
-        valid = valid[:, :: plan.pool_stride, :: plan.pool_stride]
+        plan, valid = self.architecture, None
+        x = images[:, :: plan.stem_stride, :: plan.stem_stride, :1]
+        positions = flops.num_positions(x)
+        if sizes is not None:
+            valid = inside(-(-sizes // plan.stem_stride), x)
+            positions = flops.num_active(valid)
+        total = flops.conv2d_flops(self.stem, positions)
+        x = x[:, :: plan.pool_stride, :: plan.pool_stride]
+        if valid is not None:
+            valid = valid[:, :: plan.pool_stride, :: plan.pool_stride]
         for block in self.blocks[:num_blocks]:
-            total += block.dense_flops(valid[..., tf.newaxis], valid)
-            valid = block.valid_after(valid)
+            total += block.dense_flops(x, valid, num_units)
+            stride = block.output_stride()
+            x = x[:, ::stride, ::stride]
+            valid = None if valid is None else block.valid_after(valid)
         return total
 
     def features(
@@ -319,17 +371,20 @@ class ResidualNetwork(Network):
         of the next block's first unit, and after the last block the network's own.
 
         Args:
-            end_points: Of `run_blocks`, over all blocks.
+            end_points: Of `run_blocks`.
             training: As in `run_blocks`. Moving averages of the next blocks' units are
                 left as their own calls made them.
         """
-        norms = [block.units[0].preact for block in self.blocks[1:]]
+        run = len(end_points["block_scopes"])
+        norms = [block.units[0].preact for block in self.blocks[1 : run + 1]]
         features = [
             norm(end_points[block.name], training=training, update_averages=False)
             for block, norm in zip(self.blocks, norms)
         ]
-        last = self.final_bn(end_points[self.blocks[-1].name], training=training)
-        return [*features, last]
+        if run == len(self.blocks):
+            last = end_points[self.blocks[-1].name]
+            features.append(self.final_bn(last, training=training))
+        return features
 
     def _check_sizes(self, images, sizes):
         """Returns whether there may be padding in this batch."""
@@ -358,36 +413,66 @@ class ResidualNetwork(Network):
         x = self.stem(images)
         if sizes is None:
             total = flops.conv2d_flops(self.stem, flops.num_positions(x))
-            if plan.pool_stride > 1:
-                x = tf.nn.max_pool2d(x, 3, plan.pool_stride, "SAME")
-            return x, total, None
+            return self._pool(x), total, None
         valid = inside(-(-sizes // plan.stem_stride), x)
         total = flops.conv2d_flops(self.stem, flops.num_active(valid))
         if plan.pool_stride > 1:
-            x = self._pool_inside(x, valid if is_padded else None)
+            x = self._pool(x, valid if is_padded else None, of_any_size=True)
             valid = valid[:, :: plan.pool_stride, :: plan.pool_stride]
         return zero_outside(x, valid if is_padded else None), total, valid
 
-    def _pool_inside(self, x, valid):
-        """Pools images of several sizes.
+    def _pool(self, x, valid=None, of_any_size=False):
+        """Pools the stem's output as `stem_pool` says.
 
-        Where 4 divides the size of an image, this is the network's own pooling. On
-        others that one pools at positions that depend on the size, which must not be:
-        it may be any in a padded batch.
+        Args:
+            x: [batch, height, width, channels].
+            valid: Bool [batch, height, width], where x lies inside of images; None:
+                everywhere.
+            of_any_size: Whether images of several sizes are to be pooled alike. With
+                "same", where 4 divides the size of an image, this is the network's own
+                pooling. On others that one pools at positions that depend on the size,
+                which must not be: it may be any in a padded batch.
         """
-        lowest = tf.constant(x.dtype.min, x.dtype)
+        stride, border = self.architecture.pool_stride, self.options.stem_pool
+        if stride == 1:
+            return x
+        if border == "same" and not of_any_size:
+            return tf.nn.max_pool2d(x, 3, stride, "SAME")
+        outside = tf.constant(0 if border == "zeros" else x.dtype.min, x.dtype)
         if valid is not None:
-            x = tf.where(valid[..., tf.newaxis], x, lowest)
-        bottom, right = tf.unstack(1 + tf.shape(x)[1:3] % 2)
-        paddings = [[0, 0], [0, bottom], [0, right], [0, 0]]
-        x = tf.pad(x, paddings, constant_values=lowest)
-        return tf.nn.max_pool2d(x, 3, self.architecture.pool_stride, "VALID")
+            x = tf.where(valid[..., tf.newaxis], x, outside)
+        before = [0, 0] if border == "same" else [1, 1]
+        after = tf.unstack(1 + tf.shape(x)[1:3] % 2) if border == "same" else [1, 1]
+        paddings = [[0, 0], *([b, a] for b, a in zip(before, after)), [0, 0]]
+        x = tf.pad(x, paddings, constant_values=outside)
+        return tf.nn.max_pool2d(x, 3, stride, "VALID")
+
+    def dense_flops(self, images, num_units=None):
+        total = self.dense_flops_of_blocks(images, num_units=num_units)
+        return total + self._classifier_flops(images)
+
+    def _classifier_flops(self, x):
+        ones = tf.ones([tf.shape(x)[0]], tf.int64)
+        if self.classifier is None:
+            return tf.zeros_like(ones)
+        return flops.conv2d_flops(self.classifier, ones)
+
+    def _without_classifier(self, x, training):
+        """Maps the last block's output to what a network without classifier returns."""
+        pooling = self.options.pooling
+        if pooling == "avg":
+            return self._average(x, training)[:, 0, 0]
+        x = self.final_bn(x, training=training)
+        return tf.reduce_max(x, [1, 2]) if pooling == "max" else x
+
+    def _average(self, x, training):
+        """Averages over positions, and normalizes, before that or after it."""
+        if self.architecture.pools_first:
+            return self.final_bn(global_average(x), training=training)
+        return global_average(self.final_bn(x, training=training))
 
     def _classify(self, x, training):
-        if self.architecture.pools_first:
-            x = self.final_bn(global_average(x), training=training)
-        else:
-            x = global_average(self.final_bn(x, training=training))
-        ones = tf.ones([tf.shape(x)[0]], tf.int64)
-        total = flops.conv2d_flops(self.classifier, ones)
-        return self.classifier(x)[:, 0, 0], total
+        if self.classifier is None:
+            return self._without_classifier(x, training), self._classifier_flops(x)
+        x = self._average(x, training)
+        return self.classifier(x)[:, 0, 0], self._classifier_flops(x)

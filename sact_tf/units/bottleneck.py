@@ -43,6 +43,8 @@ class BottleneckUnit(Unit):
             configuration of one.
         weight_decay: L2 coefficient of the convolutions.
         rate: Dilation of the 3x3 convolution (atrous convolution).
+        downsample: Where the stride is: "conv2", as above; "input": of its input the
+            unit takes every so many positions, and all else runs at stride 1.
 
     Raises:
         ValueError: There are a stride and a dilation.
@@ -59,6 +61,7 @@ class BottleneckUnit(Unit):
         weight_decay: float = 0.0,
         name: str | None = None,
         rate: int = 1,
+        downsample: str = "conv2",
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
@@ -71,18 +74,22 @@ class BottleneckUnit(Unit):
         self.strides = strides
         self.bottleneck_channels = bottleneck_channels
         self._weight_decay = weight_decay
+        self.downsample = downsample
+        # Of which the input's part is taken first, and what is left inside.
+        self._input_stride = strides if downsample == "input" else 1
+        self._stride = strides // self._input_stride
         self.shortcut = None
         with policy_of(self):
             self._make_layers(factory(batch_norm))
 
     def _make_layers(self, batch_norm):
         inner, decay = self.bottleneck_channels, dict(weight_decay=self._weight_decay)
-        padding = "same" if self.strides == 1 else "valid"
+        padding = "same" if self._stride == 1 else "valid"
         self.preact = batch_norm(name="preact")
         self.conv1 = conv2d(inner, 1, name="conv1", **decay)
         self.conv1_bn = batch_norm(name="conv1_bn")
         self.conv2 = conv2d(
-            *(inner, 3, self.strides, padding), rate=self.rate, name="conv2", **decay
+            *(inner, 3, self._stride, padding), rate=self.rate, name="conv2", **decay
         )
         self.conv2_bn = batch_norm(name="conv2_bn")
         self.conv3 = conv2d(self.channels, 1, use_bias=True, name="conv3", **decay)
@@ -96,6 +103,7 @@ class BottleneckUnit(Unit):
             "batch_norm": saved(self.preact),
             "weight_decay": self._weight_decay,
             "rate": self.rate,
+            "downsample": self.downsample,
         }
 
     @property
@@ -119,7 +127,7 @@ class BottleneckUnit(Unit):
                 self.shortcut = conv2d(
                     self.channels,
                     1,
-                    self.strides,
+                    self._stride,
                     use_bias=True,
                     weight_decay=self._weight_decay,
                     name="shortcut",
@@ -138,19 +146,25 @@ class BottleneckUnit(Unit):
         return parts.downsampled(input_shape, self.strides, self.channels)
 
     def call(self, x, active=None, training=None, valid=None):
+        x, valid = self._subsampled(x), self._subsampled(valid)
         preact = self.preact(x, training=training)
         if self.shortcut is not None:
             shortcut = self.shortcut(preact)
-        elif self.strides > 1:
-            shortcut = x[:, :: self.strides, :: self.strides]
+        elif self._stride > 1:
+            shortcut = x[:, :: self._stride, :: self._stride]
         else:
             shortcut = x
         residual = self.conv1_bn(self.conv1(preact), training=training)
         residual = zero_outside(residual, valid)
-        if self.strides > 1:  # independent of the parity of the image size
+        if self._stride > 1:  # independent of the parity of the image size
             residual = tf.pad(residual, [[0, 0], [1, 1], [1, 1], [0, 0]])
         residual = self.conv2_bn(self.conv2(residual), training=training)
         return parts.add_residual(shortcut, self.conv3(residual), active)
+
+    def _subsampled(self, x):
+        """Takes of features, or of a mask of them, what the unit works on."""
+        stride = self._input_stride
+        return x if x is None or stride == 1 else x[:, ::stride, ::stride]
 
     def run_active(
         self, x: tf.Tensor, active, sums: tf.Tensor | None
@@ -170,6 +184,7 @@ class BottleneckUnit(Unit):
         strided_identity = self.strides > 1 and self.shortcut is None
         if strided_identity or [slope_of(bn.activation) for bn in norms] != [0.0] * 3:
             return super().run_active(x, active, sums)
+        x = self._subsampled(x)
         if self.rate > 1:
             return self._run_active_dilated(x, active, sums)
         preactivation, *norms = (bn.folded(x.dtype) for bn in norms)
@@ -179,7 +194,7 @@ class BottleneckUnit(Unit):
         if self.shortcut is not None:
             projection = [tf.cast(v, x.dtype) for v in self.shortcut.weights]
             return custom_ops.projection_bottleneck(
-                x, preactivation, filters, norms, bias, *projection, self.strides
+                x, preactivation, filters, norms, bias, *projection, self._stride
             )
         if active is None:
             active = tf.ones(tf.shape(x)[:3], tf.bool)
@@ -255,15 +270,16 @@ class BottleneckUnit(Unit):
         Under a mask the first convolution is counted where the 3x3 convolution reads
         (on the mask dilated by 3x3), the others on the mask itself.
         """
+        x, valid = self._subsampled(x), self._subsampled(valid)
         if active is not None:
             first = flops.num_active(flops.dilate(active, self.rate), valid)
             others = flops.num_active(active)
         elif valid is not None:
             first = flops.num_active(valid)
-            others = flops.num_active(valid[:, :: self.strides, :: self.strides])
+            others = flops.num_active(valid[:, :: self._stride, :: self._stride])
         else:
             first = flops.num_positions(x)
-            others = flops.num_positions(x, self.strides)
+            others = flops.num_positions(x, self._stride)
         total = flops.conv2d_flops(self.conv1, first)
         for conv in (self.conv2, self.conv3, self.shortcut):
             if conv is not None:

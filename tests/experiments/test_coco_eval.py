@@ -86,7 +86,7 @@ def test_relative_to_another_depth(run, checkpoint, tmp_path):
     dense = {}
     for depth in ("1_1_1_1", "9_1_1_1"):
         network = sact_tf.imagenet_resnet(depth, base_channels=2)
-        dense[depth] = int(network.dense_flops(image, sizes, 3)[0])
+        dense[depth] = int(network.dense_flops_of_blocks(image, sizes, 3)[0])
     assert dense["9_1_1_1"] > dense["1_1_1_1"]
     expected = results["Total Flops/mean"]
     for depth, count in dense.items():

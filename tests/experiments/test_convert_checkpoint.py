@@ -94,3 +94,25 @@ def test_legacy_files_under_a_new_name(run, tmp_path, kind):
         ValueError, match=r"--input=.*x\.keras: cannot be loaded: .* is no"
     ):
         run(input=str(tmp_path / "x.keras"), output=str(tmp_path / "y.keras"))
+
+
+@pytest.mark.long
+def test_from_keras_applications(program, lively, tmp_path, capsys):
+    source = lively(
+        keras.applications.ResNet50V2(weights=None, input_shape=(64, 64, 3))
+    )
+    path = str(tmp_path / "source.h5")
+    source.save_weights(path)
+    options = dict(model="50", model_type="vanilla", num_classes=1001)
+    output = str(tmp_path / "model.ckpt-0")
+    with flagsaver.flagsaver(input=path, output=output, **options):
+        with pytest.raises(ValueError, match="make it with stem_pool='zeros', downsam"):
+            program.main()
+        with flagsaver.flagsaver(stem_pool="zeros", downsample="input"):
+            program.main()
+    words = capsys.readouterr().out
+    assert "logits of a random image differ from those of ResNet50V2 by" in words
+    assert "1000 classes became 1001" in words
+    model = sact_tf.imagenet_resnet("50", stem_pool="zeros", downsample="input")
+    sact_tf.load_slim_checkpoint(model, output)
+    np.testing.assert_array_equal(model.stem.kernel, source.weights[0])

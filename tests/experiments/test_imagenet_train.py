@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+from absl.testing import flagsaver
 
 import sact_tf
 
@@ -239,3 +240,31 @@ def test_units_from_a_directory(refusal, tmp_path):
         train_log_dir=str(tmp_path),
     )
     assert "cannot be read (Is a directory)" in message
+
+
+def test_finetuning_for_other_classes(program, refusal, image_folder, tmp_path):
+    from experiments.common import programs
+
+    options = dict(model_type="vanilla", num_classes=7, base_channels=2)
+    source = sact_tf.imagenet_resnet("1_1_2_1", **options)
+    path = str(tmp_path / "source.keras")
+    source.save(path)
+    message = refusal(
+        dataset="folder",
+        dataset_dir=str(image_folder),
+        image_size=32,
+        model="1_1_2_1",
+        base_channels=2,
+        model_type="vanilla",
+        batch_size=4,
+        finetune_path=path,
+        train_log_dir=str(tmp_path / "log"),
+    )
+    assert message.startswith(f"--finetune_path={path}: ")
+    assert "7 classes, the network has 3" in message
+    assert message.endswith("--finetune_without_classifier")
+    model = sact_tf.imagenet_resnet("1_1_2_1", **{**options, "num_classes": 3})
+    with flagsaver.flagsaver(finetune_without_classifier=True):
+        names = programs.load_weights(model, path)
+    assert names and not any("logits" in name for name in names)
+    np.testing.assert_array_equal(model.stem.kernel, source.stem.kernel)

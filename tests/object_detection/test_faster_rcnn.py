@@ -254,3 +254,25 @@ def test_bad_arguments():
         FasterRCNN(0)
     with pytest.raises(ValueError, match="model_type must be"):
         FasterRCNN(2, "1_1_1_1", "sct", base_channels=4)
+
+
+def test_first_weights_for_other_classes(make_detector, tmp_path):
+    source, detector = make_detector(), make_detector(num_classes=5)
+    path = sact_tf.save_slim_checkpoint(source, str(tmp_path / "model.ckpt-1"))
+    with pytest.raises(sact_tf.CheckpointMismatchError, match="box_classifier/class"):
+        load_first_weights(detector, path)
+    names = load_first_weights(detector, path, without_classifier=True)
+    others = {n for n in slim_variables(detector) if n.startswith("box_classifier/")}
+    assert set(names) == set(slim_variables(detector)) - others
+
+
+def test_first_weights_of_another_form(tmp_path):
+    options = dict(stem_pool="zeros", downsample="input", base_channels=4)
+    network = sact_tf.imagenet_resnet("1_2_2_1", "vanilla", 7, **options)
+    path = str(tmp_path / "network.keras")
+    network.save(path)
+    detector = FasterRCNN(3, "1_2_2_1", "sact", **options)
+    assert any("block3" in name for name in load_first_weights(detector, path))
+    np.testing.assert_array_equal(detector.network.stem.kernel, network.stem.kernel)
+    with pytest.raises(ValueError, match="make it with stem_pool='zeros'"):
+        load_first_weights(FasterRCNN(3, "1_2_2_1", base_channels=4), path)

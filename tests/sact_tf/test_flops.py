@@ -64,7 +64,7 @@ def test_the_papers_depths():
     """
     image, sizes = tf.zeros([1, 224, 224, 3]), tf.constant([[224, 224]])
     fifty, hundred = (
-        int(sact_tf.imagenet_resnet(depth).dense_flops(image, sizes, 3)[0])
+        int(sact_tf.imagenet_resnet(depth).dense_flops_of_blocks(image, sizes, 3)[0])
         for depth in ("50", "101")
     )
     stem = 2 * 112**2 * 49 * 3 * 64

@@ -307,3 +307,21 @@ def test_config_round_trip():
     copy = model_garden.SactResNetBackbone.from_config(backbone.get_config())
     assert copy.get_config() == backbone.get_config()
     assert options.items() <= copy.get_config().items()
+
+
+def test_backbone_of_another_form(images, tmp_path):
+    form = dict(stem_pool="symmetric", downsample="input")
+    options = dict(model="1_1_2_1", base_channels=2)
+    network = sact_tf.imagenet_resnet(
+        model_type="vanilla", num_classes=5, **options, **form
+    )
+    path = str(tmp_path / "network.keras")
+    network.save(path)
+    task = make_task("sact_resnet_imagenet", init_checkpoint=path, **form)
+    backbone = task.build_model().backbone
+    features = backbone(images, training=False)
+    x, _ = backbone.network.run_blocks(in_network_range(images), False)
+    np.testing.assert_array_equal(backbone.stem.kernel, network.stem.kernel)
+    assert backbone.get_config()["stem_pool"] == "symmetric"
+    expected = backbone.final_bn(x, training=False)
+    np.testing.assert_allclose(features["5"], expected, atol=1e-4)

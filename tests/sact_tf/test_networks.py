@@ -242,7 +242,7 @@ def test_mixed_precision_is_close_to_float32(policy, tolerance):
         (dict(tau=float("nan")), "tau must be .*nan"),
         (dict(execution="fast"), "execution must be one of .*'fast'"),
         (dict(tile_size=4), "tile_size must be 1 unless .*'sact'; got 4"),
-        (dict(num_classes=0), "num_classes must be .*0"),
+        (dict(num_classes=-1), "num_classes must be .*-1"),
         (dict(base_channels=-4), "base_channels must be .*-4"),
         (dict(halting_bias=float("inf")), "halting_bias must be .*inf"),
     ],
