@@ -32,6 +32,9 @@ class TargetFlops(keras.callbacks.Callback):
     heads have learnt to halt early come back slowly or never. Logs hold
     `relative_flops`, the mean since the factor last changed, and `tau_factor`.
 
+    Operations are those of training steps. In evaluation they may differ, as batch
+    normalization uses moving averages there.
+
     The network's tau says how strongly it is steered; 0.01 is a good start.
 
         target = sact_tf.TargetFlops(relative=0.6)
