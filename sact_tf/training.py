@@ -85,7 +85,8 @@ class TrainingState:
         network = checkpoints.slim_variables(model)
         slots = checkpoints.optimizer_variables(optimizer, network)
         self._network = list(network)
-        self._variables = {**network, **slots}
+        others = model.training_state() if hasattr(model, "training_state") else {}
+        self._variables = {**network, **slots, **others}
 
     @property
     def step(self) -> int:

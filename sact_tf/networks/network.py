@@ -8,6 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras as keras
 
+from sact_tf import latent_losses
 from sact_tf.layers import policy_of
 from sact_tf.networks.options import NetworkOptions
 
@@ -56,7 +57,7 @@ class Network(keras.Model):
         super().__init__(name=name, **kwargs)
         # In namespaces, where Keras does not look for layers and variables.
         self._made_with = types.SimpleNamespace(options=options)
-        self._tracked = types.SimpleNamespace(metrics=[], reports=False)
+        self._tracked = types.SimpleNamespace(metrics=[], reports=False, baseline=None)
 
     def _finish(self):
         """Makes metrics and variables, once all layers are there."""
@@ -66,6 +67,12 @@ class Network(keras.Model):
         ]
         with policy_of(self), tf.name_scope(self.name):
             self.build([None, None, None, 3])
+        self._tracked.baseline = latent_losses.make_baseline(self.options.make_rule())
+
+    def training_state(self) -> dict[str, tf.Variable]:
+        """Returns what training keeps beside weights, by its names in checkpoints."""
+        baseline = self._tracked.baseline
+        return {} if baseline is None else baseline.variables()
 
     @property
     def options(self) -> NetworkOptions:
@@ -151,6 +158,7 @@ class Network(keras.Model):
         return_end_points: bool = False,
         sizes: tf.Tensor | None = None,
         num_blocks: int | None = None,
+        seed: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, dict[str, object]]:
         """Runs the network up to a block, without what comes after.
 
@@ -165,6 +173,7 @@ class Network(keras.Model):
                 at the top left of its place in the batch; an image then gets what it
                 would get alone. None: no image is padded.
             num_blocks: How many blocks are run; None: all.
+            seed: int32 [2], of networks that halt at random; None: one is drawn.
 
         Returns:
             The last block's output, before any normalization, and the end points: the
@@ -189,33 +198,40 @@ class Network(keras.Model):
     # Nothing below is for AutoGraph to convert, and its conversion takes longer than
     # all the rest of tracing.
     @tf.autograph.experimental.do_not_convert
-    def call(self, images, training=None, return_end_points=False):
+    def call(self, images, training=None, return_end_points=False, seed=None):
         asks = return_end_points or self._tracked.reports
-        x, end_points = self.run_blocks(images, training, asks)
+        options = {} if seed is None else {"seed": seed}
+        x, end_points = self.run_blocks(images, training, asks, **options)
         logits, flops = self._classify(x, training)
         logits = tf.cast(logits, tf.float32) if x.dtype != tf.float64 else logits
         if not asks:
             return logits
         end_points["flops"] += flops
+        if "expected_flops" in end_points:
+            end_points["expected_flops"] += tf.cast(flops, tf.float32)
         if self._tracked.reports:
             self._update_metrics(end_points)
         return (logits, end_points) if return_end_points else logits
 
     def with_end_points(
-        self, images: tf.Tensor, training: bool | None = None
+        self,
+        images: tf.Tensor,
+        training: bool | None = None,
+        seed: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, dict[str, object]]:
         """Runs the network and tells what happened inside.
 
         Args:
             images: Float [batch, height, width, 3], preprocessed.
             training: Whether batch statistics are used, and moving averages updated.
+            seed: int32 [2], of networks that halt at random; None: one is drawn.
 
         Returns:
             Logits [batch, num_classes] and the end points: `inputs`, `block_scopes` and
             `block_num_units` (lists), `flops` (int64 [batch]); for each block `<block>`
             (its output) and `<block>/...` as in `sact_tf.blocks`.
         """
-        return self(images, training=training, return_end_points=True)
+        return self(images, training=training, return_end_points=True, seed=seed)
 
     @property
     def metrics(self):
@@ -247,9 +263,33 @@ class Network(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             logits, end_points = self.with_end_points(x, training=True)
-            loss = self.compute_loss(x, y, logits, sample_weight)
+            loss = self._training_loss(x, y, logits, end_points, sample_weight)
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
         return self._logs(x, y, logits, end_points, sample_weight)
+
+    def _training_loss(self, x, y, logits, end_points, sample_weight):
+        """Returns the loss to differentiate, of whatever halting rule."""
+        last = self.blocks[-1]
+        if last.is_adaptive and last.rule.averages_losses:
+            return self.compute_loss(
+                x,
+                *latent_losses.averaged_over_units(
+                    end_points,
+                    last,
+                    lambda states: self._classify(states, True)[0],
+                    y,
+                    sample_weight,
+                ),
+            )
+        loss = self.compute_loss(x, y, logits, sample_weight)
+        if self._tracked.baseline is None:
+            return loss
+        losses = latent_losses.per_image_losses(self.loss, y, logits)
+        term = latent_losses.reinforce_term(
+            self.blocks, end_points, losses, self._tracked.baseline
+        )
+        # Gradients of replicas are summed.
+        return loss + term / tf.distribute.get_strategy().num_replicas_in_sync
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

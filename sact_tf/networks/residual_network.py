@@ -21,6 +21,7 @@ from sact_tf.layers import (
 from sact_tf.networks.network import BlockSpec, Network
 from sact_tf.networks.options import NetworkOptions, parse_units
 from sact_tf.optimization import CrossEntropy
+from sact_tf.plain_block import PlainBlock
 
 MODEL_TYPES = halting.model_types()
 """Names of the model types of this package; `halting.model_types()` tells all."""
@@ -181,6 +182,10 @@ class ResidualNetwork(Network):
             )
             for k in range(num_units)
         ]
+        kind = halting.model_type(options.model_type)
+        name = plan.block_name.format(b + 1)
+        if kind.last_block_only and b + 1 < len(plan.block_strides):
+            return PlainBlock(units, options.execution, name)
         return make_block(
             options.model_type,
             units,
@@ -190,7 +195,8 @@ class ResidualNetwork(Network):
             batch_norm=plan.head_batch_norm,
             weight_decay=options.weight_decay,
             tile_size=options.tile_size,
-            name=plan.block_name.format(b + 1),
+            group_grid=options.group_grid,
+            name=name,
         )
 
     @property
@@ -243,6 +249,7 @@ class ResidualNetwork(Network):
         return_end_points=False,
         sizes=None,
         num_blocks=None,
+        seed=None,
     ):
         images = tf.cast(images, self.compute_dtype)
         is_padded = self._check_sizes(images, sizes)
@@ -254,8 +261,11 @@ class ResidualNetwork(Network):
             "block_num_units": [len(block.units) for block in blocks],
         }
         dense_total = total
-        for block in blocks:
+        expected_total, is_expected = tf.cast(total, tf.float32), False
+        for b, block in enumerate(blocks):
             options = dict(training=training, valid=valid if is_padded else None)
+            if block.is_adaptive and seed is not None:
+                options["seed"] = tf.random.experimental.stateless_fold_in(seed, b)
             if return_end_points:
                 if sizes is not None:
                     dense_total += block.dense_flops(x, valid)
@@ -263,12 +273,18 @@ class ResidualNetwork(Network):
                 for key, value in results.items():
                     end_points[f"{block.name}/{key}"] = value
                 total += results["flops"]
+                is_expected |= "expected_flops" in results
+                expected_total += results.get(
+                    "expected_flops", tf.cast(results["flops"], tf.float32)
+                )
             else:
                 x = block(x, **options)
             end_points[block.name] = x
             valid = block.valid_after(valid)
         if return_end_points:
             end_points["flops"] = total
+            if is_expected:
+                end_points["expected_flops"] = expected_total
         if sizes is not None:
             end_points.update(valid=valid, dense_flops=dense_total)
             x = zero_outside(x, valid if is_padded else None)

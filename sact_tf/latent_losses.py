@@ -1,0 +1,188 @@
+"""What training adds for halting rules that sample: REINFORCE, and averages of losses.
+
+Both need the loss of the whole network beside the log probabilities that blocks tell:
+
+* REINFORCE (PACT, discrete): the gradient of E_q[R] is E_q[(R - b) grad log q], with
+  the reward R = log p(y | x, z) - tau z and any baseline b that does not depend on z.
+* PonderNet averages the losses of all units' outputs, sum_n q(n) CE(y_n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import tensorflow as tf
+import tf_keras as keras
+
+from sact_tf.halting import HaltingRule
+
+_DECAY = 0.99
+_SIDE = 4  # of the images that the linear baseline reads
+_RATE = 0.05
+
+
+def score_function_term(
+    log_prob: tf.Tensor, reward: tf.Tensor, baseline: tf.Tensor | float = 0.0
+) -> tf.Tensor:
+    """Returns what has the value 0, and REINFORCE's gradient of the mean loss -R.
+
+    Args:
+        log_prob: log q(z) of what was sampled, float32 [batch].
+        reward: R, float32 [batch].
+        baseline: b, float32 of the same shape or a scalar.
+
+    >>> logits = tf.Variable([0.0])
+    >>> with tf.GradientTape() as tape:  # it stopped, which was good
+    ...     log_prob = tf.math.log_sigmoid(logits)
+    ...     term = score_function_term(log_prob, tf.constant([2.0]))
+    >>> float(term), tape.gradient(term, logits).numpy().tolist()
+    (0.0, [-1.0])
+    """
+    term = -tf.stop_gradient(reward - baseline) * log_prob
+    return tf.reduce_mean(term - tf.stop_gradient(term))
+
+
+class RewardBaseline:
+    """The baseline of REINFORCE: what reward to expect, whatever is sampled.
+
+    An exponential average of past rewards, decay 0.99; optionally with a linear
+    function of the image at 4 x 4 pixels, that follows the gradient of the squared
+    error. It is training state: not among the weights of a network, and in checkpoints
+    where an optimizer's slots are.
+
+    Args:
+        is_linear: Whether it reads the image.
+    """
+
+    def __init__(self, is_linear: bool = False):
+        def variable(shape):
+            return tf.Variable(
+                tf.zeros(shape),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.MEAN,
+            )
+
+        self._sum = variable([])  # of rewards, by weights that fall off
+        self._weight = variable([])  # sum of these weights
+        self._slope = variable([3 * _SIDE**2]) if is_linear else None
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """Returns its variables by their names in checkpoints."""
+        named = {"sum": self._sum, "weight": self._weight, "slope": self._slope}
+        return {
+            f"optimizer/baseline/{name}": variable
+            for name, variable in named.items()
+            if variable is not None
+        }
+
+    def __call__(self, images: tf.Tensor, reward: tf.Tensor) -> tf.Tensor:
+        """Returns the baseline of every image, and learns from their rewards.
+
+        Before anything is known, it is the mean of the rewards given.
+
+        Args:
+            images: [batch, height, width, 3].
+            reward: float32 [batch].
+        """
+        reward = tf.stop_gradient(reward)
+        weight = self._weight.read_value()
+        average = tf.where(
+            weight > 0,
+            tf.math.divide_no_nan(self._sum.read_value(), weight),
+            tf.reduce_mean(reward),
+        )
+        baseline = tf.fill(tf.shape(reward), average)
+        if self._slope is not None:
+            small = tf.image.resize(tf.cast(images, tf.float32), [_SIDE] * 2)
+            features = tf.reshape(small, [-1, 3 * _SIDE**2]) / _SIDE
+            baseline += tf.linalg.matvec(features, self._slope.read_value())
+            error = (reward - baseline)[:, tf.newaxis]
+            step = _RATE * tf.reduce_mean(error * features, 0)
+            self._slope.assign_add(tf.where(weight > 0, step, tf.zeros_like(step)))
+        self._sum.assign(_DECAY * self._sum + (1 - _DECAY) * tf.reduce_mean(reward))
+        self._weight.assign(_DECAY * self._weight + (1 - _DECAY))
+        return tf.stop_gradient(baseline)
+
+
+def make_baseline(rule: HaltingRule | None) -> RewardBaseline | None:
+    """Returns the baseline that a rule's training takes, if any."""
+    if rule is None or not rule.scores_samples:
+        return None
+    return RewardBaseline(rule.baseline == "linear")
+
+
+def per_image_losses(
+    loss: keras.losses.Loss | Callable | str, labels: tf.Tensor, logits: tf.Tensor
+) -> tf.Tensor:
+    """Returns the loss of every image, float32 [batch], before any reduction.
+
+    Args:
+        loss: What a model was compiled with.
+        labels: As that takes them.
+        logits: [batch, classes].
+    """
+    loss = keras.losses.get(loss)
+    call = loss.call if isinstance(loss, keras.losses.Loss) else loss
+    return tf.cast(call(labels, logits), tf.float32)
+
+
+def reinforce_term(
+    blocks: list[keras.layers.Layer],
+    end_points: Mapping[str, object],
+    losses: tf.Tensor,
+    baseline: RewardBaseline,
+) -> tf.Tensor:
+    """Returns REINFORCE's term of the loss, whose value is 0.
+
+    Args:
+        blocks: Those whose latent variables were sampled.
+        end_points: Of the network in training.
+        losses: What every image costs beside tau times its ponder cost, [batch].
+        baseline: Learns from these rewards.
+    """
+    reward, log_prob = -losses, 0.0
+    for block in blocks:
+        if not block.is_adaptive:
+            continue
+        cost = end_points[f"{block.name}/ponder_cost"]
+        mean = tf.reduce_mean(tf.reshape(cost, [tf.shape(losses)[0], -1]), 1)
+        reward -= block.tau * mean
+        log_prob += end_points[f"{block.name}/log_prob"]
+    reward = tf.stop_gradient(reward)
+    return score_function_term(log_prob, reward, baseline(end_points["inputs"], reward))
+
+
+def averaged_over_units(
+    end_points: Mapping[str, object],
+    block: keras.layers.Layer,
+    classify: Callable[[tf.Tensor], tf.Tensor],
+    labels: tf.Tensor,
+    sample_weight: tf.Tensor | None,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns labels, logits and weights of all units' outputs, as of one batch.
+
+    Their weighted mean loss is the mean over images of sum_n q(n) CE(y_n). All units'
+    outputs go through one call of the classifier, for its batch normalization to see
+    the same moments.
+
+    Args:
+        end_points: Of the network in training.
+        block: That whose rule averages losses.
+        classify: Maps features [batch, height, width, channels] to logits.
+        labels: [batch, ...].
+        sample_weight: [batch], or None.
+
+    Returns:
+        Each with n times as many rows, those of the first unit first.
+    """
+    states = end_points[f"{block.name}/states"]
+    count = states.shape[0]
+    height_width_channels = tf.shape(states)[2:]
+    logits = classify(tf.reshape(states, [-1, *tf.unstack(height_width_channels)]))
+    # [batch, n] to [n * batch], and n for the mean over n times as many.
+    weights = count * tf.exp(end_points[f"{block.name}/log_prob"])
+    if sample_weight is not None:
+        weights *= tf.cast(tf.reshape(sample_weight, [-1, 1]), weights.dtype)
+    repeats = [count] + [1] * (labels.shape.rank - 1)
+    return tf.tile(labels, repeats), logits, tf.reshape(tf.transpose(weights), [-1])
