@@ -18,7 +18,7 @@ from sact_tf.halting import HaltingRule
 
 _DECAY = 0.99
 _SIDE = 4  # of the images that the linear baseline reads
-_RATE = 0.05
+_RATE = 0.5
 
 
 def score_function_term(
@@ -95,10 +95,14 @@ class RewardBaseline:
         baseline = tf.fill(tf.shape(reward), average)
         if self._slope is not None:
             small = tf.image.resize(tf.cast(images, tf.float32), [_SIDE] * 2)
-            features = tf.reshape(small, [-1, 3 * _SIDE**2]) / _SIDE
+            features = tf.reshape(small, [-1, 3 * _SIDE**2])
             baseline += tf.linalg.matvec(features, self._slope.read_value())
             error = (reward - baseline)[:, tf.newaxis]
+            # By the features' square (normalized least mean squares), which is stable
+            # whatever their size.
+            size = tf.reduce_mean(tf.reduce_sum(tf.square(features), 1))
             step = _RATE * tf.reduce_mean(error * features, 0)
+            step = tf.math.divide_no_nan(step, size)
             self._slope.assign_add(tf.where(weight > 0, step, tf.zeros_like(step)))
         self._sum.assign(_DECAY * self._sum + (1 - _DECAY) * tf.reduce_mean(reward))
         self._weight.assign(_DECAY * self._weight + (1 - _DECAY))
