@@ -9,7 +9,7 @@ Both need the loss of the whole network beside the log probabilities that blocks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 import tf_keras as keras
@@ -116,7 +116,7 @@ def make_baseline(rule: HaltingRule | None) -> RewardBaseline | None:
     return RewardBaseline(rule.baseline == "linear")
 
 
-def per_image_losses(
+def per_example_losses(
     loss: keras.losses.Loss | Callable | str, labels: tf.Tensor, logits: tf.Tensor
 ) -> tf.Tensor:
     """Returns the loss of every image, float32 [batch], before any reduction.
@@ -132,61 +132,63 @@ def per_image_losses(
 
 
 def reinforce_term(
-    blocks: list[keras.layers.Layer],
-    end_points: Mapping[str, object],
+    inputs: tf.Tensor,
     losses: tf.Tensor,
+    costs: Sequence[tuple[float, tf.Tensor]],
+    log_probs: Sequence[tf.Tensor],
     baseline: RewardBaseline,
 ) -> tf.Tensor:
     """Returns REINFORCE's term of the loss, whose value is 0.
 
     Args:
-        blocks: Those whose latent variables were sampled.
-        end_points: Of the network in training.
-        losses: What every image costs beside tau times its ponder cost, [batch].
+        inputs: Images that a linear baseline reads, [batch, height, width, 3].
+        losses: What every example costs beside its ponder cost, [batch].
+        costs: tau, and the ponder cost [batch, ...], of all blocks.
+        log_probs: Of the same, [batch].
         baseline: Learns from these rewards.
     """
-    reward, log_prob = -losses, 0.0
-    for block in blocks:
-        if not block.is_adaptive:
-            continue
-        cost = end_points[f"{block.name}/ponder_cost"]
-        mean = tf.reduce_mean(tf.reshape(cost, [tf.shape(losses)[0], -1]), 1)
-        reward -= block.tau * mean
-        log_prob += end_points[f"{block.name}/log_prob"]
+    reward = -losses
+    for tau, cost in costs:
+        reward -= tau * tf.reduce_mean(tf.reshape(cost, [tf.shape(losses)[0], -1]), 1)
     reward = tf.stop_gradient(reward)
-    return score_function_term(log_prob, reward, baseline(end_points["inputs"], reward))
+    return score_function_term(tf.add_n(log_probs), reward, baseline(inputs, reward))
 
 
 def averaged_over_units(
-    end_points: Mapping[str, object],
-    block: keras.layers.Layer,
+    states: tf.Tensor,
+    log_prob: tf.Tensor,
     classify: Callable[[tf.Tensor], tf.Tensor],
     labels: tf.Tensor,
-    sample_weight: tf.Tensor | None,
+    sample_weight: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns labels, logits and weights of all units' outputs, as of one batch.
 
-    Their weighted mean loss is the mean over images of sum_n q(n) CE(y_n). All units'
+    Their weighted mean loss is the mean over examples of sum_n q(n) CE(y_n). All units'
     outputs go through one call of the classifier, for its batch normalization to see
     the same moments.
 
     Args:
-        end_points: Of the network in training.
-        block: That whose rule averages losses.
-        classify: Maps features [batch, height, width, channels] to logits.
+        states: Outputs of all units, [n, batch, ...].
+        log_prob: log q(n), [batch, n] or [batch, time, n].
+        classify: Maps [n * batch, ...] to logits.
         labels: [batch, ...].
         sample_weight: [batch], or None.
 
     Returns:
         Each with n times as many rows, those of the first unit first.
     """
-    states = end_points[f"{block.name}/states"]
-    count = states.shape[0]
-    height_width_channels = tf.shape(states)[2:]
-    logits = classify(tf.reshape(states, [-1, *tf.unstack(height_width_channels)]))
-    # [batch, n] to [n * batch], and n for the mean over n times as many.
-    weights = count * tf.exp(end_points[f"{block.name}/log_prob"])
+    count = log_prob.shape[-1]
+    logits = classify(_joined(states))
+    weights = count * tf.exp(log_prob)  # n, for the mean over n times as many
     if sample_weight is not None:
-        weights *= tf.cast(tf.reshape(sample_weight, [-1, 1]), weights.dtype)
+        ones = [1] * (weights.shape.rank - 1)
+        weights *= tf.reshape(tf.cast(sample_weight, weights.dtype), [-1, *ones])
+    axes = range(weights.shape.rank)
+    weights = _joined(tf.transpose(weights, [axes[-1], *axes[:-1]]))
     repeats = [count] + [1] * (labels.shape.rank - 1)
-    return tf.tile(labels, repeats), logits, tf.reshape(tf.transpose(weights), [-1])
+    return tf.tile(labels, repeats), logits, weights
+
+
+def _joined(values):
+    """Joins the first two axes."""
+    return tf.reshape(values, tf.concat([[-1], tf.shape(values)[2:]], 0))

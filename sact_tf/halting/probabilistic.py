@@ -57,6 +57,39 @@ def logistic(noise: tf.Tensor) -> tf.Tensor:
     return tf.math.log(noise) - tf.math.log1p(-noise)
 
 
+def hard_step(
+    state: NamedTuple, logits: tf.Tensor | None, is_last: bool, noise: tf.Tensor | None
+) -> tuple[tf.Tensor, NamedTuple]:
+    """Stops at the first unit whose xi is 1.
+
+    Args:
+        state: With the fields of `ProbabilisticState`, this unit counted already.
+        logits: Of stopping here, float32 of shape S.
+        is_last: Whether everything stops here.
+        noise: Uniform noise in (0, 1), by which xi is 1 with the probability h; None:
+            xi tells whether the logit is above 0.
+
+    Returns:
+        The weight of the unit's output, 0 or 1, and the new state.
+    """
+    active = state.active
+    cost = state.cost + tf.cast(active, tf.float32)
+    log_prob = state.log_prob
+    stops = active
+    if not is_last:
+        decided = logits if noise is None else logits + logistic(noise)
+        stops = active & (decided > 0)
+        chosen = tf.math.log_sigmoid(tf.where(stops, logits, -logits))
+        log_prob += tf.where(active, chosen, tf.zeros_like(chosen))
+    weight = tf.cast(stops, tf.float32)
+    return weight, state._replace(
+        active=active & ~stops,
+        left=state.left - weight,
+        cost=cost,
+        log_prob=log_prob,
+    )
+
+
 class ProbabilisticHalting(HaltingRule):
     """Stops by chance, with the halting score as probability.
 
@@ -173,7 +206,7 @@ class ProbabilisticHalting(HaltingRule):
                 )
             noise = uniform(tf.shape(score), seed)
         if self.is_hard(training):
-            return self._step_hard(state, score, is_last, noise)
+            return hard_step(state, score, is_last, noise)
         return self._step_relaxed(state, score, is_last, noise)
 
     def _step_relaxed(self, state, logits, is_last, noise):
@@ -189,26 +222,6 @@ class ProbabilisticHalting(HaltingRule):
             left=state.left - weight,  # so that weights sum up to 1
             survival=state.survival * tf.sigmoid(-logits),
             cost=cost,
-        )
-
-    def _step_hard(self, state, logits, is_last, noise):
-        active = state.active
-        cost = state.cost + tf.cast(active, tf.float32)
-        log_prob = state.log_prob
-        stops = active
-        if not is_last:
-            decided = logits if noise is None else logits + logistic(noise)
-            stops = active & (decided > 0)
-            chosen = tf.where(stops, logits, -logits)
-            log_prob += tf.where(
-                active, tf.math.log_sigmoid(chosen), tf.zeros_like(logits)
-            )
-        weight = tf.cast(stops, tf.float32)
-        return weight, state._replace(
-            active=active & ~stops,
-            left=state.left - weight,
-            cost=cost,
-            log_prob=log_prob,
         )
 
     def cost(self, state):

@@ -274,9 +274,9 @@ class Network(keras.Model):
             return self.compute_loss(
                 x,
                 *latent_losses.averaged_over_units(
-                    end_points,
-                    last,
-                    lambda states: self._classify(states, True)[0],
+                    end_points[f"{last.name}/states"],
+                    end_points[f"{last.name}/log_prob"],
+                    lambda x: tf.cast(self._classify(x, True)[0], logits.dtype),
                     y,
                     sample_weight,
                 ),
@@ -284,9 +284,14 @@ class Network(keras.Model):
         loss = self.compute_loss(x, y, logits, sample_weight)
         if self._tracked.baseline is None:
             return loss
-        losses = latent_losses.per_image_losses(self.loss, y, logits)
+        losses = latent_losses.per_example_losses(self.loss, y, logits)
+        blocks = [block for block in self.blocks if block.is_adaptive]
         term = latent_losses.reinforce_term(
-            self.blocks, end_points, losses, self._tracked.baseline
+            x,
+            losses,
+            [(b.tau, end_points[f"{b.name}/ponder_cost"]) for b in blocks],
+            [end_points[f"{b.name}/log_prob"] for b in blocks],
+            self._tracked.baseline,
         )
         # Gradients of replicas are summed.
         return loss + term / tf.distribute.get_strategy().num_replicas_in_sync

@@ -167,7 +167,7 @@ def test_the_training_step_takes_log_prob_and_reward(batch):
     plain, value, _, _ = head_gradients(model, batch, with_term=False)
     np.testing.assert_allclose(loss, value, rtol=1e-6)
     assert plain is None or not np.any(plain)  # sampled steps have no gradient
-    losses = latent_losses.per_image_losses(model.loss, labels, logits).numpy()
+    losses = latent_losses.per_example_losses(model.loss, labels, logits).numpy()
     z = end_points["block_1/ponder_cost"].numpy().mean((1, 2))
     reward = -losses - 0.5 * (z + 1 + 1)
     units = end_points["block_1/num_units"].numpy()
@@ -208,7 +208,7 @@ def test_strings_name_losses_too():
         keras.losses.SparseCategoricalCrossentropy(),
     ):
         np.testing.assert_allclose(
-            latent_losses.per_image_losses(loss, labels, logits),
+            latent_losses.per_example_losses(loss, labels, logits),
             [-np.log(0.8), -np.log(0.5)],
             rtol=1e-5,
         )
