@@ -99,6 +99,8 @@ flags.DEFINE_bool(
     "Evaluate the newest checkpoint and exit, rather than follow new ones.",
 )
 
+evaluating.define_sampling_flags()
+
 # Model
 programs.define_option("model_type")
 programs.define_option("tau")
@@ -126,7 +128,9 @@ def load_examples(split: str):
 
 def make_model(num_classes: int):
     """Builds the network the flags describe."""
-    return sact_tf.cifar_resnet(**programs.network_options(num_classes=num_classes))
+    options = programs.network_options(num_classes=num_classes)
+    side = FLAGS.image_size if FLAGS.dataset == "shapes" else 32
+    return programs.check_group_grid(sact_tf.cifar_resnet(**options), side)
 
 
 def train() -> None:
@@ -178,6 +182,7 @@ def evaluate() -> None:
         FLAGS.eval_interval_secs,
         split_name=FLAGS.split_name,
         batch_size=FLAGS.eval_batch_size,
+        **evaluating.sampling_options(),
     )
 
 

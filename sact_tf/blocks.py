@@ -215,19 +215,30 @@ class AdaptiveBlock(Block):
         """
         self._imposed = units
 
-    def call(self, x, training=None, return_end_points=False, valid=None, seed=None):
-        rule, is_hard = self.rule, self.rule.is_hard(training)
+    def call(
+        self,
+        x,
+        training=None,
+        return_end_points=False,
+        valid=None,
+        seed=None,
+        trains_rule=None,
+    ):
+        rule = self.rule
+        # Batch normalization may be kept from training where the rule is not.
+        trains = training if trains_rule is None else trains_rule
+        is_hard = rule.is_hard(trains)
         run = self._run(self.domain, training, valid, is_masked=not is_hard)
         inputs, state, output = x, None, None
         weights, scores, flops, expected, outputs = [], [], [], [], []
-        if seed is None and rule.needs_seed(training):
+        if seed is None and rule.needs_seed(trains):
             seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
 
         for k, unit in enumerate(self._steps()):
-            before = self._before(k, inputs, state, valid, training)
+            before = self._before(k, inputs, state, valid, trains)
 
             def step(unit=unit, before=before, x=x, state=state, output=output):
-                return self._step(unit, run, before, x, state, output, training, seed)
+                return self._step(unit, run, before, x, state, output, trains, seed)
 
             def skip(x=x, state=state, output=output):
                 zeros = tf.zeros(self.domain.shape(x))
@@ -235,7 +246,7 @@ class AdaptiveBlock(Block):
 
             unit_input, survival = x, None
             if state is not None and not is_hard:
-                survival = rule.survival(state, training)
+                survival = rule.survival(state, trains)
             if k and self.early_stopping and run.is_masked and is_hard:
                 x, state, output, weight, score = tf.cond(
                     tf.reduce_any(before.active), step, skip
@@ -245,7 +256,7 @@ class AdaptiveBlock(Block):
             valid = unit.valid_after(valid)
             weights.append(weight)
             scores.append(score)
-            if training and rule.averages_losses:
+            if trains and rule.averages_losses:
                 outputs.append(x)
             if return_end_points:
                 counts = self._flops(unit, unit_input, x, before, valid)
@@ -264,25 +275,25 @@ class AdaptiveBlock(Block):
             "num_units": state.num_units,
             "halting_distribution": tf.stack(weights, axis=-1),
             **sum_flops(flops),
-            **self._of_random_rule(state, expected, outputs, valid, training),
+            **self._of_random_rule(state, expected, outputs, valid, trains),
         }
         for k, score in enumerate(scores[:-1], 1):
             end_points[f"unit_{k}/halting_proba"] = score[..., tf.newaxis]
         return output, end_points
 
-    def _before(self, k, inputs, state, valid, training):
+    def _before(self, k, inputs, state, valid, trains):
         """Returns what unit k (from 0) is told; at first, everything is active."""
         if state is None:
             return Step(k, inputs, None, valid)
-        if self.rule.is_hard(training):
+        if self.rule.is_hard(trains):
             return Step(k, inputs, state.active, valid)
-        gate = self.rule.gate(state, training)
+        gate = self.rule.gate(state, trains)
         return Step(k, inputs, None, valid, gate)
 
-    def _of_random_rule(self, state, expected, outputs, valid, training):
+    def _of_random_rule(self, state, expected, outputs, valid, trains):
         """Returns the end points of rules that know probabilities."""
         end_points = {}
-        log_prob = self.rule.log_prob(state, training)
+        log_prob = self.rule.log_prob(state, trains)
         if log_prob is not None:
             end_points["log_prob"] = self.domain.total(log_prob, self.tile_size)
         if outputs:
@@ -303,7 +314,7 @@ class AdaptiveBlock(Block):
             total += count
         return total
 
-    def _step(self, unit, run, before, x, state, output, training, seed):
+    def _step(self, unit, run, before, x, state, output, trains, seed):
         """Runs a unit, and what comes with it.
 
         This is SACT, algorithms 1 and 2: a unit, its score, the halting rule, and the
@@ -325,11 +336,11 @@ class AdaptiveBlock(Block):
         if seed is not None:
             seed = tf.random.experimental.stateless_fold_in(seed, k)
         if self.rule.reads_noise:
-            needs_noise = not is_last and self.rule.needs_seed(training)
+            needs_noise = not is_last and self.rule.needs_seed(trains)
             noise = self.domain.noise(x, seed, self.tile_size) if needs_noise else None
             drawn = {"noise": noise}
         weight, state = self.rule.step(
-            state, score, is_last, training=training, seed=seed, **drawn
+            state, score, is_last, training=trains, seed=seed, **drawn
         )
         output = run.add(output, weight, x, before)
         if score is None:  # a branch must return the same as its alternative

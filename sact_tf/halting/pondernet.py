@@ -68,6 +68,7 @@ class PonderNetHalting(HaltingRule):
     reads_noise = True
     is_charged = False
     averages_losses = True
+    test_modes = TEST_MODES
 
     def __init__(
         self, beta: float = 0.01, lambda_p: float = 0.2, test_mode: str = "discrete"

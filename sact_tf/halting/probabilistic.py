@@ -129,6 +129,7 @@ class ProbabilisticHalting(HaltingRule):
     reads_logits = True
     is_random = True
     reads_noise = True
+    test_modes = MODES
 
     def __init__(
         self,

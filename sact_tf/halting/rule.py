@@ -42,6 +42,7 @@ class HaltingRule:
             rule halts images, in the last block of a network only.
         scores_samples: Whether training takes the gradient of what is sampled from its
             `log_prob` (REINFORCE).
+        test_modes: What its option `test_mode`, how it stops in inference, may be.
         baseline: Of REINFORCE, "average" or "linear"; see
             `sact_tf.latent_losses.RewardBaseline`.
     """
@@ -52,6 +53,7 @@ class HaltingRule:
     is_charged: bool = True
     averages_losses: bool = False
     scores_samples: bool = False
+    test_modes: Sequence[str] = ()
     baseline: str = "average"
 
     def initial(self, shape: Sequence[int] | tf.Tensor, valid: tf.Tensor | None = None):

@@ -69,10 +69,14 @@ class Network(keras.Model):
             self.build([None, None, None, 3])
         self._tracked.baseline = latent_losses.make_baseline(self.options.make_rule())
 
+    @property
+    def baseline(self) -> latent_losses.RewardBaseline | None:
+        """The baseline of REINFORCE, where the halting rule is trained by that."""
+        return self._tracked.baseline
+
     def training_state(self) -> dict[str, tf.Variable]:
         """Returns what training keeps beside weights, by its names in checkpoints."""
-        baseline = self._tracked.baseline
-        return {} if baseline is None else baseline.variables()
+        return {} if self.baseline is None else self.baseline.variables()
 
     @property
     def options(self) -> NetworkOptions:
@@ -159,6 +163,7 @@ class Network(keras.Model):
         sizes: tf.Tensor | None = None,
         num_blocks: int | None = None,
         seed: tf.Tensor | None = None,
+        trains_rule: bool | None = None,
     ) -> tuple[tf.Tensor, dict[str, object]]:
         """Runs the network up to a block, without what comes after.
 
@@ -174,6 +179,8 @@ class Network(keras.Model):
                 would get alone. None: no image is padded.
             num_blocks: How many blocks are run; None: all.
             seed: int32 [2], of networks that halt at random; None: one is drawn.
+            trains_rule: Whether halting rules do what they do in training; None: that
+                is so where `training` is.
 
         Returns:
             The last block's output, before any normalization, and the end points: the
@@ -282,7 +289,7 @@ class Network(keras.Model):
                 ),
             )
         loss = self.compute_loss(x, y, logits, sample_weight)
-        if self._tracked.baseline is None:
+        if self.baseline is None:
             return loss
         losses = latent_losses.per_example_losses(self.loss, y, logits)
         blocks = [block for block in self.blocks if block.is_adaptive]
@@ -291,7 +298,7 @@ class Network(keras.Model):
             losses,
             [(b.tau, end_points[f"{b.name}/ponder_cost"]) for b in blocks],
             [end_points[f"{b.name}/log_prob"] for b in blocks],
-            self._tracked.baseline,
+            self.baseline,
         )
         # Gradients of replicas are summed.
         return loss + term / tf.distribute.get_strategy().num_replicas_in_sync

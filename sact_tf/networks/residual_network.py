@@ -250,6 +250,7 @@ class ResidualNetwork(Network):
         sizes=None,
         num_blocks=None,
         seed=None,
+        trains_rule=None,
     ):
         images = tf.cast(images, self.compute_dtype)
         is_padded = self._check_sizes(images, sizes)
@@ -264,6 +265,8 @@ class ResidualNetwork(Network):
         expected_total, is_expected = tf.cast(total, tf.float32), False
         for b, block in enumerate(blocks):
             options = dict(training=training, valid=valid if is_padded else None)
+            if block.is_adaptive and trains_rule is not None:
+                options["trains_rule"] = trains_rule
             if block.is_adaptive and seed is not None:
                 options["seed"] = tf.random.experimental.stateless_fold_in(seed, b)
             if return_end_points:
