@@ -87,8 +87,8 @@ def cifar_resnet(
     Args:
         model: Residual units per block: "5" (ResNet-32) and "18" (ResNet-110) give all
             three blocks as many, "3_4_5" each its own.
-        model_type: "vanilla", "act", "act_early_stopping" or "sact", or another of
-            `sact_tf.halting.model_types()`.
+        model_type: "vanilla", "act", "act_early_stopping", "sact" or "pact", or another
+            of `sact_tf.halting.model_types()`.
         num_classes: Size of the logits.
         base_channels: Channels of the first block; the others have 2 and 4 times as
             many.
@@ -99,8 +99,9 @@ def cifar_resnet(
         tile_size: With "sact", side of the square tiles of positions that share their
             halting scores.
         name: Keras name of the model.
-        **options: Of the halting rule, such as `epsilon`, and others of
-            `ResidualNetwork`: `weight_decay`, `dtype`, `block_strides`.
+        **options: Of the halting rule, such as `epsilon` (SACT) or `test_mode` (PACT),
+            and others of `ResidualNetwork`: `group_grid`, `weight_decay`, `dtype`,
+            `block_strides`.
 
     Returns:
         A `tf_keras.Model` from standardised images [batch, height, width, 3] to logits

@@ -88,8 +88,8 @@ def imagenet_resnet(
     Args:
         model: "50", "101", "152", "200", or the residual units of each block as in
             "3_4_23_3".
-        model_type: "vanilla", "act", "act_early_stopping" or "sact", or another of
-            `sact_tf.halting.model_types()`.
+        model_type: "vanilla", "act", "act_early_stopping", "sact" or "pact", or another
+            of `sact_tf.halting.model_types()`.
         num_classes: Size of the logits; 1001 is ImageNet and a background class 0.
         base_channels: Bottleneck channels of the first block; doubles from block to
             block. The stem has 64 whatever this is.
@@ -102,9 +102,9 @@ def imagenet_resnet(
         name: Keras name of the model.
         weight_decay: L2 coefficient c of the loss c * sum(w^2) / 2 of every
             convolution, halting heads included; None: the original's 1e-4.
-        **options: Of the halting rule, such as `epsilon`, and others of
-            `ResidualNetwork`: `dtype`, `block_strides` (as detectors give block 4
-            stride 1).
+        **options: Of the halting rule, such as `epsilon` (SACT) or `test_mode` (PACT),
+            and others of `ResidualNetwork`: `group_grid`, `dtype`, `block_strides` (as
+            detectors give block 4 stride 1).
 
     Returns:
         A `tf_keras.Model` from images [batch, height, width, 3] in [-1, 1] to logits
