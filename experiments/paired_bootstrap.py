@@ -21,14 +21,14 @@ from sact_tf.writing import write_json
 
 FLAGS = flags.FLAGS
 
-for _name in ("first", "second"):
-    flags.DEFINE_string(_name, "", f"images.npz of the {_name} network.")
-    flags.DEFINE_string(
-        f"{_name}_mode",
-        "",
-        f"How the {_name} network stops: relaxed, discrete or thresholded, or network "
-        "where there are no such modes; by default network or thresholded.",
-    )
+_MODE = (
+    "How that network stops: relaxed, discrete or thresholded, or network where there "
+    "are no such modes; by default network or thresholded."
+)
+flags.DEFINE_string("first", "", "images.npz of a network.")
+flags.DEFINE_string("first_mode", "", _MODE)
+flags.DEFINE_string("second", "", "images.npz of the network it is compared with.")
+flags.DEFINE_string("second_mode", "", _MODE)
 flags.DEFINE_integer("resamples", 10_000, "How often images are drawn.", lower_bound=1)
 flags.DEFINE_float("confidence", 0.95, "Of the interval.", 0.0, 1.0)
 flags.DEFINE_integer("seed", 0, "Of the draws.")
