@@ -20,7 +20,12 @@ def test_vectors_and_their_parity(program):
     assert abs((x == 1).sum() / (x != 0).sum() - 0.5) < 0.02
 
 
-@pytest.mark.parametrize("model_type", ["pact_image", "pondernet", "vanilla"])
+_long = (
+    pytest.param(name, marks=pytest.mark.long) for name in ("pondernet", "vanilla")
+)
+
+
+@pytest.mark.parametrize("model_type", ["pact_image", *_long])
 def test_learns_short_vectors(program, model_type, tmp_path, capsys):
     with flagsaver.flagsaver(
         model_type=model_type,

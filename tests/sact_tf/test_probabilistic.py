@@ -126,17 +126,13 @@ def test_noise_lies_strictly_between_0_and_1():
 
 
 def test_log_prob_is_that_of_the_steps():
-    logits = np.array([[-1.0], [0.0], [0.5], [-0.3]])
+    logits = np.repeat([[-1.0], [0.0], [0.5], [-0.3]], 200, 1)
     h = 1 / (1 + np.exp(-logits[:, 0]))
     chance = np.append(h, 1) * np.append(1, np.cumprod(1 - h))
-    seen = set()
-    for seed in range(40):
-        _, state = run(logits, "discrete", seed=(5, 1000 * seed))
-        z = int(state.num_units[0])
-        np.testing.assert_allclose(np.exp(state.log_prob[0]), chance[z - 1], rtol=1e-5)
-        seen.add(z)
-    assert seen == {1, 2, 3, 4, 5}
-    np.testing.assert_allclose(chance.sum(), 1)
+    _, state = run(logits, "discrete")
+    z = state.num_units.numpy()
+    np.testing.assert_allclose(np.exp(state.log_prob), chance[z - 1], rtol=1e-5)
+    assert set(z) == {1, 2, 3, 4, 5}
 
 
 # In blocks and networks.
@@ -284,7 +280,7 @@ def test_certain_heads_give_the_plain_network_or_one_unit(network, plain, mode):
         ("discrete", "perforated", {}),
         ("thresholded", "perforated", {"group_grid": 2}),
         ("discrete", "tiled", {"tile_size": 3}),
-        ("thresholded", "tiled", {"tile_size": 3}),
+        pytest.param("thresholded", "tiled", {"tile_size": 3}, marks=pytest.mark.long),
     ],
 )
 def test_executions_agree_in_the_hard_modes(network, mode, execution, options):
