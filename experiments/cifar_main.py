@@ -101,6 +101,8 @@ flags.DEFINE_bool(
     "Evaluate the newest checkpoint and exit, rather than follow new ones.",
 )
 
+evaluating.define_sampling_flags()
+
 # Model
 programs.define_option("model_type")
 programs.define_option("tau")
@@ -135,7 +137,8 @@ def make_model(num_classes: int):
     if FLAGS.model == "auto":
         print(f"Residual units per block: {model}")
     options = programs.network_options(model=model, num_classes=num_classes)
-    return sact_tf.cifar_resnet(**options)
+    side = FLAGS.image_size if FLAGS.dataset == "shapes" else 32
+    return programs.check_group_grid(sact_tf.cifar_resnet(**options), side)
 
 
 def train() -> None:
@@ -200,6 +203,7 @@ def evaluate() -> None:
             baseline_of=baseline.baseline_of(),
         ),
         batch_size=FLAGS.eval_batch_size,
+        **evaluating.sampling_options(),
     )
 
 

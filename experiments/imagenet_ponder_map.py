@@ -23,12 +23,13 @@ from absl import flags
 import sact_tf
 from experiments.common import maps, programs
 from object_detection.feature_extractor import FeatureExtractor
-from sact_tf import visualization
+from sact_tf import halting, visualization
 from sact_tf.data import imagenet, inception
 from sact_tf.data.examples import DataError
 
 FLAGS = flags.FLAGS
 
+programs.define_model_type("sact")
 programs.define_option(
     "model", "101", "50, 101, 152, 200, or residual units per block as in 3_4_23_3."
 )
@@ -82,9 +83,15 @@ def draw(model, path: str, output_dir: str) -> str:
 def main() -> None:
     """Draws all files."""
     programs.require("checkpoint_dir", "images_pattern", "output_dir")
+    kind = halting.model_type(FLAGS.model_type)
+    if not kind.is_adaptive or kind.domain != "position":
+        raise ValueError(
+            f"--model_type={FLAGS.model_type}: must be one whose positions halt, such "
+            "as sact or pact"
+        )
     paths = programs.named_files("images_pattern")
     output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
-    options = programs.network_options(model_type="sact", execution="perforated")
+    options = programs.network_options(execution="perforated")
     model = sact_tf.imagenet_resnet(**options)
     model = maps.load_network(model)
     failed = 0

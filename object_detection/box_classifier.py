@@ -93,20 +93,27 @@ class BoxClassifier(keras.layers.Layer):
         super().build(input_shape)
 
     @tf.autograph.experimental.do_not_convert
-    def call(self, regions, training=None):
+    def call(self, regions, training=None, trains_rule=False):
         """Classifies regions.
 
         Args:
             regions: [n, height, width, channels].
             training: As in the block.
+            trains_rule: Whether the block's halting rule is trained; its end points are
+                then returned as well.
 
         Returns:
             Logits float32 [n, classes + 1], and for every class an encoded box, float32
             [n, 4 * (classes + 1)].
         """
-        x = self.final_bn(self.block(regions, training=training), training=training)
-        pooled = global_average(x)
-        return tuple(
+        options = {}
+        if trains_rule and self.block.is_adaptive:
+            options = dict(trains_rule=True, return_end_points=True)
+        x = self.block(regions, training=training, **options)
+        x, end_points = x if options else (x, {})
+        pooled = global_average(self.final_bn(x, training=training))
+        results = tuple(
             tf.cast(conv(pooled)[:, 0, 0], tf.float32)
             for conv in (self.class_conv, self.box_conv)
         )
+        return (*results, end_points) if trains_rule else results

@@ -13,6 +13,7 @@ from object_detection import anchors, losses
 from object_detection.box_classifier import BOX_WEIGHTS, BoxClassifier, crop_regions
 from object_detection.feature_extractor import FeatureExtractor, whole_sizes
 from object_detection.proposals import RegionProposalNetwork, propose
+from sact_tf import latent_losses
 from sact_tf.layers import build_child
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
 from sact_tf.optional import lazy
@@ -227,9 +228,17 @@ class FasterRCNN(keras.Model):
         copy.set_weights(self.get_weights())
         return copy
 
-    def extract(self, images: tf.Tensor, sizes: tf.Tensor, training: bool = False):
+    def extract(
+        self,
+        images: tf.Tensor,
+        sizes: tf.Tensor,
+        training: bool = False,
+        trains_rule: bool | None = None,
+    ):
         """Runs blocks 1 to 3; see `FeatureExtractor`."""
-        return self.feature_extractor(images, sizes, training=training)
+        return self.feature_extractor(
+            images, sizes, training=training, trains_rule=trains_rule
+        )
 
     def propose(
         self, features: tf.Tensor, valid: tf.Tensor, sizes: tf.Tensor
@@ -279,7 +288,8 @@ class FasterRCNN(keras.Model):
         valid: tf.Tensor,
         boxes: tf.Tensor,
         training: bool = False,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+        trains_rule: bool = False,
+    ) -> tuple[tf.Tensor, ...]:
         """Classifies regions.
 
         Args:
@@ -287,10 +297,11 @@ class FasterRCNN(keras.Model):
             valid: Bool [batch, height, width], where they lie inside of the images.
             boxes: [batch, n, 4] in pixels.
             training: As in the block.
+            trains_rule: As in `BoxClassifier`.
 
         Returns:
             Logits [batch, n, classes + 1] and encoded boxes [batch, n, 4 * (classes +
-            1)].
+            1)]; and end points where the rule is trained.
         """
         options = self.options
         feature_sizes = tf.stack(
@@ -308,9 +319,12 @@ class FasterRCNN(keras.Model):
             options.crop_size,
             options.pool_size,
         )
-        results = self.box_classifier(regions, training=training)
+        logits, encoded, *others = self.box_classifier(
+            regions, training=training, trains_rule=trains_rule
+        )
         count = boxes.shape[1]
-        return tuple(tf.reshape(r, [-1, count, r.shape[-1]]) for r in results)
+        results = (tf.reshape(r, [-1, count, r.shape[-1]]) for r in (logits, encoded))
+        return (*results, *others)
 
     @tf.autograph.experimental.do_not_convert
     def call(
@@ -391,7 +405,10 @@ class FasterRCNN(keras.Model):
         return detect
 
     def detection_losses(
-        self, batch: Mapping[str, tf.Tensor], training: bool = False
+        self,
+        batch: Mapping[str, tf.Tensor],
+        training: bool = False,
+        trains_rule: bool = False,
     ) -> tuple[dict[str, tf.Tensor], dict[str, object]]:
         """Computes the losses of a batch with objects.
 
@@ -400,12 +417,17 @@ class FasterRCNN(keras.Model):
                 (float32 [batch, m, 4] in pixels) and `classes` (int32 [batch, m]), both
                 -1 in rows that are no object. m must be known.
             training: Whether batch normalization trains.
+            trains_rule: Whether the halting rule does.
 
         Returns:
-            Scalars by the names in `losses`, and the feature extractor's end points.
+            Scalars by the names in `losses`, and the feature extractor's end points; of
+            block 4 `box_classifier/log_prob` [batch, regions] where its rule is trained
+            and tells it.
         """
         sizes, boxes = batch["size"], batch["boxes"]
-        features, end_points = self.extract(batch["image"], sizes, training)
+        features, end_points = self.extract(
+            batch["image"], sizes, training, trains_rule or None
+        )
         valid = end_points["valid"]
         proposals = self.propose(features, valid, sizes)
         samples = anchors.sample_anchors(
@@ -420,7 +442,13 @@ class FasterRCNN(keras.Model):
         regions, matched, classes = self._sample_regions(
             proposals["boxes"], boxes, batch["classes"]
         )
-        logits, encoded = self.classify(features, valid, regions, training)
+        logits, encoded, *others = self.classify(
+            features, valid, regions, training, trains_rule
+        )
+        for results in others:
+            if "log_prob" in results:
+                log_prob = tf.reshape(results["log_prob"], tf.shape(classes))
+                end_points["box_classifier/log_prob"] = log_prob
         result.update(losses.box_losses(logits, encoded, regions, classes, matched))
         return result, end_points
 
@@ -434,16 +462,42 @@ class FasterRCNN(keras.Model):
         types = (tf.float32, tf.float32, tf.int32)
         return tf.map_fn(sample, (proposals, boxes, classes), fn_output_signature=types)
 
+    def training_state(self) -> dict[str, tf.Variable]:
+        """As of `Network`."""
+        return self.network.training_state()
+
+    def _reinforce_term(self, loss, end_points):
+        """Returns REINFORCE's term of the loss, 0 for other halting rules.
+
+        The losses of a detector are those of the batch as a whole, and so the batch is
+        one sample of all its latent variables.
+        """
+        if self.network.baseline is None:
+            return 0.0
+        names = [block.name for block in self.feature_extractor.blocks]
+        log_probs = [end_points[f"{name}/log_prob"] for name in names]
+        log_probs.append(end_points["box_classifier/log_prob"])
+        return latent_losses.reinforce_term(
+            end_points["inputs"][:1],
+            loss[tf.newaxis],
+            [],  # the loss holds the ponder cost
+            [tf.reduce_sum(log_prob)[tf.newaxis] for log_prob in log_probs],
+            self.network.baseline,
+        )
+
     def train_step(self, data):
         training = self.options.train_batch_norm
         with tf.GradientTape() as tape:
-            terms, end_points = self.detection_losses(data, training)
+            terms, end_points = self.detection_losses(data, training, trains_rule=True)
             loss = tf.add_n([*terms.values(), *self.losses])
+            loss += self._reinforce_term(loss, end_points)
             # Gradients of replicas are summed.
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             scaled = loss / replicas
         self.optimizer.minimize(scaled, self.trainable_variables, tape=tape)
-        relative = tf.reduce_mean(end_points["flops"] / end_points["dense_flops"])
+        spent = end_points.get("expected_flops", end_points["flops"])
+        dense = tf.cast(end_points["dense_flops"], tf.float32)
+        relative = tf.reduce_mean(tf.cast(spent, tf.float32) / dense)
         for key, value in {"loss": loss, **terms, "relative_flops": relative}.items():
             self._parts.metrics[key].update_state(value)
         return {key: metric.result() for key, metric in self._parts.metrics.items()}

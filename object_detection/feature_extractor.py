@@ -77,13 +77,14 @@ class FeatureExtractor(keras.layers.Layer):
         return self(images, whole_sizes(images), training=training)
 
     @tf.autograph.experimental.do_not_convert
-    def call(self, images, sizes, training=None):
+    def call(self, images, sizes, training=None, trains_rule=None):
         """Extracts features.
 
         Args:
             images: [batch, height, width, 3] in [-1, 1]; each image is at the top left.
             sizes: int32 [batch, 2], heights and widths without padding.
             training: As in the blocks.
+            trains_rule: As in `Network.run_blocks`.
 
         Returns:
             Features [batch, h, w, channels], zero outside of images; and end points as
@@ -93,7 +94,12 @@ class FeatureExtractor(keras.layers.Layer):
             tf.errors.InvalidArgumentError: Images are padded that must not be.
         """
         x, end_points = self._made_of.network.run_blocks(
-            images, training, True, sizes, len(self.blocks)
+            images,
+            training,
+            True,
+            sizes,
+            len(self.blocks),
+            trains_rule=trains_rule,
         )
         for name in end_points["block_scopes"]:
             del end_points[name]  # large, and not for everybody's outputs

@@ -20,6 +20,11 @@ dictionary, where S is [batch] for images and [batch, height, width] for positio
 | `ponder_cost` | float32 S (adaptive blocks, as all below) |
 | `num_units` | int32 S |
 | `halting_distribution` | float32 [*S, n], weights of the n units' outputs |
+
+Some rules add `log_prob`, float32 [batch]: log q of where an image has stopped (or
+[batch, n], of all its units); `expected_flops`, float32 [batch]: each unit times the
+probability that it runs; and in training `states`, [n, batch, height, width, channels]:
+the outputs of all units.
 | `unit_k/halting_proba` | float32 [*S, 1], what the rule read of unit k's head |
 """
 
@@ -84,6 +89,9 @@ class AdaptiveBlock(Block):
             share their mean halting score, and so halt together (SACT, section 2.3).
         early_stopping: Whether units are skipped at run time once everything in the
             batch has halted. The results are the same; time is saved.
+        group_grid: With domain "position": g lets the positions of every one of g x g
+            equal rectangles share their mean score, and so halt together; g must divide
+            the map. None: each position alone.
         name: Keras name of the layer.
 
     Raises:
@@ -104,9 +112,10 @@ class AdaptiveBlock(Block):
         tile_size: int = 1,
         early_stopping: bool = False,
         name: str | None = None,
+        group_grid: int | None = None,
         **kwargs,
     ):
-        domain = get_domain(domain)
+        domain = get_domain(domain, group_grid)
         executions = EXECUTIONS if domain.has_tiles else EXECUTIONS[:2]
         super().__init__(units, execution, executions, name, **kwargs)
         if not isinstance(rule, HaltingRule):
@@ -120,12 +129,20 @@ class AdaptiveBlock(Block):
                 f"{execution!r}; got {tile_size}"
             )
         if tile_size > 1 and not domain.has_tiles:
+            groups = "" if group_grid is None else f" and group_grid={group_grid}"
             raise ValueError(
-                f"tile_size must be 1 with domain={domain.name!r}; got {tile_size}"
+                f"tile_size must be 1 with domain={domain.name!r}{groups}; got "
+                f"{tile_size}"
+            )
+        if rule.averages_losses and domain.name != "image":
+            raise ValueError(
+                f"domain must be 'image' with {type(rule).__name__}; got "
+                f"{domain.name!r}"
             )
         self.rule = rule
         self.domain = domain
-        self.tau = tau
+        self.group_grid = group_grid
+        self.tau = tau if rule.is_charged else 0.0
         self.tile_size = int(tile_size)
         self.early_stopping = early_stopping
         self._imposed = None
@@ -164,6 +181,7 @@ class AdaptiveBlock(Block):
             "head": saved_unit(self.heads[0]) if self.heads else None,
             "tile_size": self.tile_size,
             "early_stopping": self.early_stopping,
+            "group_grid": self.group_grid,
         }
 
     @classmethod
@@ -213,25 +231,39 @@ class AdaptiveBlock(Block):
         factor = self._steered.factor
         return self.tau if factor is None else self.tau * factor.read_value()
 
-    def call(self, x, training=None, return_end_points=False, valid=None, seed=None):
-        run = self._run(self.domain, training, valid)
+    def call(
+        self,
+        x,
+        training=None,
+        return_end_points=False,
+        valid=None,
+        seed=None,
+        trains_rule=None,
+    ):
+        rule = self.rule
+        # Batch normalization may be kept from training where the rule is not.
+        trains = training if trains_rule is None else trains_rule
+        is_hard = rule.is_hard(trains)
+        run = self._run(self.domain, training, valid, is_masked=not is_hard)
         inputs, state, output = x, None, None
-        weights, scores, flops = [], [], []
-        if self.rule.is_random and seed is None:
+        weights, scores, flops, expected, outputs = [], [], [], [], []
+        if seed is None and rule.needs_seed(trains):
             seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
 
         for k, unit in enumerate(self._steps()):
-            before = Step(k, inputs, None if state is None else state.active, valid)
+            before = self._before(k, inputs, state, valid, trains)
 
             def step(unit=unit, before=before, x=x, state=state, output=output):
-                return self._step(unit, run, before, x, state, output, training, seed)
+                return self._step(unit, run, before, x, state, output, trains, seed)
 
             def skip(x=x, state=state, output=output):
                 zeros = tf.zeros(self.domain.shape(x))
                 return x, state, output, zeros, zeros
 
-            unit_input = x
-            if k and self.early_stopping and run.is_masked:
+            unit_input, survival = x, None
+            if state is not None and not is_hard:
+                survival = rule.survival(state, trains)
+            if k and self.early_stopping and run.is_masked and is_hard:
                 x, state, output, weight, score = tf.cond(
                     tf.reduce_any(before.active), step, skip
                 )
@@ -240,27 +272,65 @@ class AdaptiveBlock(Block):
             valid = unit.valid_after(valid)
             weights.append(weight)
             scores.append(score)
+            if trains and rule.averages_losses:
+                outputs.append(x)
             if return_end_points:
-                flops += self._flops(unit, unit_input, x, before, valid)
+                counts = self._flops(unit, unit_input, x, before, valid)
+                flops += counts
+                expected.append((counts, survival))
 
-        cost = self.domain.mean(self.rule.cost(state), valid)
+        cost = self.domain.mean(rule.cost(state), valid)
         self.add_loss(self.current_tau() * cost)
-        own_loss = self.rule.loss(state)
+        own_loss = rule.loss(state)
         if own_loss is not None:
             self.add_loss(self.domain.mean(own_loss, valid))
         if not return_end_points:
             return output
         end_points = {
-            "ponder_cost": self.rule.cost(state),
+            "ponder_cost": rule.cost(state),
             "num_units": state.num_units,
             "halting_distribution": tf.stack(weights, axis=-1),
             **sum_flops(flops),
+            **self._of_random_rule(state, expected, outputs, valid, trains),
         }
         for k, score in enumerate(scores[:-1], 1):
             end_points[f"unit_{k}/halting_proba"] = score[..., tf.newaxis]
         return output, end_points
 
-    def _step(self, unit, run, before, x, state, output, training, seed):
+    def _before(self, k, inputs, state, valid, trains):
+        """Returns what unit k (from 0) is told; at first, everything is active."""
+        if state is None:
+            return Step(k, inputs, None, valid)
+        if self.rule.is_hard(trains):
+            return Step(k, inputs, state.active, valid)
+        gate = self.rule.gate(state, trains)
+        return Step(k, inputs, None, valid, gate)
+
+    def _of_random_rule(self, state, expected, outputs, valid, trains):
+        """Returns the end points of rules that know probabilities."""
+        end_points = {}
+        log_prob = self.rule.log_prob(state, trains)
+        if log_prob is not None:
+            end_points["log_prob"] = self.domain.total(log_prob, self.tile_size)
+        if outputs:
+            end_points["states"] = tf.stack(outputs)
+        counts = [count for counts, _ in expected for count in counts]
+        is_known = any(survival is not None for _, survival in expected)
+        if is_known and not any(count is None for count in counts):
+            end_points["expected_flops"] = self._expected_flops(expected, valid)
+        return end_points
+
+    def _expected_flops(self, expected, valid):
+        """Sums what all units take, each times its mean survival in an image."""
+        total = 0.0
+        for counts, survival in expected:
+            count = tf.cast(tf.add_n(counts), tf.float32)
+            if survival is not None:
+                count *= self.domain.per_image(survival, valid)
+            total += count
+        return total
+
+    def _step(self, unit, run, before, x, state, output, trains, seed):
         """Runs a unit, and what comes with it.
 
         This is SACT, algorithms 1 and 2: a unit, its score, the halting rule, and the
@@ -272,17 +342,21 @@ class AdaptiveBlock(Block):
         if state is None:
             state = self.rule.initial(self.domain.shape(x), self.domain.valid(valid))
         is_last = k == len(self.heads)
-        score = None
+        score, drawn = None, {}
         if not is_last:
             head, after = self.heads[k], before._replace(valid=valid)
             residual = _residual(head, unit, unit_input, x)
             score = run.score(head, x, residual, after, self.rule.reads_logits)
-            score = self.domain.share(score, self.tile_size)
+            score = self.domain.share(score, self.tile_size, valid)
             score = self._impose(k, score, x)
         if seed is not None:
             seed = tf.random.experimental.stateless_fold_in(seed, k)
+        if self.rule.reads_noise:
+            needs_noise = not is_last and self.rule.needs_seed(trains)
+            noise = self.domain.noise(x, seed, self.tile_size) if needs_noise else None
+            drawn = {"noise": noise}
         weight, state = self.rule.step(
-            state, score, is_last, training=training, seed=seed
+            state, score, is_last, training=trains, seed=seed, **drawn
         )
         output = run.add(output, weight, x, before)
         if score is None:  # a branch must return the same as its alternative

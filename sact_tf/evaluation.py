@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -75,8 +75,17 @@ def used_units(
     return results
 
 
+def _seed(seed: int, sample: int, batch: int) -> tf.Tensor:
+    """Returns the seed, int32 [2], of a batch in one of several samples."""
+    seed = tf.constant([seed, batch], tf.int32)
+    return tf.random.experimental.stateless_fold_in(seed, sample)
+
+
 def evaluate(
-    model: keras.Model, batches: tf.data.Dataset, recall_at: int | None = None
+    model: keras.Model,
+    batches: tf.data.Dataset,
+    recall_at: int | None = None,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Evaluates a network; every image counts once.
 
@@ -84,6 +93,7 @@ def evaluate(
         model: Residual network of this package.
         batches: Batches of preprocessed images and int labels.
         recall_at: k: also tell how often the label is among the k likeliest classes.
+        seed: Of networks that stop by chance.
 
     Returns:
         By the original's names: `eval/Accuracy`, `eval/Mean Loss` (cross-entropy,
@@ -98,8 +108,8 @@ def evaluate(
     """
 
     @tf.function(reduce_retracing=True)
-    def run(images, labels):
-        logits, end_points = model.with_end_points(images, training=False)
+    def run(images, labels, seed):
+        logits, end_points = model.with_end_points(images, training=False, seed=seed)
         cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         # The other losses are means over the batch.
         losses = cross_entropy + tf.add_n(
@@ -114,8 +124,8 @@ def evaluate(
 
     loss, accuracy, recall = Moments(), Moments(), Moments()
     moments: dict[str, Moments] = {}
-    for images, labels in batches:
-        losses, correct, recalled, values = run(images, labels)
+    for k, (images, labels) in enumerate(batches):
+        losses, correct, recalled, values = run(images, labels, _seed(seed, 0, k))
         recall.add(recalled.numpy())
         loss.add(losses.numpy())
         accuracy.add(correct.numpy())
@@ -131,3 +141,75 @@ def evaluate(
         results[f"{name}{separator}mean"] = value.mean
         results[f"{name}{separator}std"] = value.std
     return {**results, **used_units(moments, model.blocks)}
+
+
+def evaluate_modes(
+    model: keras.Model,
+    make_batches: Callable[[], tf.data.Dataset],
+    num_samples: int = 5,
+    seed: int = 0,
+    per_image: bool = False,
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Evaluates a network in every way to stop that its halting rule has.
+
+    Args:
+        model: Residual network of this package.
+        make_batches: Returns batches of preprocessed images and int labels, the same
+            every time.
+        num_samples: How often the discrete mode is sampled; others are run once.
+        seed: Of all that is drawn.
+        per_image: Whether a network without such ways is evaluated too, in its own.
+
+    Returns:
+        `<mode>/<key>` for the keys `Accuracy`, `Log Loss` (cross-entropy), `Flops`, and
+        where blocks tell them `Expected Flops`; of the discrete mode the mean over its
+        samples, and `<mode>/<key> std` over them. And the same of all images, float32
+        [images], by `<mode>/<key>` (in discrete mode of the first sample); of networks
+        without such ways by `network/<key>`.
+    """
+    rule = model.options.make_rule()
+    results, images = {}, {}
+    for mode in rule.test_modes if rule is not None else ():
+        run = _mode_function(model.with_options(test_mode=mode))
+        count = num_samples if mode == "discrete" else 1
+        samples = [_run_all(run, make_batches(), seed, k) for k in range(count)]
+        for key, values in samples[0].items():
+            images[f"{mode}/{key}"] = values
+            means = Moments()
+            means.add([np.mean(sample[key], dtype=np.float64) for sample in samples])
+            results[f"{mode}/{key}"] = means.mean
+            if mode == "discrete":
+                results[f"{mode}/{key} std"] = means.std
+    if per_image and not images:
+        values = _run_all(_mode_function(model), make_batches(), seed, 0)
+        images = {f"network/{key}": value for key, value in values.items()}
+    return results, images
+
+
+def _mode_function(model):
+    """Returns the function from a batch and a seed to what is told of its images."""
+
+    @tf.function(reduce_retracing=True)
+    def run(images, labels, seed):
+        logits, end_points = model.with_end_points(images, training=False, seed=seed)
+        values = {
+            "Accuracy": tf.equal(tf.argmax(logits, -1), tf.cast(labels, tf.int64)),
+            "Log Loss": tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits),
+            "Flops": end_points["flops"],
+        }
+        if "expected_flops" in end_points:
+            values["Expected Flops"] = end_points["expected_flops"]
+        return values
+
+    return run
+
+
+def _run_all(run, batches, seed, sample):
+    parts = [
+        run(images, labels, _seed(seed, sample, k))
+        for k, (images, labels) in enumerate(batches)
+    ]
+    return {
+        key: np.concatenate([part[key].numpy() for part in parts]).astype(np.float32)
+        for key in parts[0]
+    }

@@ -33,12 +33,15 @@ class Step(NamedTuple):
             everything does.
         valid: Bool [batch, height, width], what of the unit's input lies inside of
             images; None: everything does.
+        gate: How much of what the unit adds to its input is kept, float32 of shape S;
+            None: all of it. Only where `active` is None.
     """
 
     index: int
     inputs: tf.Tensor
     active: tf.Tensor | None
     valid: tf.Tensor | None
+    gate: tf.Tensor | None = None
 
 
 def _unit_options(unit, step):
@@ -76,7 +79,10 @@ class Masked:
                 )
             options["valid"] = step.valid
         active = None if step.active is None else self._domain.mask(step.active)
-        return unit(x, active=active, training=self._training, **options)
+        y = unit(x, active=active, training=self._training, **options)
+        if step.gate is None:
+            return y
+        return x + self._domain.factors(step.gate, x) * (y - x)
 
     def score(
         self,

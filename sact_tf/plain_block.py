@@ -146,9 +146,9 @@ class Block(keras.layers.Layer):
             valid = unit.valid_after(valid)
         return total
 
-    def _run(self, domain, training, valid):
+    def _run(self, domain, training, valid, is_masked=False):
         """Returns how steps are computed in this call."""
-        if self.execution == "masked" or training:
+        if self.execution == "masked" or training or is_masked:
             return Masked(domain, training)
         if valid is not None:
             raise ValueError(

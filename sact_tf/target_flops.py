@@ -107,7 +107,7 @@ class TargetFlops(keras.callbacks.Callback):
         """Takes in the operations of a training batch; returns logs.
 
         Args:
-            flops: int64 [batch].
+            flops: int64 or float32 [batch].
             images: [batch, height, width, 3].
         """
         dense = tf.cast(self._network.dense_flops(images), tf.float64)

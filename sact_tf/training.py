@@ -93,7 +93,8 @@ class TrainingState:
         network = checkpoints.slim_variables(model)
         slots = checkpoints.optimizer_variables(optimizer, network)
         self._network = list(network)
-        self._variables = {**network, **slots}
+        own = model.training_state() if hasattr(model, "training_state") else {}
+        self._variables = {**network, **slots, **own}
         self._others = {f"optimizer/{k}": v for k, v in (others or {}).items()}
         self._form = checkpoints.form_of(model)
 

@@ -239,6 +239,11 @@ def make_model(num_classes: int, **options) -> FasterRCNN:
     if "nms_iou" in FLAGS:
         names += ("nms_iou", "score_threshold", "max_detections")
     options.update({name: FLAGS[name].value for name in names})
+    if FLAGS.group_grid not in (None, 1):
+        raise ValueError(
+            f"--group_grid={FLAGS.group_grid}: must be 1, if given, since images have "
+            "several sizes"
+        )
     options["anchor_sizes"] = _numbers("anchor_sizes")
     options["aspect_ratios"] = _numbers("anchor_ratios")
     return FasterRCNN(

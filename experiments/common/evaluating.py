@@ -6,15 +6,44 @@ import os
 import time
 from collections.abc import Mapping
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from absl import flags
 
 import sact_tf
 from experiments.common import programs
 from sact_tf import evaluation, visualization
 from sact_tf.end_points import ADAPTIVE_METRICS
 from sact_tf.networks.options import NetworkOptions
-from sact_tf.writing import write_json
+from sact_tf.writing import atomic_file, write_json
+
+# Flags defined here belong to the program that asks for them, and to its --help.
+flags.disclaim_key_flags()
+
+
+def define_sampling_flags() -> None:
+    """Defines --num_samples, --sampling_seed and --write_images."""
+    flags.DEFINE_integer(
+        "num_samples",
+        5,
+        "How often networks that stop by chance are evaluated in discrete mode.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer("sampling_seed", 0, "Of these samples.", lower_bound=0)
+    flags.DEFINE_bool(
+        "write_images",
+        False,
+        "Also write images.npz to --eval_dir: for every image whether it was right, "
+        "its log loss and operations; paired_bootstrap reads it.",
+    )
+
+
+def sampling_options() -> dict[str, object]:
+    """Returns what these flags say, for `evaluate_newest`."""
+    names = ("num_samples", "sampling_seed", "write_images")
+    return {name: flags.FLAGS[name].value for name in names}
+
 
 RECORD_VERSION = 1
 """Of what `record` writes; rises when an entry's meaning changes."""
@@ -63,8 +92,13 @@ def evaluate_checkpoint(
     about: Mapping[str, object],
     batch_size: int,
     recall_at: int | None = None,
+    num_samples: int = 5,
+    sampling_seed: int = 0,
+    write_images: bool = False,
 ) -> None:
     """Evaluates one checkpoint; prints, writes eval.json and summaries.
+
+    A network that can stop in several ways is evaluated in all of them as well.
 
     Args:
         model: The checkpoint's network.
@@ -74,13 +108,24 @@ def evaluate_checkpoint(
         about: Arguments of `record`: program, image size and others.
         batch_size: Images per step.
         recall_at: As in `evaluation.evaluate`.
+        num_samples: As in `evaluation.evaluate_modes`.
+        sampling_seed: Of all that is drawn.
+        write_images: Whether images.npz is written.
     """
     sact_tf.load_slim_checkpoint(model, checkpoint)
     step = sact_tf.checkpoint_step(checkpoint)
     with examples.explained_errors():
         results = evaluation.evaluate(
-            model, examples.evaluation_batches(batch_size), recall_at
+            model, examples.evaluation_batches(batch_size), recall_at, sampling_seed
         )
+        modes, per_image = evaluation.evaluate_modes(
+            model,
+            lambda: examples.evaluation_batches(batch_size),
+            num_samples,
+            sampling_seed,
+            write_images,
+        )
+        results.update(modes)
         images, _ = next(iter(examples.evaluation_batches(3)))
     print(f"Evaluated {checkpoint} on {examples.num_examples} images")
     for name, value in results.items():
@@ -93,7 +138,12 @@ def evaluate_checkpoint(
             **results,
         },
     )
-    _, end_points = model.with_end_points(images, training=False)
+    if write_images:
+        with atomic_file(os.path.join(eval_dir, "images.npz")) as name:
+            with open(name, "wb") as file:
+                np.savez(file, **per_image)
+    seed = tf.constant([sampling_seed, 0])
+    _, end_points = model.with_end_points(images, training=False, seed=seed)
     writer = tf.summary.create_file_writer(eval_dir)
     with writer.as_default(step):
         for name, value in results.items():

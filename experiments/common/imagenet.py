@@ -80,4 +80,5 @@ def make_model(num_classes: int) -> keras.Model:
     if FLAGS.model == "auto":
         print(f"Residual units per block: {model}")
     options = programs.network_options(model=model, num_classes=num_classes)
-    return sact_tf.imagenet_resnet(**options)
+    network = sact_tf.imagenet_resnet(**options)
+    return programs.check_group_grid(network, FLAGS.image_size)

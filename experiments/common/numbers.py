@@ -24,6 +24,7 @@ _DOMAINS = {
     "batch_size": Domain(1, 65536, is_integer=True),
     "crop_size": Domain(7, 448, is_integer=True),
     "eval_batch_size": Domain(1, 65536, is_integer=True),
+    "group_grid": COUNT,
     "human_sigma": SIGMA,
     "image_size": OPTIONAL_SIDE,
     "long_side": OPTIONAL_SIDE,
@@ -34,8 +35,11 @@ _DOMAINS = {
     "num_figures": Domain(0, 1000, is_integer=True),
     "num_proposals": _MANY,
     "num_region_samples": _MANY,
+    "num_samples": Domain(1, 1000, is_integer=True),
+    "sampling_seed": Domain(0, 2**31 - 1, is_integer=True),
     "seed": SEED,
     "short_side": INPUT_SIDE,
+    "temperature": POSITIVE,
     "tile_size": INPUT_SIDE,
 }
 """Of flags by their names; of all others: what is finite, or has 64 bits."""

@@ -16,7 +16,9 @@ import sact_tf
 from experiments.common import numbers
 from experiments.common.refusals import explain, explain_parsing
 from sact_tf import halting, optional
+from sact_tf.checkpoint_files import open_checkpoint
 from sact_tf.data.examples import DataError
+from sact_tf.halting import probabilistic
 from sact_tf.networks.options import NetworkOptions
 from sact_tf.optional import MissingPackageError
 from sact_tf.pretrained import formats
@@ -104,6 +106,7 @@ def define_option(name: str, default=None, description: str | None = None) -> No
         kinds = halting.model_types()
         each = (f"{kind} ({halting.model_type(kind).description})" for kind in kinds)
         flags.DEFINE_enum(name, default, kinds, f"{', '.join(each)}.")
+        _define_rule_flags()
     elif "choices" in known:
         flags.DEFINE_enum(name, default, known["choices"], description)
     elif isinstance(option.default, float):
@@ -114,15 +117,52 @@ def define_option(name: str, default=None, description: str | None = None) -> No
         flags.DEFINE_string(name, default, description)
 
 
+_RULE_OPTIONS = ("estimator", "temperature", "test_mode", "mask_state", "baseline")
+
+
+def _define_rule_flags() -> None:
+    """Defines the flags of PACT, by default as the rule has it."""
+    flags.DEFINE_enum(
+        "estimator",
+        None,
+        probabilistic.ESTIMATORS,
+        "Of PACT's gradients: relaxation (the default), or reinforce.",
+    )
+    flags.DEFINE_float(
+        "temperature", None, "Of PACT's relaxation; by default 2/3.", lower_bound=0.0
+    )
+    flags.DEFINE_enum(
+        "test_mode",
+        None,
+        probabilistic.MODES,
+        "How PACT and PonderNet stop in inference; by default thresholded (PACT) or "
+        "discrete (PonderNet, which has no relaxed mode).",
+    )
+    flags.DEFINE_bool(
+        "mask_state",
+        None,
+        "Whether PACT's relaxed units also compute on attenuated residuals; by default "
+        "they do.",
+    )
+    flags.DEFINE_enum(
+        "baseline",
+        None,
+        probabilistic.BASELINES,
+        "Of --estimator=reinforce: average (the default) of past rewards, or linear in "
+        "the image.",
+    )
+    group_grid = _OPTIONS["group_grid"].metadata
+    flags.DEFINE_integer("group_grid", None, group_grid["description"], 1)
+
+
 def network_options(**others) -> dict[str, object]:
     """Returns the network options that this program's flags say.
 
     Args:
         **others: Options that take the place of flags, or that no flag says.
     """
-    defined = {
-        name: flags.FLAGS[name].value for name in _OPTIONS if name in flags.FLAGS
-    }
+    names = (*_OPTIONS, *_RULE_OPTIONS)
+    defined = {name: flags.FLAGS[name].value for name in names if name in flags.FLAGS}
     given = {name: value for name, value in defined.items() if value is not None}
     return {**given, **others}
 
@@ -198,6 +238,22 @@ def empty_output_dir() -> str:
     if os.listdir(output_dir):
         raise ValueError(f"--output_dir={output_dir}: must be empty")
     return output_dir
+
+
+def check_group_grid(network: sact_tf.Network, side: int) -> sact_tf.Network:
+    """Returns a network, whose groups must divide its maps of images of this side.
+
+    Raises:
+        ValueError: They do not; names the flag.
+    """
+    grid = network.options.group_grid
+    maps = [-(-side // spec.stride) for spec in network.block_specs]
+    if grid is not None and any(size % grid for size in maps):
+        raise ValueError(
+            f"--group_grid={grid}: must divide the maps of all blocks, whose sides are "
+            f"{', '.join(map(str, maps))}"
+        )
+    return network
 
 
 @contextlib.contextmanager
@@ -278,6 +334,18 @@ def load_weights(model: keras.Model, path: str, **options) -> Sequence[str]:
     return loaded.variables
 
 
+_HEADS = "/halting_proba/"
+
+
+def _has_heads(path: str) -> bool:
+    """Whether a file of weights is a TF-Slim checkpoint with halting heads."""
+    try:
+        _, reader = open_checkpoint(path)
+    except FileNotFoundError:
+        return False
+    return any(_HEADS in name for name in reader.get_variable_to_shape_map())
+
+
 def start_from_finetune_path(
     log_dir: str, load: Callable[[str], Sequence[str]]
 ) -> None:
@@ -292,6 +360,17 @@ def start_from_finetune_path(
         return
     loaded = load(os.path.expanduser(path))
     print(f"Starting from {len(loaded)} variables of {path}")
+    if _has_heads(os.path.expanduser(path)):
+        are_loaded = any(_HEADS in name for name in loaded)
+        print(
+            "Its halting heads are "
+            + (
+                "taken: they mean what they were trained for if that was with the same "
+                "rule (a score that SACT adds up is PACT's chance to stop)"
+                if are_loaded
+                else "not taken, and start fresh"
+            )
+        )
 
 
 _TENSORFLOW_1 = "it configured TensorFlow 1"

@@ -6,11 +6,12 @@ features [batch, height, width, channels] of a block go together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 import tf_keras as keras
 
+from sact_tf.domains import COUNT
 from sact_tf.halting.heads import ImageHaltingScore, SpatialHaltingScore
 
 
@@ -38,6 +39,16 @@ def share_in_tiles(scores: tf.Tensor, tile_size: int) -> tf.Tensor:
     for axis in (1, 2):
         means = tf.repeat(means, tile_size, axis)
     return tf.reshape(means[:, :height, :width], tf.shape(scores))
+
+
+def uniform(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draws uniform noise strictly between 0 and 1, symmetric about 1/2.
+
+    Args:
+        shape: Of the result, float32.
+        seed: int32 [2]; the same seed gives the same numbers in the same order.
+    """
+    return tf.random.stateless_uniform(shape, seed) + 2.0**-24  # of [0, 1 - 2**-23]
 
 
 class HaltingDomain:
@@ -80,9 +91,23 @@ class HaltingDomain:
         """
         raise NotImplementedError
 
-    def share(self, scores: tf.Tensor, tile_size: int) -> tf.Tensor:
+    def share(
+        self, scores: tf.Tensor, tile_size: int, valid: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Lets what halts together share its score."""
         return scores
+
+    def noise(self, x: tf.Tensor, seed: tf.Tensor, tile_size: int) -> tf.Tensor:
+        """Draws uniform noise of shape S in (0, 1), once for what halts together."""
+        return uniform(self.shape(x), seed)
+
+    def total(self, values: tf.Tensor, tile_size: int) -> tf.Tensor:
+        """Sums values of S in every image, once for what halts together: [batch]."""
+        raise NotImplementedError
+
+    def per_image(self, values: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
+        """Averages values of S in every image: [batch]."""
+        raise NotImplementedError
 
     def mean(self, values: tf.Tensor, valid: tf.Tensor | None = None) -> tf.Tensor:
         """Averages values of S over images and, within each, its positions.
@@ -135,6 +160,12 @@ class ImageDomain(HaltingDomain):
     def mask(self, active):
         return None
 
+    def total(self, values, tile_size):
+        return values
+
+    def per_image(self, values, valid):
+        return values
+
     def mean(self, values, valid=None):
         return safe_mean(values)
 
@@ -170,32 +201,121 @@ class PositionDomain(HaltingDomain):
     def mask(self, active):
         return active
 
-    def share(self, scores, tile_size):
+    def share(self, scores, tile_size, valid=None):
         return scores if tile_size == 1 else share_in_tiles(scores, tile_size)
 
-    def mean(self, values, valid=None):
+    def noise(self, x, seed, tile_size):
+        if tile_size == 1:
+            return super().noise(x, seed, tile_size)
+        batch, height, width = tf.unstack(self.shape(x))
+        tiles = [batch, -(-height // tile_size), -(-width // tile_size)]
+        noise = uniform(tiles, seed)
+        for axis in (1, 2):
+            noise = tf.repeat(noise, tile_size, axis)
+        return tf.reshape(noise[:, :height, :width], self.shape(x))
+
+    def total(self, values, tile_size):
+        return tf.reduce_sum(values[:, ::tile_size, ::tile_size], [1, 2])
+
+    def per_image(self, values, valid):
         if valid is None:
-            return safe_mean(values)
+            return tf.reduce_mean(values, [1, 2])
         counts = tf.reduce_sum(tf.cast(valid, values.dtype), [1, 2])
-        sums = tf.reduce_sum(values, [1, 2])
-        return safe_mean(tf.math.divide_no_nan(sums, counts))
+        return tf.math.divide_no_nan(tf.reduce_sum(values, [1, 2]), counts)
+
+    def mean(self, values, valid=None):
+        return safe_mean(values if valid is None else self.per_image(values, valid))
 
     def flops(self, count, active, valid):
         return count(active, valid)
+
+
+class GroupDomain(PositionDomain):
+    """Positions halt in groups: a grid of equal rectangles divides the map.
+
+    S is [batch, height, width] as of positions; all positions of a group have the same
+    value.
+
+    Args:
+        grid: Groups along each side, which must divide height and width; 1: all
+            positions of an image halt together, whatever its size.
+    """
+
+    has_tiles = False
+
+    def __init__(self, grid: int):
+        self.grid = COUNT.check(grid, "group_grid")
+
+    def _groups(self, values):
+        """Returns a map [batch, height, width] as [batch, grid, h, grid, w]."""
+        sides, grid = values.shape[1:3], self.grid
+        accepted = f"group_grid must divide the maps of all blocks; got {grid}"
+        if any(side is not None and side % grid for side in sides):
+            raise ValueError(f"{accepted}, and a map of {sides[0]} x {sides[1]}")
+        height, width = tf.unstack(tf.shape(values)[1:3])
+        if grid > 1 and None in sides:
+            check = tf.debugging.assert_equal(
+                [height % grid, width % grid], 0, accepted
+            )
+            with tf.control_dependencies([check]):
+                height = tf.identity(height)
+        return tf.reshape(values, [-1, grid, height // grid, grid, width // grid])
+
+    def _spread_groups(self, values, like):
+        """Gives all positions of a map [batch, height, width] their group's value."""
+        values = values[:, :, tf.newaxis, :, tf.newaxis]
+        values = tf.broadcast_to(values, tf.shape(self._groups(like)))
+        return tf.ensure_shape(tf.reshape(values, tf.shape(like)), like.shape)
+
+    def share(self, scores, tile_size, valid=None):
+        if valid is None:
+            means = tf.reduce_mean(self._groups(scores), [2, 4])
+        elif self.grid > 1:
+            raise ValueError(
+                "group_grid must be 1 for images of several sizes in a batch; got "
+                f"{self.grid}"
+            )
+        else:
+            inside = tf.where(valid, scores, tf.zeros_like(scores))
+            counts = tf.reduce_sum(tf.cast(valid, scores.dtype), [1, 2], True)
+            sums = tf.reduce_sum(inside, [1, 2], keepdims=True)
+            means = tf.math.divide_no_nan(sums, counts)
+        return self._spread_groups(means, scores)
+
+    def noise(self, x, seed, tile_size):
+        noise = uniform([tf.shape(x)[0], self.grid, self.grid], seed)
+        return self._spread_groups(noise, x[..., 0])
+
+    def total(self, values, tile_size):
+        return tf.reduce_sum(self._groups(values)[:, :, 0, :, 0], [1, 2])
 
 
 DOMAINS = {domain.name: domain for domain in (ImageDomain(), PositionDomain())}
 """Domains by their names."""
 
 
-def get_domain(domain: str | HaltingDomain) -> HaltingDomain:
+def get_domain(
+    domain: str | HaltingDomain, group_grid: int | None = None
+) -> HaltingDomain:
     """Returns a domain, given it or its name.
 
+    Args:
+        domain: The one or the other.
+        group_grid: Of positions that halt in groups; see `GroupDomain`.
+
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is none of that name, or it has no groups.
     """
-    if isinstance(domain, HaltingDomain):
+    if not isinstance(domain, HaltingDomain):
+        if domain not in DOMAINS:
+            raise ValueError(
+                f"domain must be one of {', '.join(DOMAINS)}; got {domain!r}"
+            )
+        domain = DOMAINS[domain]
+    if group_grid is None:
         return domain
-    if domain not in DOMAINS:
-        raise ValueError(f"domain must be one of {', '.join(DOMAINS)}; got {domain!r}")
-    return DOMAINS[domain]
+    if domain.name != PositionDomain.name:
+        raise ValueError(
+            f"group_grid must be None with domain={domain.name!r}; got {group_grid}"
+        )
+    return GroupDomain(group_grid)

@@ -35,10 +35,26 @@ class HaltingRule:
             the score in [0, 1].
         is_random: Whether `step` needs a seed. A block that is called without one
             draws it.
+        reads_noise: Whether `step` is given noise as well, see there.
+        is_charged: Whether blocks add `tau` times the mean cost to the losses.
+        averages_losses: Whether training averages the losses of all units' outputs, by
+            `log_prob` [*S, n], rather than to take that of their weighted sum. Such a
+            rule halts images, in the last block of a network only.
+        scores_samples: Whether training takes the gradient of what is sampled from its
+            `log_prob` (REINFORCE).
+        test_modes: What its option `test_mode`, how it stops in inference, may be.
+        baseline: Of REINFORCE, "average" or "linear"; see
+            `sact_tf.latent_losses.RewardBaseline`.
     """
 
     reads_logits: bool = False
     is_random: bool = False
+    reads_noise: bool = False
+    is_charged: bool = True
+    averages_losses: bool = False
+    scores_samples: bool = False
+    test_modes: Sequence[str] = ()
+    baseline: str = "average"
 
     def initial(self, shape: Sequence[int] | tf.Tensor, valid: tf.Tensor | None = None):
         """Returns the state before the first unit.
@@ -68,6 +84,9 @@ class HaltingRule:
             is_last: Whether the unit is the last of its block.
             training: Whether the network is being trained.
             seed: int32 [2], for a rule that `is_random`.
+            noise: For a rule that `reads_noise`, which then has this argument too:
+                float32 of shape S, uniform in (0, 1), drawn once for what shares its
+                score (positions of a tile or a group).
 
         Returns:
             The weight of the unit's output in the block's output, float32 of shape S
@@ -81,6 +100,41 @@ class HaltingRule:
         A block adds `tau` times its mean to the losses, so it should be differentiable.
         """
         raise NotImplementedError(f"{type(self).__name__} must define cost")
+
+    def needs_seed(self, training: bool | None) -> bool:
+        """Returns whether `step` draws anything in training, or in inference."""
+        return self.is_random
+
+    def is_hard(self, training: bool | None) -> bool:
+        """Returns whether what is not active needs no more computation.
+
+        Otherwise blocks run all their units everywhere, whatever their execution.
+        """
+        return True
+
+    def gate(self, state, training: bool | None) -> tf.Tensor | None:
+        """Returns how much of what the next unit adds to its input is kept.
+
+        For a rule that is not hard: float32 of shape S in [0, 1], 0 where nothing ever
+        runs. None: all of it.
+        """
+        return None
+
+    def survival(self, state, training: bool | None) -> tf.Tensor | None:
+        """Returns the probability that the next unit runs, float32 of shape S.
+
+        For a rule that is not hard; blocks then tell `expected_flops`. None: they do
+        not.
+        """
+        return None
+
+    def log_prob(self, state, training: bool | None) -> tf.Tensor | None:
+        """Returns log q(z) of where it has stopped, float32 of shape S; None: unknown.
+
+        Of a final state. A rule that `averages_losses` returns log q of all n units,
+        [*S, n].
+        """
+        return None
 
     def loss(self, state) -> tf.Tensor | None:
         """Returns a loss of the rule's own, float32 of shape S; None: it has none.
@@ -123,12 +177,15 @@ class ModelType:
         domain: Name of what halts; see `sact_tf.halting.domain`.
         early_stopping: As of `sact_tf.AdaptiveBlock`.
         description: For the help of programs.
+        last_block_only: Whether only the last block of a network halts; the others run
+            all their units.
     """
 
     rule: Callable[..., HaltingRule] | None
     domain: str = "image"
     early_stopping: bool = False
     description: str = ""
+    last_block_only: bool = False
 
     @property
     def is_adaptive(self) -> bool:

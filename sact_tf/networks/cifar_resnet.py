@@ -90,8 +90,8 @@ def cifar_resnet(
     Args:
         model: Residual units per block: "5" (ResNet-32) and "18" (ResNet-110) give all
             three blocks as many, "3_4_5" each its own.
-        model_type: "vanilla", "act", "act_early_stopping" or "sact", or another of
-            `sact_tf.halting.model_types()`.
+        model_type: "vanilla", "act", "act_early_stopping", "sact" or "pact", or another
+            of `sact_tf.halting.model_types()`.
         num_classes: Size of the logits; 0: there is no classifier.
         base_channels: Channels of the first block; the others have 2 and 4 times as
             many.
@@ -103,10 +103,10 @@ def cifar_resnet(
             halting scores.
         name: Keras name of the model.
         include_top: False: as `num_classes=0`, without a classifier.
-        **options: Of the halting rule, such as `epsilon`, and others of
-            `ResidualNetwork`: `weight_decay`, `dtype`, `block_strides`,
-            `halting_bias`, and without a classifier `pooling`, "avg" or "max" over
-            positions.
+        **options: Of the halting rule, such as `epsilon` (SACT) or `test_mode` (PACT),
+            and others of `ResidualNetwork`: `group_grid`, `weight_decay`, `dtype`,
+            `block_strides`, `halting_bias`, and without a classifier `pooling`, "avg"
+            or "max" over positions.
 
     Returns:
         A `tf_keras.Model` from standardised images [batch, height, width, 3] to logits

@@ -97,8 +97,8 @@ def imagenet_resnet(
     Args:
         model: "50", "101", "152", "200", or the residual units of each block as in
             "3_4_23_3".
-        model_type: "vanilla", "act", "act_early_stopping" or "sact", or another of
-            `sact_tf.halting.model_types()`.
+        model_type: "vanilla", "act", "act_early_stopping", "sact" or "pact", or another
+            of `sact_tf.halting.model_types()`.
         num_classes: Size of the logits; 1001 is ImageNet and a background class 0. 0:
             there is no classifier, see `pooling`.
         base_channels: Bottleneck channels of the first block; doubles from block to
@@ -118,10 +118,10 @@ def imagenet_resnet(
             than the weights' stays as initialised, and so do halting heads. None: all
             are fresh.
         include_top: False: as `num_classes=0`, without a classifier.
-        **options: Of the halting rule, such as `epsilon`, and others of
-            `ResidualNetwork`: `dtype`, `block_strides` (as detectors give block 4
-            stride 1), `halting_bias`, `rate` (with 2, 4 or 8 the strides of the last
-            one, two or three blocks become dilations of their 3x3 convolutions: the
+        **options: Of the halting rule, such as `epsilon` (SACT) or `test_mode` (PACT),
+            and others of `ResidualNetwork`: `group_grid`, `dtype`, `block_strides` (as
+            detectors give block 4 stride 1), `halting_bias`, `rate` (with 2, 4 or 8 the
+            strides of the last one, two or three blocks become dilations of their 3x3 convolutions: the
             features are that much denser), and the forms that weights from elsewhere
             ask for, `stem_pool` ("same", "symmetric" or "zeros") and `downsample`
             ("conv2" or "input"). Without a classifier `pooling`: "avg" or "max" over

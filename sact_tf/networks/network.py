@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras as keras
 
-from sact_tf import keras3
+from sact_tf import keras3, latent_losses
 from sact_tf.layers import policy_of
 from sact_tf.networks.options import NetworkOptions
 
@@ -61,7 +61,9 @@ class Network(keras.Model):
         super().__init__(name=name, **kwargs)
         # In namespaces, where Keras does not look for layers and variables.
         self._made_with = types.SimpleNamespace(options=options)
-        self._tracked = types.SimpleNamespace(metrics=[], reports=False, target=None)
+        self._tracked = types.SimpleNamespace(
+            metrics=[], reports=False, target=None, baseline=None
+        )
 
     def _finish(self):
         """Makes metrics and variables, once all layers are there."""
@@ -71,6 +73,16 @@ class Network(keras.Model):
         ]
         with policy_of(self), tf.name_scope(self.name):
             self.build([None, None, None, 3])
+        self._tracked.baseline = latent_losses.make_baseline(self.options.make_rule())
+
+    @property
+    def baseline(self) -> latent_losses.RewardBaseline | None:
+        """The baseline of REINFORCE, where the halting rule is trained by that."""
+        return self._tracked.baseline
+
+    def training_state(self) -> dict[str, tf.Variable]:
+        """Returns what training keeps beside weights, by its names in checkpoints."""
+        return {} if self.baseline is None else self.baseline.variables()
 
     @property
     def options(self) -> NetworkOptions:
@@ -191,6 +203,8 @@ class Network(keras.Model):
         return_end_points: bool = False,
         sizes: tf.Tensor | None = None,
         num_blocks: int | None = None,
+        seed: tf.Tensor | None = None,
+        trains_rule: bool | None = None,
     ) -> tuple[tf.Tensor, dict[str, object]]:
         """Runs the network up to a block, without what comes after.
 
@@ -205,6 +219,9 @@ class Network(keras.Model):
                 at the top left of its place in the batch; an image then gets what it
                 would get alone. None: no image is padded.
             num_blocks: How many blocks are run; None: all.
+            seed: int32 [2], of networks that halt at random; None: one is drawn.
+            trains_rule: Whether halting rules do what they do in training; None: that
+                is so where `training` is.
 
         Returns:
             The last block's output, before any normalization, and the end points: the
@@ -229,27 +246,34 @@ class Network(keras.Model):
     # Nothing below is for AutoGraph to convert, and its conversion takes longer than
     # all the rest of tracing.
     @tf.autograph.experimental.do_not_convert
-    def call(self, images, training=None, return_end_points=False):
+    def call(self, images, training=None, return_end_points=False, seed=None):
         asks = return_end_points or self._tracked.reports
-        x, end_points = self.run_blocks(images, training, asks)
+        options = {} if seed is None else {"seed": seed}
+        x, end_points = self.run_blocks(images, training, asks, **options)
         logits, flops = self._classify(x, training)
         logits = tf.cast(logits, tf.float32) if x.dtype != tf.float64 else logits
         if not asks:
             return logits
         end_points["flops"] += flops
         end_points["predictions"] = tf.nn.softmax(tf.cast(logits, tf.float32))
+        if "expected_flops" in end_points:
+            end_points["expected_flops"] += tf.cast(flops, tf.float32)
         if self._tracked.reports:
             self._update_metrics(end_points)
         return (logits, end_points) if return_end_points else logits
 
     def with_end_points(
-        self, images: tf.Tensor, training: bool | None = None
+        self,
+        images: tf.Tensor,
+        training: bool | None = None,
+        seed: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, dict[str, object]]:
         """Runs the network and tells what happened inside.
 
         Args:
             images: Float [batch, height, width, 3], preprocessed.
             training: Whether batch statistics are used, and moving averages updated.
+            seed: int32 [2], of networks that halt at random; None: one is drawn.
 
         Returns:
             Logits [batch, num_classes] and the end points: `inputs`, `block_scopes` and
@@ -257,7 +281,7 @@ class Network(keras.Model):
             [batch, num_classes], the softmax of the logits); for each block `<block>`
             (its output) and `<block>/...` as in `sact_tf.blocks`.
         """
-        return self(images, training=training, return_end_points=True)
+        return self(images, training=training, return_end_points=True, seed=seed)
 
     @property
     def metrics(self):
@@ -289,12 +313,43 @@ class Network(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             logits, end_points = self.with_end_points(x, training=True)
-            loss = self.compute_loss(x, y, logits, sample_weight)
+            loss = self._training_loss(x, y, logits, end_points, sample_weight)
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
         logs = self._logs(x, y, logits, end_points, sample_weight)
         if self._tracked.target is None:
             return logs
-        return {**logs, **self._tracked.target.observe(end_points["flops"], x)}
+        # Where units run by chance and weigh, what counts is how much they weigh.
+        spent = end_points.get("expected_flops", end_points["flops"])
+        return {**logs, **self._tracked.target.observe(spent, x)}
+
+    def _training_loss(self, x, y, logits, end_points, sample_weight):
+        """Returns the loss to differentiate, of whatever halting rule."""
+        last = self.blocks[-1]
+        if last.is_adaptive and last.rule.averages_losses:
+            return self.compute_loss(
+                x,
+                *latent_losses.averaged_over_units(
+                    end_points[f"{last.name}/states"],
+                    end_points[f"{last.name}/log_prob"],
+                    lambda x: tf.cast(self._classify(x, True)[0], logits.dtype),
+                    y,
+                    sample_weight,
+                ),
+            )
+        loss = self.compute_loss(x, y, logits, sample_weight)
+        if self.baseline is None:
+            return loss
+        losses = latent_losses.per_example_losses(self.loss, y, logits)
+        blocks = [block for block in self.blocks if block.is_adaptive]
+        term = latent_losses.reinforce_term(
+            x,
+            losses,
+            [(b.current_tau(), end_points[f"{b.name}/ponder_cost"]) for b in blocks],
+            [end_points[f"{b.name}/log_prob"] for b in blocks],
+            self.baseline,
+        )
+        # Gradients of replicas are summed.
+        return loss + term / tf.distribute.get_strategy().num_replicas_in_sync
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

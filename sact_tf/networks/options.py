@@ -82,6 +82,7 @@ class NetworkOptions:
         tau: Weight of the ponder cost in the losses, at least 0; or one of each block.
         execution: One of `EXECUTIONS`.
         tile_size: Side of the tiles that halt together, as in `SACTBlock`.
+        group_grid: As in `AdaptiveBlock`; None: each position alone.
         weight_decay: L2 coefficient c of the loss c * sum(w^2) / 2 of every
             convolution, halting heads included; None: the network's own.
         block_strides: Stride of the first unit of each block; None: the network's own.
@@ -118,6 +119,12 @@ class NetworkOptions:
         "positions halt; 1: each position alone.",
         lower_bound=1,
     )
+    group_grid: int | None = _option(
+        None,
+        "g: the positions of every one of g x g equal rectangles of a block's map halt "
+        "together, in networks whose positions halt; by default each position alone.",
+        lower_bound=1,
+    )
     weight_decay: float | None = None
     block_strides: Sequence[int] | None = None
     halting_bias: float = _option(
@@ -141,7 +148,6 @@ class NetworkOptions:
     rule_options: Mapping[str, Any] = _option({}, "")
 
     def __post_init__(self):
-        kind = halting.model_type(self.model_type)
         self.make_rule()
         for name in ("execution", "stem_pool", "downsample"):
             value, choices = getattr(self, name), _CHOICES[name]
@@ -153,18 +159,7 @@ class NetworkOptions:
             AT_LEAST_0.check(tau, "tau")
         if self.weight_decay is not None:
             AT_LEAST_0.check(self.weight_decay, "weight_decay")
-        has_tiles = kind.rule is not None and halting.DOMAINS[kind.domain].has_tiles
-        if self.tile_size != 1 and not has_tiles:
-            with_tiles = [
-                name
-                for name in halting.model_types()
-                if halting.model_type(name).rule is not None
-                and halting.DOMAINS[halting.model_type(name).domain].has_tiles
-            ]
-            raise ValueError(
-                "tile_size must be 1 unless model_type is "
-                f"{' or '.join(map(repr, with_tiles))}; got {self.tile_size}"
-            )
+        self._check_sharing()
         _CLASSES.check(self.num_classes, "num_classes")
         if self.pooling not in (None, "avg", "max"):
             raise ValueError(f"pooling must be avg, max or None; got {self.pooling!r}")
@@ -178,6 +173,29 @@ class NetworkOptions:
             _STRIDE.check(stride, "block_strides")
         FINITE.check(self.halting_bias, "halting_bias")
         COUNT.check(self.rate, "rate")
+
+    def _check_sharing(self):
+        """Checks that positions share their scores only where positions halt."""
+
+        def has_positions(name):
+            kind = halting.model_type(name)
+            return kind.rule is not None and halting.DOMAINS[kind.domain].has_tiles
+
+        for name, usual in (("tile_size", 1), ("group_grid", None)):
+            value = getattr(self, name)
+            if value != usual and not has_positions(self.model_type):
+                kinds = filter(has_positions, halting.model_types())
+                raise ValueError(
+                    f"{name} must be {usual} unless model_type is "
+                    f"{' or '.join(map(repr, kinds))}; got {value}"
+                )
+        if self.group_grid is not None:
+            COUNT.check(self.group_grid, "group_grid")
+            if self.tile_size != 1 or self.execution == "tiled":
+                raise ValueError(
+                    f"group_grid must be None with tile_size={self.tile_size} and "
+                    f"execution={self.execution!r}; got {self.group_grid}"
+                )
 
     def make_rule(self) -> halting.HaltingRule | None:
         """Makes the halting rule; None where all units run."""

@@ -23,6 +23,7 @@ from sact_tf.layers import (
 from sact_tf.networks.network import BlockSpec, Network
 from sact_tf.networks.options import Form, NetworkOptions, dilated, parse_units
 from sact_tf.optimization import CrossEntropy
+from sact_tf.plain_block import PlainBlock
 
 MODEL_TYPES = halting.model_types()
 """Names of the model types of this package; `halting.model_types()` tells all."""
@@ -213,6 +214,10 @@ class ResidualNetwork(Network):
             )
             for k in range(num_units)
         ]
+        kind = halting.model_type(options.model_type)
+        name = plan.block_name.format(b + 1)
+        if kind.last_block_only and b + 1 < len(plan.block_strides):
+            return PlainBlock(units, options.execution, name)
         return make_block(
             options.model_type,
             units,
@@ -223,7 +228,8 @@ class ResidualNetwork(Network):
             batch_norm=plan.head_batch_norm,
             weight_decay=options.weight_decay,
             tile_size=options.tile_size,
-            name=plan.block_name.format(b + 1),
+            group_grid=options.group_grid,
+            name=name,
         )
 
     @property
@@ -284,6 +290,8 @@ class ResidualNetwork(Network):
         return_end_points=False,
         sizes=None,
         num_blocks=None,
+        seed=None,
+        trains_rule=None,
     ):
         images = tf.convert_to_tensor(images)
         if not images.dtype.is_floating:
@@ -304,19 +312,30 @@ class ResidualNetwork(Network):
             end_points["dense_flops"] = self.dense_flops_of_blocks(
                 images, sizes, num_blocks
             )
-        for block in blocks:
+        expected_total, is_expected = tf.cast(total, tf.float32), False
+        for b, block in enumerate(blocks):
             options = dict(training=training, valid=valid if is_padded else None)
+            if block.is_adaptive and trains_rule is not None:
+                options["trains_rule"] = trains_rule
+            if block.is_adaptive and seed is not None:
+                options["seed"] = tf.random.experimental.stateless_fold_in(seed, b)
             if return_end_points:
                 x, results = block(x, return_end_points=True, **options)
                 for key, value in results.items():
                     end_points[f"{block.name}/{key}"] = value
                 total += results["flops"]
+                is_expected |= "expected_flops" in results
+                expected_total += results.get(
+                    "expected_flops", tf.cast(results["flops"], tf.float32)
+                )
             else:
                 x = block(x, **options)
             end_points[block.name] = x
             valid = block.valid_after(valid)
         if return_end_points:
             end_points["flops"] = total
+            if is_expected:
+                end_points["expected_flops"] = expected_total
         if sizes is not None:
             end_points["valid"] = valid
             x = zero_outside(x, valid if is_padded else None)

@@ -234,3 +234,83 @@ def test_boundaries_that_cannot_be(refusal, tmp_path, steps):
         f"--learning_rate_boundaries={','.join(steps)}: must be 3 increasing steps >="
     )
     assert message.startswith(start)
+
+
+def test_pact_is_evaluated_in_all_modes(run, write_cifar, tmp_path, capsys):
+    """With every flag of it."""
+    options = dict(
+        dataset_dir=str(write_cifar()),
+        model="2_1_1",
+        base_channels=2,
+        model_type="pact",
+        group_grid=4,
+        estimator="reinforce",
+        temperature=0.5,
+        test_mode="discrete",
+        baseline="linear",
+        **directories(tmp_path),
+    )
+    run(mode="train", batch_size=8, max_number_of_steps=1, **options)
+    evaluation = dict(mode="eval", evaluate_once=True, eval_batch_size=12)
+    run(num_samples=2, write_images=True, **evaluation, **options)
+    results = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    printed = capsys.readouterr().out
+    for name in (
+        "relaxed/Accuracy",
+        "relaxed/Log Loss",
+        "relaxed/Expected Flops",
+        "discrete/Accuracy std",
+        "discrete/Flops std",
+        "thresholded/Flops",
+    ):
+        assert f"{name}[" in printed and name in results
+    assert results["discrete/Flops std"] > 0
+    assert results["relaxed/Flops"] >= results["discrete/Flops"]
+    with np.load(tmp_path / "eval" / "images.npz") as images:
+        np.testing.assert_allclose(
+            images["thresholded/Flops"].mean(), results["thresholded/Flops"]
+        )
+        assert len(images["relaxed/Accuracy"]) == 24
+
+
+def test_heads_of_another_rule_are_mentioned(program, tmp_path, capsys):
+    sact, pact = (
+        sact_tf.cifar_resnet("2_1_1", kind, base_channels=1)
+        for kind in ("sact", "pact")
+    )
+    path = sact_tf.save_slim_checkpoint(sact, str(tmp_path / "sact"))
+    for fresh, words in (
+        (True, "not taken, and start fresh"),
+        (False, "PACT's chance"),
+    ):
+        with flagsaver.flagsaver(finetune_path=path):
+            programs.start_from_finetune_path(
+                str(tmp_path / "none"),
+                lambda path, fresh=fresh: sact_tf.load_slim_checkpoint(
+                    pact, path, fresh_halting=fresh
+                ),
+            )
+        assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(temperature=0.0), "--temperature=0.0: must be a finite number > 0"),
+        (dict(temperature=float("nan")), "--temperature=nan: must be a finite number"),
+        (
+            dict(group_grid=5),
+            "--group_grid=5: must divide the maps of all blocks, whose "
+            "sides are 32, 16, 8",
+        ),
+        (dict(model_type="sact", temperature=1.0), "temperature"),
+        (
+            dict(model_type="act", group_grid=2),
+            "--group_grid=2: group_grid must be None",
+        ),
+        (dict(estimator="relaxation", model_type="vanilla"), "estimator"),
+    ],
+)
+def test_bad_options_of_pact_are_named(values, message, refusal, tmp_path):
+    values = {"model_type": "pact", "model": "1", "base_channels": 1, **values}
+    assert message in refusal(train_log_dir=str(tmp_path / "log"), **values)

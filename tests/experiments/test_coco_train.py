@@ -139,3 +139,12 @@ def test_nothing_to_learn_from(run, tmp_path):
 def test_killed_at_any_moment_it_goes_on(kill_training):
     texts = {k: ",".join(v) if isinstance(v, list) else v for k, v in TINY.items()}
     kill_training(save_summaries_secs=1000, **texts)
+
+
+def test_groups_of_images_of_several_sizes_are_refused(refusal, tmp_path):
+    message = refusal(
+        **{**TINY, "train_log_dir": str(tmp_path / "log")},
+        model_type="pact",
+        group_grid=2,
+    )
+    assert message.startswith("--group_grid=2: must be 1")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 from scipy import optimize
 
 import sact_tf
@@ -276,3 +277,40 @@ def test_first_weights_of_another_form(tmp_path):
     np.testing.assert_array_equal(detector.network.stem.kernel, network.stem.kernel)
     with pytest.raises(ValueError, match="make it with stem_pool='zeros'"):
         load_first_weights(FasterRCNN(3, "1_2_2_1", base_channels=4), path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("estimator", ["relaxation", "reinforce"])
+def test_a_detectors_rule_trains_whatever_batch_normalization_does(estimator):
+    """All heads get gradients, of blocks 1 to 3 and of the box classifier's block."""
+    model = FasterRCNN(
+        2,
+        "1_2_1_2",
+        "pact",
+        base_channels=8,
+        estimator=estimator,
+        options=Options(
+            anchor_sizes=(16,),
+            aspect_ratios=(1.0,),
+            num_proposals=8,
+            num_region_samples=8,
+            crop_size=7,
+        ),
+    )
+    model.compile(keras.optimizers.SGD(0.01), run_eagerly=True)
+    heads = [head for block in model.blocks for head in block.heads]
+    assert len(heads) == 2
+    before = [head.local_conv.bias.numpy() for head in heads]
+    averages = model.blocks[1].units[0].preact.moving_mean.numpy()
+    batch = {
+        "image": tf.random.stateless_normal([1, 48, 64, 3], [1, 2]),
+        "size": tf.constant([[48, 64]]),
+        "boxes": tf.constant([[[4.0, 4.0, 30.0, 30.0]]]),
+        "classes": tf.constant([[1]]),
+    }
+    for _ in range(2):  # the first reward has no baseline to differ from
+        logs = model.train_step(batch)
+    assert np.isfinite(float(logs["loss"]))
+    for head, old in zip(heads, before):
+        assert np.any(head.local_conv.bias.numpy() != old)
+    np.testing.assert_array_equal(model.blocks[1].units[0].preact.moving_mean, averages)

@@ -1,5 +1,6 @@
 """Evaluation results."""
 
+import functools
 import json
 
 import numpy as np
@@ -95,3 +96,20 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         writing.write_json(str(path), {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.long
+def test_samples_of_a_seed_are_always_the_same(tiny_examples, lively):
+    model = lively(sact_tf.cifar_resnet("2_1_1", "pact", 3, 2))
+    batches = functools.partial(tiny_examples.evaluation_batches, 7)
+    runs = [
+        evaluation.evaluate_modes(model, batches, 3, seed, True) for seed in (0, 0, 1)
+    ]
+    assert runs[0][0] == runs[1][0]
+    for name, values in runs[0][1].items():
+        np.testing.assert_array_equal(values, runs[1][1][name])
+    assert runs[0][0]["discrete/Flops"] != runs[2][0]["discrete/Flops"]
+    assert runs[0][0]["thresholded/Flops"] == runs[2][0]["thresholded/Flops"]
+    sact = sact_tf.cifar_resnet("1", "sact", 3, 2)
+    results, images = evaluation.evaluate_modes(sact, batches, per_image=True)
+    assert results == {} and len(images["network/Accuracy"]) == 20

@@ -169,3 +169,20 @@ def test_onnx(tmp_path, model_type, execution):
     for part in (images, images[:1, :31, :23]):
         outputs = dict(zip(names, session.run(None, {"images": part})))
         check_outputs(outputs, model, part)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model_type", ["pact", "pondernet"])
+def test_networks_that_stop_by_chance_are_exported_sure(model_type, lively, tmp_path):
+    model = lively(
+        sact_tf.cifar_resnet("1_1_3", model_type, 3, 2, test_mode="thresholded")
+    )
+    images = tf.random.stateless_normal([2, 16, 16, 3], [1, 2])
+    logits, end_points = model.with_end_points(images, training=False)
+    path = model.export_saved_model(str(tmp_path / "saved"), execution="perforated")
+    outputs = tf.saved_model.load(path).signatures["serving_default"](images)
+    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4)
+    np.testing.assert_array_equal(outputs["flops"], end_points["flops"])
+    lite = exporting.export_tflite(model, str(tmp_path / "model.tflite"), (16, 16), 2)
+    runner = tf.lite.Interpreter(lite).get_signature_runner()
+    np.testing.assert_allclose(runner(images=images)["logits"], logits, atol=1e-4)
