@@ -47,7 +47,7 @@ setup(
         ]
     ),
     cmdclass={"build_py": BuildKernels},
-    package_data={"custom_ops": ["kernels/*"]},
+    package_data={"custom_ops": ["kernels/*", "kernels/emulation/*"]},
     install_requires=[
         "absl-py>=1.4",
         "h5py>=3.8",

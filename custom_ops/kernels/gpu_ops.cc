@@ -120,7 +120,7 @@ class PerforatedConv2DGpuOp : public GpuOp {
         Run(context, gpu::ConvolveWorkspace(g), [&](void* workspace, void* stream) {
           return gpu::Convolve(
               TypeOf<T>(), g, input.data(), filters.data(), mask.flat<bool>().data(),
-              {DataOrNull(scale), DataOrNull(shift), input_slope_},
+              nullptr, {DataOrNull(scale), DataOrNull(shift), input_slope_},
               {nullptr, DataOrNull(bias), slope_}, output->data(), workspace, stream);
         }));
   }
