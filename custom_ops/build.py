@@ -53,6 +53,7 @@ _CPU_SOURCES = ("unit_ops.cc", "convolution_ops.cc", "op_definitions.cc")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-Wall", "-Wextra")
 _CUDA_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "--threads", "0")
 _CUDA_SOURCES = ("gpu_convolution.cu", "gpu_units.cu", "gpu_positions.cu")
+_GPU_OPS = ("gpu_ops.cc", "gpu_unit_ops.cc")
 _CUDA_ARCHITECTURES = "75;80;90"
 _OLDEST_ARCHITECTURE = 75
 _lock = threading.Lock()
@@ -318,7 +319,7 @@ def _compile(output: pathlib.Path, cuda: _Cuda | None) -> BuildError | None:
     commands = {source: compiler for source in _CPU_SOURCES}
     if cuda is not None:
         commands |= dict.fromkeys(_CUDA_SOURCES, [*cuda.command, *cuda.flags()])
-        commands["gpu_ops.cc"] = compiler
+        commands |= dict.fromkeys(_GPU_OPS, compiler)
     objects = {source: str(output.with_name(f"{source}.o")) for source in commands}
     with concurrent.futures.ThreadPoolExecutor() as pool:
         jobs = {}

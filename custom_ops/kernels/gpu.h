@@ -92,11 +92,12 @@ int64_t BasicUnitWorkspace(const Geometry& second);
 // `middle` is the geometry of the second one, of which `found` is what FindPlaces found;
 // the first runs at the positions that the second reads. x and y [batch, height, width,
 // channels] may be the same memory. `sums` [batch, channels], unless null, are those of
-// x over its positions, and become those of y.
+// x over its positions, `new_sums` those of y; they may be the same memory.
 const char* Bottleneck(Type type, const Geometry& middle, int64_t channels,
                        const void* x, const Transform& preactivation,
-                       const Stage (&stages)[3], void* found, void* y, void* sums,
-                       void* workspace, void* stream);
+                       const Stage (&stages)[3], void* found, void* y,
+                       const void* sums, void* new_sums, void* workspace,
+                       void* stream);
 
 // y [batch, out height, out width, out channels] = a strided 1x1 convolution of the
 // preactivation of x plus the same residual, at all positions, and the sums of y.

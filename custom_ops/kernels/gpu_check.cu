@@ -453,17 +453,19 @@ void CheckBottleneck(Type type, const Geometry& image, double share) {
   Check(FindPlaces(middle, reinterpret_cast<const bool*>(device_mask.data()),
                    places.data(), nullptr),
         "positions");
-  Array<T> device_x(x), y(x.size()), device_sums(sums);
+  Array<T> device_x(x), y(x.size()), device_sums(sums), new_sums(sums.size());
   Check(Bottleneck(type, middle, channels, device_x.data(), before.Get(), stages,
-                   places.data(), y.data(), device_sums.data(), space.data(), nullptr),
+                   places.data(), y.data(), device_sums.data(), new_sums.data(),
+                   space.data(), nullptr),
         "bottleneck");
   Check(cudaDeviceSynchronize(), "run");
   CompareUnit("bottleneck", type, y.Read(), x, mask, residual, channels);
-  CompareSums("sums of a bottleneck", type, device_sums.Read(), ToValues(sums),
-              residual, last, mask);
+  CompareSums("sums of a bottleneck", type, new_sums.Read(), ToValues(sums), residual,
+              last, mask);
   // In place, and without sums.
   Check(Bottleneck(type, middle, channels, device_x.data(), before.Get(), stages,
-                   places.data(), device_x.data(), nullptr, space.data(), nullptr),
+                   places.data(), device_x.data(), nullptr, nullptr, space.data(),
+                   nullptr),
         "bottleneck");
   Check(cudaDeviceSynchronize(), "run");
   if (!SameBits(device_x.Read(), y.Read())) Fail("bottleneck", "in place");

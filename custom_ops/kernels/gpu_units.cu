@@ -211,10 +211,15 @@ int64_t BasicUnitWorkspace(const Geometry& second) {
 const char* Bottleneck(Type type, const Geometry& middle, int64_t channels,
                        const void* x, const Transform& preactivation,
                        const Stage (&stages)[3], void* found_places, void* y,
-                       void* sums, void* workspace, void* stream) {
+                       const void* sums, void* new_sums, void* workspace,
+                       void* stream) {
   RETURN_IF_ERROR(CheckSizes(middle));
   RETURN_IF_ERROR(CheckSizes(Pointwise(middle, channels, middle.channels)));
   RETURN_IF_ERROR(Copy(x, NumInputs(middle) * channels * SizeOf(type), y, stream));
+  if (sums != nullptr) {
+    RETURN_IF_ERROR(
+        Copy(sums, middle.batch * channels * SizeOf(type), new_sums, stream));
+  }
   if (NumInputs(middle) == 0 || channels == 0) return nullptr;
   Allocator places_allocator(found_places), allocator(workspace);
   const FoundPlaces found(middle, &places_allocator);
@@ -234,7 +239,7 @@ const char* Bottleneck(Type type, const Geometry& middle, int64_t channels,
                   static_cast<int>(middle.filters),
                   static_cast<const T*>(stages[2].filters),
                   static_cast<const T*>(stages[2].after.shift), size,
-                  static_cast<int>(channels), static_cast<T*>(sums));
+                  static_cast<int>(channels), static_cast<T*>(new_sums));
   });
 }
 
