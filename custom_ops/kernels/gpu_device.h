@@ -21,8 +21,10 @@ namespace gpu {
 template <typename... Parameters, typename... Arguments>
 void LaunchKernel(void (*kernel)(Parameters...), int64_t blocks, int threads,
                   void* stream, const Arguments&... arguments) {
+  // clang-format off
   kernel<<<static_cast<unsigned>(blocks), threads, 0,
-           static_cast<cudaStream_t>(stream)> > >(arguments...);
+           static_cast<cudaStream_t>(stream)>>>(arguments...);
+  // clang-format on
 }
 
 // Copies 16 bytes from global to shared memory behind the thread's back, or writes
