@@ -10,7 +10,12 @@ from custom_ops.implementation import (
     has_kernel,
     load,
 )
-from custom_ops.positions import ActivePositions, find_positions, mask_of
+from custom_ops.positions import (
+    ActivePositions,
+    DevicePositions,
+    find_positions,
+    mask_of,
+)
 from custom_ops.tiles import add_on_tiles
 from custom_ops.units import (
     fold_batch_norm,
@@ -23,6 +28,7 @@ from custom_ops.units import (
 __all__ = [
     "IMPLEMENTATIONS",
     "ActivePositions",
+    "DevicePositions",
     "add_on_tiles",
     "default_implementation",
     "find_positions",

@@ -13,9 +13,11 @@ is for CPUs alone. Environment variables:
 * `NVCC`: the CUDA compiler, with options if need be (`nvcc -ccbin g++-12`); by default
   `nvcc`, or `/usr/local/cuda/bin/nvcc`. Set to nothing, it leaves out the CUDA part.
 * `SACT_CUDA_ARCHITECTURES`: the compute capabilities of GPUs to compile for, without
-  dots and separated by semicolons; by default `70;80;90`. Those that the compiler does
-  not know are left out, older ones than it knows replaced by the oldest. Newer GPUs
-  compile the last one's intermediate code (PTX) when the program starts.
+  dots and separated by semicolons, or `all` that the compiler knows from 7.5 on, which
+  takes minutes; by default `75;80;90`, whose code runs on all others of the same first
+  number. Those that the compiler does not know are left out, older ones replaced by the
+  oldest. Newer GPUs compile the last one's intermediate code (PTX) when the program
+  starts.
 """
 
 from __future__ import annotations
@@ -51,7 +53,10 @@ _KERNELS = pathlib.Path(__file__).parent / "kernels"
 _CPU_SOURCES = ("unit_ops.cc", "convolution_ops.cc", "op_definitions.cc")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-Wall", "-Wextra")
 _CUDA_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "--threads", "0")
-_CUDA_ARCHITECTURES = "70;80;90"
+_CUDA_SOURCES = ("gpu_convolution.cu", "gpu_units.cu", "gpu_positions.cu")
+_GPU_OPS = ("gpu_ops.cc", "gpu_unit_ops.cc")
+_CUDA_ARCHITECTURES = "75;80;90"
+_OLDEST_ARCHITECTURE = 75
 _lock = threading.Lock()
 
 
@@ -122,18 +127,24 @@ def _cuda() -> _Cuda | None:
             r"compute_(\d+)$", _run([*command, "--list-gpu-arch"]), re.MULTILINE
         )
     }
+    known = {number for number in known if number >= _OLDEST_ARCHITECTURE}
     if not known:
-        raise BuildError(f"{chosen} --list-gpu-arch names no architecture")
+        raise BuildError(
+            f"{chosen} --list-gpu-arch names no architecture from "
+            f"{_OLDEST_ARCHITECTURE} on; install a newer CUDA compiler, or set NVCC"
+        )
     return _Cuda(command, version, _architectures(known))
 
 
 def _architectures(known: set[int]) -> tuple[int, ...]:
     """Returns which of the architectures that a compiler knows to compile for."""
     text = os.environ.get("SACT_CUDA_ARCHITECTURES") or _CUDA_ARCHITECTURES
+    if text.strip() == "all":
+        return tuple(sorted(known))
     if not re.fullmatch(r"\s*\d{2,3}\s*(;\s*\d{2,3}\s*)*", text):
         raise BuildError(
             "SACT_CUDA_ARCHITECTURES must be compute capabilities without dots, "
-            f"separated by semicolons, like {_CUDA_ARCHITECTURES}; got {text!r}"
+            f"separated by semicolons, like {_CUDA_ARCHITECTURES}, or all; got {text!r}"
         )
     wanted = {max(int(number), min(known)) for number in text.split(";")}
     return tuple(sorted(wanted & known)) or (min(known),)
@@ -163,9 +174,15 @@ def _key(cuda: _Cuda | None = None) -> str:
     if cuda is not None:
         parts += [*cuda.command, cuda.version, *cuda.flags()]
     digest = hashlib.sha256("\0".join(parts).encode())
-    for path in sorted(_KERNELS.iterdir()):
+    return _digest_sources(digest)
+
+
+def _digest_sources(digest) -> str:
+    """Adds all sources to a hash; returns enough of it for a name."""
+    for path in sorted(_KERNELS.rglob("*")):
         if path.is_file():
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+            name = path.relative_to(_KERNELS).as_posix()
+            digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:20]
 
 
@@ -302,8 +319,8 @@ def _compile(output: pathlib.Path, cuda: _Cuda | None) -> BuildError | None:
     link = ["-o", str(output), *tf.sysconfig.get_link_flags()]
     commands = {source: compiler for source in _CPU_SOURCES}
     if cuda is not None:
-        commands["gpu_kernels.cu"] = [*cuda.command, *cuda.flags()]
-        commands["gpu_ops.cc"] = compiler
+        commands |= dict.fromkeys(_CUDA_SOURCES, [*cuda.command, *cuda.flags()])
+        commands |= dict.fromkeys(_GPU_OPS, compiler)
     objects = {source: str(output.with_name(f"{source}.o")) for source in commands}
     with concurrent.futures.ThreadPoolExecutor() as pool:
         jobs = {}
@@ -367,8 +384,13 @@ def _name(cuda: _Cuda | None) -> str:
     return f"perforated-{_key(cuda)}.so"
 
 
-def _make(cuda: _Cuda | None, verbose: bool, retry: bool):
-    """Compiles the library; returns it, and why it lacks the CUDA part, or None."""
+@contextlib.contextmanager
+def _locked(name: str):
+    """Yields a directory to keep a file in; one process at a time gets it.
+
+    Raises:
+        BuildError: If there is none that can be written.
+    """
     directories = _own_directories()
     directory = next(filter(_usable, directories), None)
     if directory is None:
@@ -376,9 +398,15 @@ def _make(cuda: _Cuda | None, verbose: bool, retry: bool):
             "none of these directories can be written: "
             f"{', '.join(map(str, directories))} (set SACT_CACHE_DIR)"
         )
-    name = _name(cuda)
     with open(directory / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield directory
+
+
+def _make(cuda: _Cuda | None, verbose: bool, retry: bool):
+    """Compiles the library; returns it, and why it lacks the CUDA part, or None."""
+    name = _name(cuda)
+    with _locked(name) as directory:
         path, failure = _find(cuda, retry)
         if path is None:
             # Nobody ever sees half a library: it gets its name when it is whole.

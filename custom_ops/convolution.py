@@ -55,7 +55,8 @@ def perforated_conv2d(
             identity (1), leaky ReLU, or ReLU (0).
         implementation: "native" (compiled kernels; on a CPU float32 and float64, on a
             GPU float32, float16 and bfloat16), "tensorflow" (plain operations, any
-            device and float type), or "auto": native where it can run on a CPU.
+            device and float type), or "auto": native on a CPU, and on GPUs that were
+            measured to be faster so (`custom_ops.gpu_report`).
 
     Returns:
         [batch, out_height, out_width, out]: the convolution where the mask is set, zero
@@ -333,7 +334,7 @@ def _tensorflow_conv2d(
         ]
     ):
         everywhere = tf.broadcast_to(mask, output_shape[:3])
-    positions = found[0] if found else where_flat(everywhere)
+    positions = found[0] if len(found) == 3 else where_flat(everywhere)
 
     patches, inside = _patches(
         input, positions, output_shape, filters_shape, strides, dilations, corner

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import os
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -14,7 +15,8 @@ from tensorflow.python.ops import control_flow_util
 IMPLEMENTATIONS = ("auto", "native", "tensorflow")
 """`native` are the compiled kernels; `tensorflow` plain TensorFlow operations, which
 run everywhere TensorFlow does; `auto` is `native` where it can run on the CPU, and
-`tensorflow` elsewhere: the kernels for GPUs have to be asked for."""
+`tensorflow` on GPUs, unless the native kernels are known to be faster on such a GPU
+(`prefers_gpu_kernels`)."""
 
 _default = contextvars.ContextVar("implementation", default="auto")
 
@@ -66,6 +68,26 @@ def load():
 @functools.cache
 def _has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
+
+
+@functools.cache
+def prefers_gpu_kernels() -> bool:
+    """Whether `auto` runs the native kernels on this machine's GPU.
+
+    So it is if `SACT_GPU_AUTO` is 1; or, unless it is 0, if a report of
+    `python -m custom_ops.gpu_report` on this kind of GPU shows that they are faster.
+
+    Raises:
+        ValueError: On another value of `SACT_GPU_AUTO`.
+    """
+    chosen = os.environ.get("SACT_GPU_AUTO", "")
+    if chosen not in ("", "0", "1"):
+        raise ValueError(f"SACT_GPU_AUTO must be 0 or 1; got {chosen!r}")
+    if chosen or not _has_gpu():
+        return chosen == "1" and _has_gpu()
+    from custom_ops import gpu_report
+
+    return gpu_report.shows_win()
 
 
 @functools.cache
@@ -123,7 +145,9 @@ def native_library(implementation: str, op: str, dtype: tf.DType):
             "(jit_compile=True); use implementation='tensorflow'"
         )
     if implementation == "auto":
-        return load() if not _has_gpu() and has_kernel(op, "CPU", dtype) else None
+        device = "GPU" if _has_gpu() else "CPU"
+        is_wanted = device == "CPU" or prefers_gpu_kernels()
+        return load() if is_wanted and has_kernel(op, device, dtype) else None
     devices = ("GPU", "CPU") if _has_gpu() else ("CPU",)
     if any(has_kernel(op, device, dtype) for device in devices):
         return load()
@@ -131,3 +155,21 @@ def native_library(implementation: str, op: str, dtype: tf.DType):
 
     reason = build.failure() or f"none is registered for {dtype.name}"
     raise RuntimeError(f"implementation='native', but {op} has no kernel: {reason}")
+
+
+def runs_on_gpu(implementation: str, op: str, dtype: tf.DType) -> bool:
+    """Whether `native_library` would give a kernel for a GPU.
+
+    Args:
+        implementation: As the caller received it.
+        op: Name of a TensorFlow operation.
+        dtype: Type of its input.
+    """
+    _check(implementation)
+    if implementation == "auto":
+        implementation = _default.get()
+    if implementation == "tensorflow" or not _has_gpu() or _is_compiled_by_xla():
+        return False
+    if implementation == "auto" and not prefers_gpu_kernels():
+        return False
+    return has_kernel(op, "GPU", dtype)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from custom_ops.implementation import native_library
+from custom_ops.implementation import native_library, runs_on_gpu
 
 
 class ActivePositions(NamedTuple):
@@ -30,9 +30,23 @@ class ActivePositions(NamedTuple):
     touched_rows: tf.Tensor
 
 
+class DevicePositions(NamedTuple):
+    """The same for the kernels of a GPU; `find_positions` makes it there.
+
+    How many positions there are is known to the GPU alone, so that nobody waits for it.
+
+    Attributes:
+        mask: Bool [batch, height, width].
+        places: Int64 vector, to be read by kernels.
+    """
+
+    mask: tf.Tensor
+    places: tf.Tensor
+
+
 def find_positions(
-    mask: tf.Tensor | ActivePositions, implementation: str = "auto"
-) -> ActivePositions:
+    mask: tf.Tensor | ActivePositions | DevicePositions, implementation: str = "auto"
+) -> ActivePositions | DevicePositions:
     """Finds the active positions of a mask.
 
     For a step that computes at one mask several times: a residual unit, a halting head
@@ -56,28 +70,39 @@ def find_positions(
     """
     if isinstance(mask, ActivePositions):
         return mask
-    mask = as_mask(mask, (3,))
+    if runs_on_gpu(implementation, "FindPlaces", tf.bool):
+        if isinstance(mask, DevicePositions):
+            return mask
+        mask = as_mask(mask, (3,))
+        library = native_library(implementation, "FindPlaces", tf.bool)
+        return DevicePositions(mask, library.find_places(mask))
+    mask = mask_of(mask)
     library = native_library(implementation, "FindPositions", tf.bool)
     if library is not None:
         return ActivePositions(mask, *library.find_positions(mask))
     return ActivePositions(mask, where_flat(mask), *touched_by(mask, 3, 3))
 
 
-def mask_of(mask: tf.Tensor | ActivePositions) -> tf.Tensor:
+_FOUND = (ActivePositions, DevicePositions)
+
+
+def mask_of(mask: tf.Tensor | ActivePositions | DevicePositions) -> tf.Tensor:
     """Returns the bool mask [batch, height, width] of what may be found positions."""
-    return mask.mask if isinstance(mask, ActivePositions) else as_mask(mask, (3,))
+    return mask.mask if isinstance(mask, _FOUND) else as_mask(mask, (3,))
 
 
 def split(
-    mask: tf.Tensor | ActivePositions, ranks: tuple[int, ...]
+    mask: tf.Tensor | ActivePositions | DevicePositions, ranks: tuple[int, ...]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Returns a bool mask and what was found in it: three tensors for an op, or none.
+    """Returns a bool mask and what was found in it: tensors for an op, or none.
+
+    These are three of `ActivePositions`, or the one of `DevicePositions`.
 
     Args:
         mask: As callers of this package give it.
         ranks: Those that a mask alone may have.
     """
-    if isinstance(mask, ActivePositions):
+    if isinstance(mask, _FOUND):
         return mask.mask, list(mask[1:])
     return as_mask(mask, ranks), []
 

@@ -17,6 +17,7 @@ from custom_ops.convolution import activate
 from custom_ops.implementation import native_library
 from custom_ops.positions import (
     ActivePositions,
+    DevicePositions,
     coordinates,
     find_positions,
     split,
@@ -73,7 +74,7 @@ def perforated_bottleneck(
     where the 3x3 reads: at the mask dilated by 3x3 (SACT, section 2.3).
 
     Args:
-        x: Float32 or float64 [batch, height, width, channels].
+        x: Float [batch, height, width, channels].
         mask: [batch, height, width], bool or numbers (non-zero: compute), or what
             `find_positions` found in one.
         preactivation: Scale and shift before the first ReLU, [channels].
@@ -143,7 +144,7 @@ def projection_bottleneck(
     shortcut is a strided 1x1 convolution of the preactivation.
 
     Args:
-        x: Float32 or float64 [batch, height, width, in].
+        x: Float [batch, height, width, in].
         preactivation: Scale and shift before the first ReLU, [in].
         filters: Of the three convolutions, [1, 1, in, c], [3, 3, c, d] and
             [1, 1, d, channels].
@@ -221,7 +222,7 @@ def perforated_basic_unit(
     convolution runs at the mask, the first where the second reads.
 
     Args:
-        x: Float32 or float64 [batch, height, width, channels].
+        x: Float [batch, height, width, channels].
         mask: [batch, height, width], bool or numbers (non-zero: compute), or what
             `find_positions` found in one.
         preactivation: Scale and shift before the first activation, [channels].
@@ -267,12 +268,12 @@ def masked_accumulate(
     x: tf.Tensor,
     weight: tf.Tensor,
     implementation: str = "auto",
-    positions: ActivePositions | None = None,
+    positions: ActivePositions | DevicePositions | None = None,
 ) -> tf.Tensor:
     """Returns total + weight * x, computed where the weight is not zero.
 
     Args:
-        total: Float32 or float64 [batch, height, width, channels].
+        total: Float [batch, height, width, channels].
         x: The same.
         weight: Float32 [batch, height, width].
         implementation: As in `perforated_conv2d`.
@@ -288,7 +289,8 @@ def masked_accumulate(
         found = [] if positions is None else positions[1:]
         return library.masked_accumulate_at(total, x, weight, found)
     weight = tf.convert_to_tensor(weight)
-    active = where_flat(weight != 0.0) if positions is None else positions.positions
+    is_known = isinstance(positions, ActivePositions)
+    active = positions.positions if is_known else where_flat(weight != 0.0)
     factors = tf.gather(tf.reshape(weight, [-1]), active)[:, tf.newaxis]
     rows = tf.cast(factors, total.dtype) * tf.gather(_rows(x), active)
     return _add_rows(total, active, rows)

@@ -129,13 +129,14 @@ const T* DataOrNull(const Tensor& tensor) {
 }
 
 // Where an op computes: at the set elements of its mask. What FindPositions found there
-// may come along as three inputs that follow all others.
+// may come along as three inputs that follow all others; what FindPlaces found is one
+// input, and for GPUs.
 class ActiveInput {
  public:
   // Args: number of the other inputs; how many images share the mask.
   absl::Status Read(OpKernelContext* context, const Tensor& mask, int others,
                     int64_t copies = 1) {
-    if (context->num_inputs() == others) {
+    if (context->num_inputs() <= others + 1) {
       found_here_ =
           ActivePositions(mask.flat<bool>().data(), mask.NumElements(), copies);
       positions_ = found_here_;

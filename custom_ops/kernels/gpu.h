@@ -1,6 +1,7 @@
-// Perforated convolution and its two gradients on a CUDA device, free of TensorFlow and
-// of CUDA types: `stream` is a cudaStream_t. Tensors are pointers to device memory,
-// contiguous and row-major like in convolution.h; `Type` names their elements' type.
+// Perforated convolution, its two gradients and whole residual units on a CUDA device,
+// free of TensorFlow and of CUDA types: `stream` is a cudaStream_t. Tensors are pointers
+// to device memory, contiguous and row-major like in convolution.h; `Type` names the
+// type of their elements.
 //
 // Everything is queued on the stream and nothing waits for the device, which finds the
 // active positions by itself. Results are the same every time. Functions return null,
@@ -49,12 +50,20 @@ int64_t ConvolveWorkspace(const Geometry& g);
 int64_t InputGradientWorkspace(const Geometry& g);
 int64_t FilterGradientWorkspace(const Geometry& g);
 
+// Bytes of device memory, aligned to 256, that FindPlaces writes.
+int64_t PlacesBytes(const Geometry& g);
+
+// Finds once what several functions need to know of a mask: its active positions, and
+// which inputs they read. The mask must not be shared.
+const char* FindPlaces(const Geometry& g, const bool* mask, void* places, void* stream);
+
 // output [batch, out height, out width, filters] = after(before(input) * filters) where
-// the mask is set, zero elsewhere. Padding stays zero in spite of `before`.
+// the mask is set, zero elsewhere. Padding stays zero in spite of `before`. `found` is
+// what FindPlaces found in this mask, or null.
 const char* Convolve(Type type, const Geometry& g, const void* input,
-                     const void* filters, const bool* mask, const Transform& before,
-                     const Transform& after, void* output, void* workspace,
-                     void* stream);
+                     const void* filters, const bool* mask, void* found,
+                     const Transform& before, const Transform& after, void* output,
+                     void* workspace, void* stream);
 
 // input_gradient [batch, height, width, channels] = what the active positions of
 // output_gradient pass back through the filters.
@@ -67,6 +76,54 @@ const char* InputGradient(Type type, const Geometry& g, const void* output_gradi
 const char* FilterGradient(Type type, const Geometry& g, const void* input,
                            const void* output_gradient, const bool* mask,
                            void* filter_gradient, void* workspace, void* stream);
+
+// Filters [kernel height, kernel width, channels, filters], and what follows them.
+struct Stage {
+  const void* filters;
+  Transform after;
+};
+
+// As the function of the same name, Workspace.
+int64_t BottleneckWorkspace(const Geometry& middle);
+int64_t ProjectionWorkspace(const Geometry& middle);
+int64_t BasicUnitWorkspace(const Geometry& second);
+
+// y = x, plus the residual of three convolutions, 1x1, 3x3 and 1x1, at active positions.
+// `middle` is the geometry of the second one, of which `found` is what FindPlaces found;
+// the first runs at the positions that the second reads. x and y [batch, height, width,
+// channels] may be the same memory. `sums` [batch, channels], unless null, are those of
+// x over its positions, `new_sums` those of y; they may be the same memory.
+const char* Bottleneck(Type type, const Geometry& middle, int64_t channels,
+                       const void* x, const Transform& preactivation,
+                       const Stage (&stages)[3], void* found, void* y,
+                       const void* sums, void* new_sums, void* workspace,
+                       void* stream);
+
+// y [batch, out height, out width, out channels] = a strided 1x1 convolution of the
+// preactivation of x plus the same residual, at all positions, and the sums of y.
+const char* ProjectionBottleneck(Type type, const Geometry& middle, int64_t channels,
+                                 int64_t out_channels, const void* x,
+                                 const Transform& preactivation,
+                                 const Stage (&stages)[3], const Stage& projection,
+                                 void* y, void* sums, void* workspace, void* stream);
+
+// y = x, plus the residual of two 3x3 convolutions at active positions. `found` is what
+// FindPlaces found with the geometry of the second one.
+const char* BasicUnit(Type type, const Geometry& first, const Geometry& second,
+                      const void* x, const Transform& preactivation,
+                      const Stage (&stages)[2], void* found, void* y, void* workspace,
+                      void* stream);
+
+// y = total + weight * x, computed where the weight is not zero. All are [positions,
+// channels] but the weight [positions]; y and total may be the same memory.
+const char* Accumulate(Type type, int64_t positions, int64_t channels,
+                       const void* total, const void* x, const float* weight, void* y,
+                       void* stream);
+
+// The scale and shift [n] that a batch normalization in inference amounts to.
+const char* FoldBatchNorm(int64_t n, const float* gamma, const float* beta,
+                          const float* mean, const float* variance, float epsilon,
+                          float* scale, float* shift, void* stream);
 
 // Whether the CUDA driver is new enough for this library; also true without a driver.
 bool DriverFits();

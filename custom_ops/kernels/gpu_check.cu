@@ -1,25 +1,11 @@
-// Checks the GPU kernels by themselves against plain loops on the CPU, and times them
-// against a dense convolution of a library (from this directory):
+// Checks the GPU kernels by themselves against plain loops on the CPU, on a GPU (from
+// this directory):
 //
-//   nvcc -O3 -std=c++17 -arch=native gpu_check.cu gpu_kernels.cu -o gpu_check -lcudnn
-//   ./gpu_check [cases]
+//   nvcc -O3 -std=c++17 -arch=native gpu_check.cu gpu_convolution.cu gpu_positions.cu
+//   gpu_units.cu -o gpu_check && ./gpu_check [cases] [seed]
 //
-// The library is cuDNN if its header is there, else cuBLAS (link -lcublas instead) with
-// patches copied into a matrix, else, or with -DWITHOUT_LIBRARY, the kernels of this
-// project with all positions active. Exits with 1 at the first result that is wrong,
-// with 77 where there is no GPU.
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#if !defined(WITHOUT_LIBRARY) && __has_include(<cudnn.h>)
-#include <cudnn.h>
-#define WITH_CUDNN
-#elif !defined(WITHOUT_LIBRARY) && __has_include(<cublas_v2.h>)
-#include <cublas_v2.h>
-#define WITH_CUBLAS
-#endif
+// or in the emulation, which custom_ops/emulation.py compiles. Exits with 1 at the
+// first result that is wrong, with 77 where there is no GPU.
 
 #include <algorithm>
 #include <cmath>
@@ -32,6 +18,7 @@
 #include <vector>
 
 #include "gpu.h"
+#include "gpu_device.h"
 
 namespace perforated {
 namespace gpu {
@@ -115,26 +102,30 @@ int64_t ReadBy(const Geometry& g, int64_t out, int64_t tap) {
   const int64_t image = out / (g.out_height * g.out_width);
   const int64_t y = out / g.out_width % g.out_height * g.stride_y - g.pad_top +
                     tap / g.kernel_width * g.dilation_y;
-  const int64_t x = out % g.out_width * g.stride_x - g.pad_left +
-                    tap % g.kernel_width * g.dilation_x;
+  const int64_t x =
+      out % g.out_width * g.stride_x - g.pad_left + tap % g.kernel_width * g.dilation_x;
   if (y < 0 || y >= g.height || x < 0 || x >= g.width) return -1;
   return (image * g.height + y) * g.width + x;
 }
 
+// Odd numbers of channels are loaded one by one, multiples of 8 in chunks.
+int64_t RandomChannels(int64_t most) {
+  const int64_t n = Uniform(1, most);
+  return Uniform(0, 1) ? (n + 7) / 8 * 8 : n;
+}
+
+// Few positions with many channels, or the reverse: more than one block lists.
 Geometry RandomGeometry() {
-  // Odd numbers of channels are loaded one by one, multiples of 8 in chunks.
-  const auto channels = [] {
-    const int64_t n = Uniform(1, 150);
-    return Uniform(0, 1) ? (n + 7) / 8 * 8 : n;
-  };
+  const bool is_large = Uniform(0, 5) == 0;
+  const int64_t most = is_large ? 6 : 80;
   Geometry g;
   g.batch = Uniform(0, 19) == 0 ? 0 : Uniform(1, 3);
-  g.height = Uniform(1, 40);
-  g.width = Uniform(1, 40);
-  g.channels = channels();
-  g.filters = channels();
-  g.kernel_height = Uniform(1, 4);
-  g.kernel_width = Uniform(1, 4);
+  g.height = is_large ? Uniform(30, 50) : Uniform(1, 10);
+  g.width = is_large ? Uniform(30, 50) : Uniform(1, 10);
+  g.channels = RandomChannels(most);
+  g.filters = RandomChannels(most);
+  g.kernel_height = Uniform(1, 3);
+  g.kernel_width = Uniform(1, 3);
   g.stride_y = Uniform(1, 3);
   g.stride_x = Uniform(1, 3);
   g.dilation_y = Uniform(1, 3);
@@ -173,8 +164,8 @@ void Compare(const char* what, Type type, const Geometry& g, const std::vector<T
                        : type == Type::kTensorFloat32 ? 2e-3
                                                       : 1e-3;
   for (size_t i = 0; i < got.size(); ++i) {
-    const double off = std::abs(static_cast<double>(static_cast<float>(got[i])) -
-                                expected.values[i]);
+    const double off =
+        std::abs(static_cast<double>(static_cast<float>(got[i])) - expected.values[i]);
     if (off <= error * (expected.magnitudes[i] + 1e-3)) continue;  // false for NaN
     char message[400];
     std::snprintf(
@@ -231,7 +222,7 @@ void CheckCase(Type type, const Geometry& g, double share) {
       const int64_t in = ReadBy(g, out, tap);
       if (in < 0) continue;
       for (int64_t c = 0; c < g.channels; ++c) {
-        const float raw = x[in * g.channels + c];
+        const float raw = static_cast<float>(x[in * g.channels + c]);
         float v = raw;
         if (has_scale) v *= static_cast<float>(scale[c]);
         if (has_shift) v += static_cast<float>(shift[c]);
@@ -261,13 +252,16 @@ void CheckCase(Type type, const Geometry& g, double share) {
   const Transform before{has_scale ? device_scale.data() : nullptr,
                          has_shift ? device_shift.data() : nullptr, input_slope};
   const Transform after{nullptr, has_bias ? device_bias.data() : nullptr, slope};
+  Array<char> places(g.shared_mask ? 0 : PlacesBytes(g));
+  void* const found = g.shared_mask ? nullptr : places.data();
+  if (found != nullptr) Check(FindPlaces(g, mask_data, found, nullptr), "positions");
   std::vector<T> results[2][3];
   for (auto& result : results) {
     Array<T> to_y(y.values.size()), to_dx(dx.values.size()), to_dw(dw.values.size());
     Array<char> space(ConvolveWorkspace(g)), dx_space(InputGradientWorkspace(g)),
         dw_space(FilterGradientWorkspace(g));
-    Check(Convolve(type, g, device_x.data(), device_weights.data(), mask_data, before,
-                   after, to_y.data(), space.data(), nullptr),
+    Check(Convolve(type, g, device_x.data(), device_weights.data(), mask_data, found,
+                   before, after, to_y.data(), space.data(), nullptr),
           "convolution");
     Check(InputGradient(type, g, device_dy.data(), device_weights.data(), mask_data,
                         to_dx.data(), dx_space.data(), nullptr),
@@ -288,257 +282,373 @@ void CheckCase(Type type, const Geometry& g, double share) {
   }
 }
 
+// ------------------------------------------------------------------------------- units
+
+// A transform of random numbers, and the same on the device.
+template <typename T>
+struct RandomTransform {
+  RandomTransform(int64_t size, bool has_scale, float slope)
+      : scale(has_scale ? NormalVector<T>(size) : std::vector<T>(size, T(1.0f))),
+        shift(NormalVector<T>(size)),
+        slope(slope),
+        device_scale(scale),
+        device_shift(shift),
+        has_scale(has_scale) {}
+  Transform Get() {
+    return {has_scale ? device_scale.data() : nullptr, device_shift.data(), slope};
+  }
+  // Rounds to T, as what a unit keeps between its convolutions is.
+  Values operator()(Values values) const {
+    const int64_t size = scale.size();
+    for (size_t i = 0; i < values.size(); ++i) {
+      double v = values[i] * static_cast<float>(scale[i % size]) +
+                 static_cast<float>(shift[i % size]);
+      if (v < 0) v *= slope;
+      values[i] = static_cast<float>(T(static_cast<float>(v)));
+    }
+    return values;
+  }
+  std::vector<T> scale, shift;
+  float slope;
+  Array<T> device_scale, device_shift;
+  bool has_scale;
+};
+
+template <typename T>
+struct RandomFilters {
+  explicit RandomFilters(const Geometry& g)
+      : values(NormalVector<T>(NumWeights(g))), device(values) {}
+  std::vector<T> values;
+  Array<T> device;
+};
+
+// A dense convolution.
+template <typename T>
+Values Dense(const Geometry& g, const Values& x, const RandomFilters<T>& filters) {
+  Values y(NumOutputs(g) * g.filters);
+  for (int64_t out = 0; out < NumOutputs(g); ++out) {
+    for (int64_t tap = 0; tap < Taps(g); ++tap) {
+      const int64_t in = ReadBy(g, out, tap);
+      for (int64_t c = 0; in >= 0 && c < g.channels; ++c) {
+        const T* const w = filters.values.data() + (tap * g.channels + c) * g.filters;
+        const double v = x[in * g.channels + c];
+        for (int64_t f = 0; f < g.filters; ++f) {
+          y[out * g.filters + f] += v * static_cast<float>(w[f]);
+        }
+      }
+    }
+  }
+  return y;
+}
+
+template <typename T>
+Values ToValues(const std::vector<T>& values) {
+  Values result(values.size());
+  for (size_t i = 0; i < values.size(); ++i) result[i] = static_cast<float>(values[i]);
+  return result;
+}
+
+// A convolution that keeps size, or strides.
+Geometry Same(const Geometry& like, int64_t kernel, int64_t stride, int64_t channels,
+              int64_t filters) {
+  Geometry g = like;
+  g.kernel_height = g.kernel_width = kernel;
+  g.stride_y = g.stride_x = stride;
+  g.dilation_y = g.dilation_x = 1;
+  g.pad_top = g.pad_left = kernel / 2;
+  g.out_height = (g.height + stride - 1) / stride;
+  g.out_width = (g.width + stride - 1) / stride;
+  g.channels = channels;
+  g.filters = filters;
+  g.shared_mask = false;
+  return g;
+}
+
+// Compares what a unit computed with x (where a mask is not set: the very bits) and
+// with x plus the residual.
+template <typename T>
+void CompareUnit(const char* what, Type type, const std::vector<T>& got,
+                 const std::vector<T>& x, const std::vector<uint8_t>& mask,
+                 const Values& residual, int64_t channels) {
+  const double error = type == Type::kFloat           ? 1e-4
+                       : type == Type::kBfloat16      ? 6e-2
+                       : type == Type::kTensorFloat32 ? 1e-2
+                                                      : 1e-2;
+  double square = 0.0;
+  for (const double v : residual) square += v * v / residual.size();
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (!mask[i / channels]) {
+      if (std::memcmp(&got[i], &x[i], sizeof(T)) != 0) Fail(what, "a frozen position");
+      continue;
+    }
+    const double expected = static_cast<float>(x[i]) + residual[i];
+    const double off = std::abs(static_cast<float>(got[i]) - expected);
+    if (off <= error * (std::sqrt(square) + std::abs(expected))) continue;
+    char message[200];
+    std::snprintf(message, sizeof(message), "%s, element %zu: got %g instead of %g",
+                  kTypeNames[static_cast<int>(type)], i, static_cast<float>(got[i]),
+                  expected);
+    Fail(what, message);
+  }
+}
+
+template <typename T>
+void CompareSums(const char* what, Type type, const std::vector<T>& got,
+                 const Values& before, const Values& added, const Geometry& image,
+                 const std::vector<uint8_t>& mask) {
+  const int64_t size = image.out_height * image.out_width, channels = image.filters;
+  Expected expected(got.size());
+  for (size_t i = 0; i < before.size(); ++i) expected.Add(i, before[i]);
+  for (size_t i = 0; i < added.size(); ++i) {
+    const int64_t position = i / channels;
+    if (mask[position]) {
+      expected.Add(position / size * channels + i % channels, added[i]);
+    }
+  }
+  // Numbers of the order of many channels are added, of either sign.
+  for (size_t i = 0; i < got.size(); ++i) expected.magnitudes[i] = 0.0;
+  const double error = type == Type::kFloat      ? 1e-3
+                       : type == Type::kBfloat16 ? 0.2
+                                                 : 0.05;
+  for (size_t i = 0; i < got.size(); ++i) {
+    double square = 1.0;
+    for (int64_t p = 0; p < size; ++p) {
+      const int64_t position = i / channels * size + p;
+      const double v = mask[position] ? added[position * channels + i % channels] : 0.0;
+      square += v * v;
+    }
+    const double off = std::abs(static_cast<float>(got[i]) - expected.values[i]);
+    if (!(off <= error * (std::sqrt(square) + std::abs(expected.values[i])))) {
+      Fail(what, kTypeNames[static_cast<int>(type)]);
+    }
+  }
+}
+
+template <typename T>
+void CheckBottleneck(Type type, const Geometry& image, double share) {
+  const int64_t channels = RandomChannels(80), inner = RandomChannels(40);
+  const int64_t outer = RandomChannels(40);
+  const Geometry first = Same(image, 1, 1, channels, inner);
+  const Geometry middle = Same(image, 3, 1, inner, outer);
+  const Geometry last = Same(image, 1, 1, outer, channels);
+  const std::vector<uint8_t> mask = RandomMask(NumOutputs(middle), share);
+  const std::vector<T> x = NormalVector<T>(NumInputs(first) * channels);
+  const std::vector<T> sums = NormalVector<T>(image.batch * channels);
+  RandomTransform<T> before(channels, true, 0.0f), after_first(inner, true, 0.0f);
+  RandomTransform<T> after_middle(outer, true, 0.0f), bias(channels, false, 1.0f);
+  RandomFilters<T> filters[] = {RandomFilters<T>(first), RandomFilters<T>(middle),
+                                RandomFilters<T>(last)};
+  const Values residual =
+      bias(Dense(last,
+                 after_middle(Dense(
+                     middle, after_first(Dense(first, before(ToValues(x)), filters[0])),
+                     filters[1])),
+                 filters[2]));
+
+  const Stage stages[] = {{filters[0].device.data(), after_first.Get()},
+                          {filters[1].device.data(), after_middle.Get()},
+                          {filters[2].device.data(), bias.Get()}};
+  Array<uint8_t> device_mask(mask);
+  Array<char> places(PlacesBytes(middle)), space(BottleneckWorkspace(middle));
+  Check(FindPlaces(middle, reinterpret_cast<const bool*>(device_mask.data()),
+                   places.data(), nullptr),
+        "positions");
+  Array<T> device_x(x), y(x.size()), device_sums(sums), new_sums(sums.size());
+  Check(Bottleneck(type, middle, channels, device_x.data(), before.Get(), stages,
+                   places.data(), y.data(), device_sums.data(), new_sums.data(),
+                   space.data(), nullptr),
+        "bottleneck");
+  Check(cudaDeviceSynchronize(), "run");
+  CompareUnit("bottleneck", type, y.Read(), x, mask, residual, channels);
+  CompareSums("sums of a bottleneck", type, new_sums.Read(), ToValues(sums), residual,
+              last, mask);
+  // In place, and without sums.
+  Check(Bottleneck(type, middle, channels, device_x.data(), before.Get(), stages,
+                   places.data(), device_x.data(), nullptr, nullptr, space.data(),
+                   nullptr),
+        "bottleneck");
+  Check(cudaDeviceSynchronize(), "run");
+  if (!SameBits(device_x.Read(), y.Read())) Fail("bottleneck", "in place");
+}
+
+template <typename T>
+void CheckProjection(Type type, const Geometry& image) {
+  const int64_t channels = RandomChannels(40), inner = RandomChannels(40);
+  const int64_t outer = RandomChannels(40), out_channels = RandomChannels(80);
+  const int64_t stride = Uniform(1, 2);
+  const Geometry first = Same(image, 1, 1, channels, inner);
+  const Geometry middle = Same(image, 3, stride, inner, outer);
+  Geometry small = image;
+  small.height = middle.out_height;
+  small.width = middle.out_width;
+  const Geometry last = Same(small, 1, 1, outer, out_channels);
+  const Geometry shortcut = Same(image, 1, stride, channels, out_channels);
+  const std::vector<T> x = NormalVector<T>(NumInputs(first) * channels);
+  RandomTransform<T> before(channels, true, 0.0f), after_first(inner, true, 0.0f);
+  RandomTransform<T> after_middle(outer, true, 0.0f), bias(out_channels, false, 1.0f);
+  RandomTransform<T> shortcut_bias(out_channels, false, 1.0f);
+  RandomFilters<T> filters[] = {RandomFilters<T>(first), RandomFilters<T>(middle),
+                                RandomFilters<T>(last), RandomFilters<T>(shortcut)};
+  const Values preactivated = before(ToValues(x));
+  Values expected = bias(Dense(
+      last,
+      after_middle(Dense(middle, after_first(Dense(first, preactivated, filters[0])),
+                         filters[1])),
+      filters[2]));
+  const Values rest = shortcut_bias(Dense(shortcut, preactivated, filters[3]));
+  for (size_t i = 0; i < expected.size(); ++i) expected[i] += rest[i];
+
+  const Stage stages[] = {{filters[0].device.data(), after_first.Get()},
+                          {filters[1].device.data(), after_middle.Get()},
+                          {filters[2].device.data(), bias.Get()}};
+  Array<T> device_x(x), y(expected.size()), sums(image.batch * out_channels);
+  Array<char> space(ProjectionWorkspace(middle));
+  Check(ProjectionBottleneck(type, middle, channels, out_channels, device_x.data(),
+                             before.Get(), stages,
+                             {filters[3].device.data(), shortcut_bias.Get()}, y.data(),
+                             sums.data(), space.data(), nullptr),
+        "projection");
+  Check(cudaDeviceSynchronize(), "run");
+  const std::vector<uint8_t> everywhere(NumOutputs(middle), 1);
+  CompareUnit("projection", type, y.Read(), std::vector<T>(expected.size(), T(0.0f)),
+              everywhere, expected, out_channels);
+  CompareSums("sums of a projection", type, sums.Read(), {}, expected, last,
+              everywhere);
+}
+
+template <typename T>
+void CheckBasicUnit(Type type, const Geometry& image, double share) {
+  const int64_t channels = RandomChannels(40), inner = RandomChannels(40);
+  const Geometry first = Same(image, 3, 1, channels, inner);
+  const Geometry second = Same(image, 3, 1, inner, channels);
+  const std::vector<uint8_t> mask = RandomMask(NumOutputs(second), share);
+  const std::vector<T> x = NormalVector<T>(NumInputs(first) * channels);
+  RandomTransform<T> before(channels, true, 0.1f), after(inner, true, 0.0f);
+  RandomTransform<T> bias(channels, false, 1.0f);
+  RandomFilters<T> filters[] = {RandomFilters<T>(first), RandomFilters<T>(second)};
+  const Values residual = bias(
+      Dense(second, after(Dense(first, before(ToValues(x)), filters[0])), filters[1]));
+
+  const Stage stages[] = {{filters[0].device.data(), after.Get()},
+                          {filters[1].device.data(), bias.Get()}};
+  Array<uint8_t> device_mask(mask);
+  Array<char> places(PlacesBytes(second)), space(BasicUnitWorkspace(second));
+  Check(FindPlaces(second, reinterpret_cast<const bool*>(device_mask.data()),
+                   places.data(), nullptr),
+        "positions");
+  Array<T> device_x(x), y(x.size());
+  Check(BasicUnit(type, first, second, device_x.data(), before.Get(), stages,
+                  places.data(), y.data(), space.data(), nullptr),
+        "basic unit");
+  Check(cudaDeviceSynchronize(), "run");
+  CompareUnit("basic unit", type, y.Read(), x, mask, residual, channels);
+}
+
+template <typename T>
+void CheckAccumulate(Type type, const Geometry& image, double share) {
+  const int64_t channels = RandomChannels(80), positions = NumInputs(image);
+  const std::vector<uint8_t> mask = RandomMask(positions, share);
+  const std::vector<T> total = NormalVector<T>(positions * channels);
+  const std::vector<T> x = NormalVector<T>(positions * channels);
+  std::vector<float> weight(positions);
+  Values added(positions * channels);
+  for (int64_t p = 0; p < positions; ++p) {
+    if (mask[p]) weight[p] = Normal();
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t i = p * channels + c;
+      added[i] = weight[p] * static_cast<float>(x[i]);
+    }
+  }
+  Array<T> device_total(total), device_x(x), y(total.size());
+  Array<float> device_weight(weight);
+  Check(Accumulate(type, positions, channels, device_total.data(), device_x.data(),
+                   device_weight.data(), y.data(), nullptr),
+        "accumulation");
+  Check(cudaDeviceSynchronize(), "run");
+  CompareUnit("accumulation", type, y.Read(), total, mask, added, channels);
+}
+
+void CheckFold() {
+  const int64_t n = Uniform(1, 600);
+  const std::vector<float> gamma = NormalVector<float>(n),
+                           beta = NormalVector<float>(n);
+  const std::vector<float> mean = NormalVector<float>(n);
+  std::vector<float> variance = NormalVector<float>(n);
+  for (float& v : variance) v = v * v;
+  Array<float> device_gamma(gamma), device_beta(beta), device_mean(mean),
+      device_variance(variance), scale(n), shift(n);
+  Check(
+      FoldBatchNorm(n, device_gamma.data(), device_beta.data(), device_mean.data(),
+                    device_variance.data(), 1e-3f, scale.data(), shift.data(), nullptr),
+      "batch normalization");
+  Check(cudaDeviceSynchronize(), "run");
+  const std::vector<float> got_scale = scale.Read(), got_shift = shift.Read();
+  for (int64_t i = 0; i < n; ++i) {
+    const double expected = gamma[i] / std::sqrt(variance[i] + 1e-3);
+    const double rest = beta[i] - mean[i] * expected;
+    if (!(std::abs(got_scale[i] - expected) <= 1e-5 * std::abs(expected)) ||
+        !(std::abs(got_shift[i] - rest) <=
+          1e-5 * (std::abs(beta[i]) + std::abs(mean[i] * expected)))) {
+      Fail("batch normalization", "scale or shift");
+    }
+  }
+}
+
+// --------------------------------------------------------------------------------- all
+
+template <typename T>
+void CheckAll(Type type, const Geometry& g, double share) {
+  CheckCase<T>(type, g, share);
+  Geometry image = g;
+  image.height = std::min<int64_t>(g.height, 9);
+  image.width = std::min<int64_t>(g.width, 9);
+  CheckBottleneck<T>(type, image, share);
+  CheckProjection<T>(type, image);
+  CheckBasicUnit<T>(type, image, share);
+  CheckAccumulate<T>(type, image, share);
+}
+
 void CheckCases(int count) {
   constexpr double kShares[] = {0.0, 0.1, 0.5, 1.0};
   for (int i = 0; i < count; ++i) {
     const Geometry g = RandomGeometry();
-    const double share = kShares[Uniform(0, 3)];
-    CheckCase<float>(Type::kFloat, g, share);
-    CheckCase<float>(Type::kTensorFloat32, g, share);
-    CheckCase<__half>(Type::kHalf, g, share);
-    CheckCase<__nv_bfloat16>(Type::kBfloat16, g, share);
+    const double share = kShares[i % 4];
+    CheckAll<float>(Type::kFloat, g, share);
+    CheckAll<float>(Type::kTensorFloat32, g, share);
+    CheckAll<__half>(Type::kHalf, g, share);
+    CheckAll<__nv_bfloat16>(Type::kBfloat16, g, share);
+    CheckFold();
   }
   std::printf("%d random cases of each type are right\n", count);
 }
 
-// ---------------------------------------------------------------------------- timing
-
-// Milliseconds of one call, of many in a row.
-template <typename Function>
-double Time(const Function& function) {
-  constexpr int kWarmUp = 3, kCalls = 20;
-  cudaEvent_t begin, end;
-  Check(cudaEventCreate(&begin), "cudaEventCreate");
-  Check(cudaEventCreate(&end), "cudaEventCreate");
-  for (int i = 0; i < kWarmUp; ++i) function();
-  Check(cudaEventRecord(begin), "cudaEventRecord");
-  for (int i = 0; i < kCalls; ++i) function();
-  Check(cudaEventRecord(end), "cudaEventRecord");
-  Check(cudaEventSynchronize(end), "run");
-  float milliseconds;
-  Check(cudaEventElapsedTime(&milliseconds, begin, end), "cudaEventElapsedTime");
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  return milliseconds / kCalls;
-}
-
-#if defined(WITH_CUDNN)
-constexpr const char* kLibrary = "cuDNN";
-
-void Check(cudnnStatus_t status, const char* what) {
-  if (status != CUDNN_STATUS_SUCCESS) Fail(what, cudnnGetErrorString(status));
-}
-
-// Milliseconds of a dense convolution; of the fastest algorithm for this layout.
-template <typename T>
-double TimeLibrary(Type type, const Geometry& g, Array<T>* x, Array<T>* weights,
-                   Array<T>* y) {
-  const cudnnDataType_t data_type = type == Type::kHalf       ? CUDNN_DATA_HALF
-                                    : type == Type::kBfloat16 ? CUDNN_DATA_BFLOAT16
-                                                              : CUDNN_DATA_FLOAT;
-  cudnnHandle_t handle;
-  cudnnTensorDescriptor_t in, out;
-  cudnnFilterDescriptor_t filters;
-  cudnnConvolutionDescriptor_t convolution;
-  Check(cudnnCreate(&handle), "cudnnCreate");
-  Check(cudnnCreateTensorDescriptor(&in), "input");
-  Check(cudnnCreateTensorDescriptor(&out), "output");
-  Check(cudnnCreateFilterDescriptor(&filters), "filters");
-  Check(cudnnCreateConvolutionDescriptor(&convolution), "convolution");
-  Check(cudnnSetTensor4dDescriptor(in, CUDNN_TENSOR_NHWC, data_type, g.batch,
-                                   g.channels, g.height, g.width),
-        "input");
-  Check(cudnnSetTensor4dDescriptor(out, CUDNN_TENSOR_NHWC, data_type, g.batch,
-                                   g.filters, g.out_height, g.out_width),
-        "output");
-  Check(cudnnSetFilter4dDescriptor(filters, data_type, CUDNN_TENSOR_NHWC, g.filters,
-                                   g.channels, g.kernel_height, g.kernel_width),
-        "filters");
-  Check(cudnnSetConvolution2dDescriptor(convolution, g.pad_top, g.pad_left, g.stride_y,
-                                        g.stride_x, g.dilation_y, g.dilation_x,
-                                        CUDNN_CROSS_CORRELATION, CUDNN_DATA_FLOAT),
-        "convolution");
-  Check(cudnnSetConvolutionMathType(
-            convolution, type == Type::kFloat ? CUDNN_FMA_MATH : CUDNN_TENSOR_OP_MATH),
-        "math type");
-  int found = 0;
-  cudnnConvolutionFwdAlgoPerf_t best[8];
-  Check(cudnnFindConvolutionForwardAlgorithm(handle, in, filters, convolution, out, 8,
-                                             &found, best),
-        "algorithms");
-  if (found == 0) Fail("cuDNN", "no algorithm");
-  Array<char> space(best[0].memory);
-  const float one = 1.0f, zero = 0.0f;
-  const double milliseconds = Time([&] {
-    Check(cudnnConvolutionForward(handle, &one, in, x->data(), filters, weights->data(),
-                                  convolution, best[0].algo, space.data(),
-                                  best[0].memory, &zero, out, y->data()),
-          "cuDNN");
-  });
-  cudnnDestroyConvolutionDescriptor(convolution);
-  cudnnDestroyFilterDescriptor(filters);
-  cudnnDestroyTensorDescriptor(out);
-  cudnnDestroyTensorDescriptor(in);
-  cudnnDestroy(handle);
-  return milliseconds;
-}
-#elif defined(WITH_CUBLAS)
-constexpr const char* kLibrary = "cuBLAS";
-
-void Check(cublasStatus_t status, const char* what) {
-  if (status != CUBLAS_STATUS_SUCCESS) Fail(what, cublasGetStatusString(status));
-}
-
-// patches[out position][tap][channel], one element per thread.
-template <typename T>
-__global__ void CopyPatches(Geometry g, const T* x, int64_t size, T* patches) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= size) return;
-  const int64_t taps = g.kernel_height * g.kernel_width;
-  const int64_t channel = i % g.channels, tap = i / g.channels % taps;
-  const int64_t out = i / g.channels / taps;
-  const int64_t image = out / (g.out_height * g.out_width);
-  const int64_t row = out / g.out_width % g.out_height * g.stride_y - g.pad_top +
-                      tap / g.kernel_width * g.dilation_y;
-  const int64_t column = out % g.out_width * g.stride_x - g.pad_left +
-                         tap % g.kernel_width * g.dilation_x;
-  const bool inside =
-      row >= 0 && row < g.height && column >= 0 && column < g.width;
-  patches[i] =
-      inside ? x[((image * g.height + row) * g.width + column) * g.channels + channel]
-             : T(0.0f);
-}
-
-// Milliseconds of a dense convolution: copies patches unless the kernel is 1x1, then
-// multiplies.
-template <typename T>
-double TimeLibrary(Type type, const Geometry& g, Array<T>* x, Array<T>* weights,
-                   Array<T>* y) {
-  const cudaDataType_t data_type = type == Type::kHalf       ? CUDA_R_16F
-                                   : type == Type::kBfloat16 ? CUDA_R_16BF
-                                                             : CUDA_R_32F;
-  const cublasComputeType_t compute_type = type == Type::kTensorFloat32
-                                               ? CUBLAS_COMPUTE_32F_FAST_TF32
-                                               : CUBLAS_COMPUTE_32F;
-  cublasHandle_t handle;
-  Check(cublasCreate(&handle), "cublasCreate");
-  const int64_t depth = Taps(g) * g.channels, size = NumOutputs(g) * depth;
-  Array<T> patches(Taps(g) == 1 ? 0 : size);
-  const float one = 1.0f, zero = 0.0f;
-  const double milliseconds = Time([&] {
-    const T* left = x->data();
-    if (Taps(g) != 1) {
-      CopyPatches<<<static_cast<unsigned>((size + 255) / 256), 256>>>(
-          g, x->data(), size, patches.data());
-      left = patches.data();
-    }
-    // cuBLAS counts along columns: the product of the transposed matrices.
-    Check(cublasGemmEx(handle, CUBLAS_OP_N, CUBLAS_OP_N, g.filters, NumOutputs(g),
-                       depth, &one, weights->data(), data_type, g.filters, left,
-                       data_type, depth, &zero, y->data(), data_type, g.filters,
-                       compute_type, CUBLAS_GEMM_DEFAULT),
-          "cuBLAS");
-  });
-  cublasDestroy(handle);
-  return milliseconds;
-}
-#else
-constexpr const char* kLibrary = "no library: own kernel, all positions active";
-
-template <typename T>
-double TimeLibrary(Type type, const Geometry& g, Array<T>* x, Array<T>* weights,
-                   Array<T>* y) {
-  Array<uint8_t> mask(std::vector<uint8_t>(NumOutputs(g), 1));
-  Array<char> space(ConvolveWorkspace(g));
-  const Transform identity{nullptr, nullptr, 1.0f};
-  return Time([&] {
-    Check(Convolve(type, g, x->data(), weights->data(),
-                   reinterpret_cast<const bool*>(mask.data()), identity, identity,
-                   y->data(), space.data(), nullptr),
-          "convolution");
-  });
-}
-#endif
-
-constexpr int kPercents[] = {10, 25, 50, 75, 100};
-
-template <typename T>
-void TimeLayer(Type type, const Geometry& g) {
-  Array<T> x(NormalVector<T>(NumInputs(g) * g.channels));
-  Array<T> weights(NormalVector<T>(NumWeights(g)));
-  Array<T> dy(NormalVector<T>(NumOutputs(g) * g.filters));
-  Array<T> y(NumOutputs(g) * g.filters), dx(NumInputs(g) * g.channels),
-      dw(NumWeights(g));
-  Array<char> space(ConvolveWorkspace(g)), dx_space(InputGradientWorkspace(g)),
-      dw_space(FilterGradientWorkspace(g));
-  const Transform identity{nullptr, nullptr, 1.0f};
-  constexpr const char* kPasses[] = {"forward", "input gradient", "filter gradient"};
-  for (int pass = 0; pass < 3; ++pass) {
-    std::printf("%3dx%3dx%3d %4d->%4d %dx%d  %-8s  %-15s", int(g.batch), int(g.height),
-                int(g.width), int(g.channels), int(g.filters), int(g.kernel_height),
-                int(g.kernel_width), kTypeNames[static_cast<int>(type)], kPasses[pass]);
-    for (const int percent : kPercents) {
-      Array<uint8_t> device_mask(RandomMask(NumOutputs(g), percent / 100.0));
-      const bool* const mask = reinterpret_cast<const bool*>(device_mask.data());
-      const double milliseconds = Time([&] {
-        switch (pass) {
-          case 0:
-            return Check(Convolve(type, g, x.data(), weights.data(), mask, identity,
-                                  identity, y.data(), space.data(), nullptr),
-                         kPasses[0]);
-          case 1:
-            return Check(InputGradient(type, g, dy.data(), weights.data(), mask,
-                                       dx.data(), dx_space.data(), nullptr),
-                         kPasses[1]);
-          default:
-            return Check(FilterGradient(type, g, x.data(), dy.data(), mask, dw.data(),
-                                        dw_space.data(), nullptr),
-                         kPasses[2]);
-        }
-      });
-      std::printf(" %7.3f", milliseconds);
-    }
-    if (pass == 0) std::printf(" %7.3f", TimeLibrary(type, g, &x, &weights, &y));
-    std::printf("\n");
-  }
-}
-
-void TimeLayers(const char* device) {
-  std::printf("\n%s; milliseconds by the share of random active positions; dense: %s\n",
-              device, kLibrary);
-  std::printf("%-50s", "batch x height x width, channels, kernel");
-  for (const int percent : kPercents) std::printf(" %6d%%", percent);
-  std::printf("   dense\n");
-  struct {
-    int size, channels, filters, kernel;
-  } constexpr kLayers[] = {
-      {56, 64, 64, 3}, {28, 128, 128, 3}, {14, 256, 256, 3}, {14, 1024, 256, 1}};
-  for (const auto& layer : kLayers) {
-    const int64_t pad = layer.kernel / 2;
-    const Geometry g{32,           layer.size, layer.size,    layer.channels,
-                     layer.kernel, layer.kernel, layer.size,  layer.size,
-                     layer.filters, 1,          1,            1,
-                     1,            pad,        pad,           false};
-    TimeLayer<float>(Type::kFloat, g);
-    TimeLayer<float>(Type::kTensorFloat32, g);
-    TimeLayer<__half>(Type::kHalf, g);
-    TimeLayer<__nv_bfloat16>(Type::kBfloat16, g);
-  }
-}
-
-int Main(int argc, char** argv) {
+#ifdef __CUDACC__
+void FindDevice() {
   int devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&devices);
   if (error != cudaSuccess || devices == 0) {
     std::printf("no GPU: %s\n", cudaGetErrorString(error));
-    return kNoGpu;
+    std::exit(kNoGpu);
   }
   cudaDeviceProp properties;
   Check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
   std::printf("%s, compute capability %d.%d\n", properties.name, properties.major,
               properties.minor);
+}
+void Seed(uint64_t seed) { generator.seed(seed); }
+#else
+void FindDevice() { std::printf("emulation\n"); }
+void Seed(uint64_t seed) {
+  generator.seed(seed);
+  emulation::Seed(seed);
+}
+#endif
+
+int Main(int argc, char** argv) {
+  FindDevice();
+  Seed(argc > 2 ? std::atoi(argv[2]) : 1);
   CheckCases(argc > 1 ? std::atoi(argv[1]) : 100);
-  TimeLayers(properties.name);
+  std::fflush(stdout);
   return 0;
 }
 

@@ -3,44 +3,15 @@
 //
 // Nothing here needs TensorFlow's own GPU library, so that a build for CPUs loads it.
 
+#include "gpu_ops.h"
+
 #include <string>
 
 #include "gpu.h"
 #include "ops.h"
-#include "tensorflow/core/framework/device_base.h"
-#include "tensorflow/core/framework/op_kernel.h"
-#include "tensorflow/core/framework/types.h"
-#include "tensorflow/core/platform/tensor_float_32_utils.h"
-#include "xla/stream_executor/stream.h"
 
 namespace perforated {
 namespace {
-
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
-
-template <typename T>
-gpu::Type TypeOf();
-template <>
-gpu::Type TypeOf<Eigen::half>() {
-  return gpu::Type::kHalf;
-}
-template <>
-gpu::Type TypeOf<Eigen::bfloat16>() {
-  return gpu::Type::kBfloat16;
-}
-template <>
-gpu::Type TypeOf<float>() {
-  return tensorflow::tensor_float_32_execution_enabled() ? gpu::Type::kTensorFloat32
-                                                         : gpu::Type::kFloat;
-}
-
-const void* DataOrNull(const Tensor& tensor) {
-  return tensor.NumElements() == 0 ? nullptr : tensor.data();
-}
 
 // What the three ops do around the call of gpu.h.
 class GpuOp : public OpKernel {
@@ -56,10 +27,7 @@ class GpuOp : public OpKernel {
     int64_t copies;
     TF_RETURN_IF_ERROR(window_.MakeGeometry(input, filters, &g));
     TF_RETURN_IF_ERROR(CheckMask(g, mask, &copies));
-    *geometry = {g.batch,         g.height,       g.width,      g.channels,
-                 g.kernel_height, g.kernel_width, g.out_height, g.out_width,
-                 g.filters,       g.stride_y,     g.stride_x,   g.dilation_y,
-                 g.dilation_x,    g.pad_top,      g.pad_left,   mask.dims() == 2};
+    *geometry = ToDevice(g, mask.dims() == 2);
     return absl::OkStatus();
   }
   static TensorShape OutputShape(const gpu::Geometry& g) {
@@ -72,20 +40,6 @@ class GpuOp : public OpKernel {
   }
   static absl::Status ShapeOf(const Tensor& tensor, TensorShape* shape) {
     return tensorflow::TensorShapeUtils::MakeShape(tensor.vec<int32_t>(), shape);
-  }
-  // Calls a function with memory for its work and the stream to queue it on.
-  template <typename Function>
-  static absl::Status Run(OpKernelContext* context, int64_t workspace_bytes,
-                          const Function& function) {
-    Tensor workspace;
-    TF_RETURN_IF_ERROR(context->allocate_temp(
-        tensorflow::DT_INT8, TensorShape({workspace_bytes}), &workspace));
-    stream_executor::Stream* const stream = context->op_device_context()->stream();
-    if (stream == nullptr) return absl::InternalError("the device has no stream");
-    const char* const error =
-        function(workspace.data(), stream->platform_specific_handle().stream);
-    if (error == nullptr) return absl::OkStatus();
-    return absl::InternalError(absl::StrCat("perforated convolution on CUDA: ", error));
   }
 
  private:
@@ -113,16 +67,22 @@ class PerforatedConv2DGpuOp : public GpuOp {
     OP_REQUIRES_OK(context, CheckVector("bias", bias, g.filters));
     OP_REQUIRES_OK(context, CheckVector("input_scale", scale, g.channels));
     OP_REQUIRES_OK(context, CheckVector("input_shift", shift, g.channels));
+    void* found = nullptr;
+    if (!g.shared_mask) {
+      OP_REQUIRES_OK(context, PlacesThatCame(context, 6, g, &found));
+    }
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, OutputShape(g), &output));
     OP_REQUIRES_OK(
-        context,
-        Run(context, gpu::ConvolveWorkspace(g), [&](void* workspace, void* stream) {
-          return gpu::Convolve(
-              TypeOf<T>(), g, input.data(), filters.data(), mask.flat<bool>().data(),
-              {DataOrNull(scale), DataOrNull(shift), input_slope_},
-              {nullptr, DataOrNull(bias), slope_}, output->data(), workspace, stream);
-        }));
+        context, RunOnDevice(context, gpu::ConvolveWorkspace(g),
+                             [&](void* workspace, void* stream) {
+                               return gpu::Convolve(
+                                   TypeOf<T>(), g, input.data(), filters.data(),
+                                   mask.flat<bool>().data(), found,
+                                   {DataOrNull(scale), DataOrNull(shift), input_slope_},
+                                   {nullptr, DataOrNull(bias), slope_}, output->data(),
+                                   workspace, stream);
+                             }));
   }
 
  private:
@@ -145,13 +105,14 @@ class InputGradientGpuOp : public GpuOp {
     OP_REQUIRES_OK(context, CheckGradient(g, output_gradient.shape()));
     Tensor* input_gradient;
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &input_gradient));
-    OP_REQUIRES_OK(context, Run(context, gpu::InputGradientWorkspace(g),
-                                [&](void* workspace, void* stream) {
-                                  return gpu::InputGradient(
-                                      TypeOf<T>(), g, output_gradient.data(),
-                                      filters.data(), mask.flat<bool>().data(),
-                                      input_gradient->data(), workspace, stream);
-                                }));
+    OP_REQUIRES_OK(context, RunOnDevice(context, gpu::InputGradientWorkspace(g),
+                                        [&](void* workspace, void* stream) {
+                                          return gpu::InputGradient(
+                                              TypeOf<T>(), g, output_gradient.data(),
+                                              filters.data(), mask.flat<bool>().data(),
+                                              input_gradient->data(), workspace,
+                                              stream);
+                                        }));
   }
 };
 
@@ -171,41 +132,27 @@ class FilterGradientGpuOp : public GpuOp {
     OP_REQUIRES_OK(context, CheckGradient(g, output_gradient.shape()));
     Tensor* filter_gradient;
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &filter_gradient));
-    OP_REQUIRES_OK(context, Run(context, gpu::FilterGradientWorkspace(g),
-                                [&](void* workspace, void* stream) {
-                                  return gpu::FilterGradient(
-                                      TypeOf<T>(), g, input.data(),
-                                      output_gradient.data(), mask.flat<bool>().data(),
-                                      filter_gradient->data(), workspace, stream);
-                                }));
+    OP_REQUIRES_OK(context,
+                   RunOnDevice(context, gpu::FilterGradientWorkspace(g),
+                               [&](void* workspace, void* stream) {
+                                 return gpu::FilterGradient(
+                                     TypeOf<T>(), g, input.data(),
+                                     output_gradient.data(), mask.flat<bool>().data(),
+                                     filter_gradient->data(), workspace, stream);
+                               }));
   }
 };
 
-#define REGISTER(name, kernel, type)                                       \
-  REGISTER_KERNEL_BUILDER(                                                 \
-      Name(name).Device(tensorflow::DEVICE_GPU).TypeConstraint<type>("T"), \
-      kernel<type>)
-#define REGISTER_WITH_HOST_INPUT(name, kernel, type, input)   \
-  REGISTER_KERNEL_BUILDER(Name(name)                          \
-                              .Device(tensorflow::DEVICE_GPU) \
-                              .HostMemory(input)              \
-                              .TypeConstraint<type>("T"),     \
-                          kernel<type>)
-
 template <typename T>
 void Register() {
-  REGISTER("PerforatedConv2D", PerforatedConv2DGpuOp, T);
-  // Positions that were found on the host are not read: the device finds its own.
-  REGISTER_WITH_HOST_INPUT("PerforatedConv2DAt", PerforatedConv2DGpuOp, T, "found");
+  REGISTER_GPU("PerforatedConv2D", PerforatedConv2DGpuOp, T);
+  REGISTER_GPU("PerforatedConv2DAt", PerforatedConv2DGpuOp, T);
   // Shapes that come as tensors are needed on the host.
-  REGISTER_WITH_HOST_INPUT("PerforatedConv2DInputGradient", InputGradientGpuOp, T,
-                           "input_shape");
-  REGISTER_WITH_HOST_INPUT("PerforatedConv2DFilterGradient", FilterGradientGpuOp, T,
-                           "filters_shape");
+  REGISTER_GPU_WITH_HOST_INPUT("PerforatedConv2DInputGradient", InputGradientGpuOp, T,
+                               "input_shape");
+  REGISTER_GPU_WITH_HOST_INPUT("PerforatedConv2DFilterGradient", FilterGradientGpuOp, T,
+                               "filters_shape");
 }
-
-#undef REGISTER_WITH_HOST_INPUT
-#undef REGISTER
 
 // Registers nothing where the driver is too old for this library: Python then runs
 // plain TensorFlow operations.

@@ -96,6 +96,18 @@ REGISTER_OP("FindPositions")
       return absl::OkStatus();
     });
 
+// The same for GPUs, where nobody may wait for the number of positions: memory that
+// only kernels understand. Goes where the results of FindPositions do.
+REGISTER_OP("FindPlaces")
+    .Input("mask: bool")
+    .Output("places: int64")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle mask;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 3, &mask));
+      c->set_output(0, c->Vector(InferenceContext::kUnknownDim));
+      return absl::OkStatus();
+    });
+
 #define CONV2D(name)                                  \
   REGISTER_OP(name)                                   \
       .Input("input: T")                              \
@@ -143,28 +155,28 @@ REGISTER_OP("PerforatedConv2DFilterGradient")
     .SetShapeFn(GradientShape);
 
 // The shape functions of the units check what the Python wrappers cannot know earlier.
-#define BOTTLENECK(name)                    \
-  REGISTER_OP(name)                         \
-      .Input("x: T")                        \
-      .Input("mask: bool")                  \
-      .Input("sums: T")                     \
-      .Input("preactivation_scale: T")      \
-      .Input("preactivation_shift: T")      \
-      .Input("filters_0: T")                \
-      .Input("filters_1: T")                \
-      .Input("filters_2: T")                \
-      .Input("scale_0: T")                  \
-      .Input("scale_1: T")                  \
-      .Input("shift_0: T")                  \
-      .Input("shift_1: T")                  \
-      .Input("bias: T")                     \
-      .Output("y: T")                       \
-      .Output("new_sums: T")                \
-      .Attr("T: {float, double}")           \
-      .SetShapeFn([](InferenceContext* c) { \
-        c->set_output(0, c->input(0));      \
-        c->set_output(1, c->input(2));      \
-        return absl::OkStatus();            \
+#define BOTTLENECK(name)                          \
+  REGISTER_OP(name)                               \
+      .Input("x: T")                              \
+      .Input("mask: bool")                        \
+      .Input("sums: T")                           \
+      .Input("preactivation_scale: T")            \
+      .Input("preactivation_shift: T")            \
+      .Input("filters_0: T")                      \
+      .Input("filters_1: T")                      \
+      .Input("filters_2: T")                      \
+      .Input("scale_0: T")                        \
+      .Input("scale_1: T")                        \
+      .Input("shift_0: T")                        \
+      .Input("shift_1: T")                        \
+      .Input("bias: T")                           \
+      .Output("y: T")                             \
+      .Output("new_sums: T")                      \
+      .Attr("T: {half, bfloat16, float, double}") \
+      .SetShapeFn([](InferenceContext* c) {       \
+        c->set_output(0, c->input(0));            \
+        c->set_output(1, c->input(2));            \
+        return absl::OkStatus();                  \
       })
 
 BOTH_FORMS(BOTTLENECK, "PerforatedBottleneck");
@@ -185,7 +197,7 @@ REGISTER_OP("ProjectionBottleneck")
     .Input("projection_bias: T")
     .Output("y: T")
     .Output("sums: T")
-    .Attr("T: {float, double}")
+    .Attr("T: {half, bfloat16, float, double}")
     .Attr("stride: int")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle x, projection;
@@ -205,23 +217,23 @@ REGISTER_OP("ProjectionBottleneck")
       return absl::OkStatus();
     });
 
-#define BASIC_UNIT(name)                    \
-  REGISTER_OP(name)                         \
-      .Input("x: T")                        \
-      .Input("mask: bool")                  \
-      .Input("preactivation_scale: T")      \
-      .Input("preactivation_shift: T")      \
-      .Input("filters_0: T")                \
-      .Input("filters_1: T")                \
-      .Input("scale: T")                    \
-      .Input("shift: T")                    \
-      .Input("bias: T")                     \
-      .Output("y: T")                       \
-      .Attr("T: {float, double}")           \
-      .Attr("slopes: list(float)")          \
-      .SetShapeFn([](InferenceContext* c) { \
-        c->set_output(0, c->input(0));      \
-        return absl::OkStatus();            \
+#define BASIC_UNIT(name)                          \
+  REGISTER_OP(name)                               \
+      .Input("x: T")                              \
+      .Input("mask: bool")                        \
+      .Input("preactivation_scale: T")            \
+      .Input("preactivation_shift: T")            \
+      .Input("filters_0: T")                      \
+      .Input("filters_1: T")                      \
+      .Input("scale: T")                          \
+      .Input("shift: T")                          \
+      .Input("bias: T")                           \
+      .Output("y: T")                             \
+      .Attr("T: {half, bfloat16, float, double}") \
+      .Attr("slopes: list(float)")                \
+      .SetShapeFn([](InferenceContext* c) {       \
+        c->set_output(0, c->input(0));            \
+        return absl::OkStatus();                  \
       })
 
 BOTH_FORMS(BASIC_UNIT, "PerforatedBasicUnit");
@@ -232,7 +244,7 @@ BOTH_FORMS(BASIC_UNIT, "PerforatedBasicUnit");
       .Input("x: T")                                                    \
       .Input("weight: float")                                           \
       .Output("new_total: T")                                           \
-      .Attr("T: {float, double}")                                       \
+      .Attr("T: {half, bfloat16, float, double}")                       \
       .SetShapeFn([](InferenceContext* c) {                             \
         ShapeHandle shape;                                              \
         TF_RETURN_IF_ERROR(c->Merge(c->input(0), c->input(1), &shape)); \

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu_ops.h"
+#include "unit_checks.h"
 #include "units.h"
 
 namespace perforated {
@@ -19,35 +20,6 @@ class UnitOp : public Op {
   using Op::Op;
 
  protected:
-  static absl::Status CheckRank(const Tensor& x) {
-    if (x.dims() == 4) return absl::OkStatus();
-    return Invalid("x must be [batch, height, width, channels], got ",
-                   x.shape().DebugString());
-  }
-  static absl::Status CheckUnit(const Tensor& x, const Tensor& mask) {
-    TF_RETURN_IF_ERROR(CheckRank(x));
-    const TensorShape expected({x.dim_size(0), x.dim_size(1), x.dim_size(2)});
-    if (mask.shape() == expected) return absl::OkStatus();
-    return Invalid("mask must be ", expected.DebugString(), ", got ",
-                   mask.shape().DebugString());
-  }
-  // Geometry of a SAME convolution with stride 1 of the size of x.
-  static absl::Status MakeGeometry(const Tensor& x, const Tensor& filters, int index,
-                                   Geometry* g) {
-    if (filters.dims() != 4 || filters.dim_size(0) != filters.dim_size(1) ||
-        filters.dim_size(0) % 2 == 0) {
-      return Invalid("filters_", index, " must be square with an odd side, got ",
-                     filters.shape().DebugString());
-    }
-    g->batch = x.dim_size(0);
-    g->height = g->out_height = x.dim_size(1);
-    g->width = g->out_width = x.dim_size(2);
-    g->kernel_height = g->kernel_width = filters.dim_size(0);
-    g->pad_top = g->pad_left = filters.dim_size(0) / 2;
-    g->channels = filters.dim_size(2);
-    g->filters = filters.dim_size(3);
-    return absl::OkStatus();
-  }
   // y as a copy of x, or x itself where nobody else needs it.
   static absl::Status CopyOrForward(OpKernelContext* context, int input, int output,
                                     const Workers& workers, Tensor** y) {
@@ -65,10 +37,6 @@ class UnitOp : public Op {
     });
     return absl::OkStatus();
   }
-  static absl::Status CheckChain(const char* name, int64_t got, int64_t expected) {
-    if (got == expected) return absl::OkStatus();
-    return Invalid(name, " must have ", expected, " channels, got ", got);
-  }
 };
 
 // Three convolutions whose parameters begin at some input: preactivation (2), filters
@@ -85,36 +53,9 @@ class BottleneckOp : public UnitOp<T> {
     Transform<T> preactivation;
     Stage<T> stages[3];
   };
-  absl::Status Read(OpKernelContext* context, const Tensor& x, int first,
-                    int64_t out_channels, Parameters* parameters) const {
-    Geometry(&g)[3] = parameters->geometry;
-    for (int i = 0; i < 3; ++i) {
-      TF_RETURN_IF_ERROR(
-          this->MakeGeometry(x, context->input(first + 2 + i), i, &g[i]));
-    }
-    TF_RETURN_IF_ERROR(this->CheckChain("filters_0", g[0].channels, x.dim_size(3)));
-    TF_RETURN_IF_ERROR(this->CheckChain("filters_1", g[1].channels, g[0].filters));
-    TF_RETURN_IF_ERROR(this->CheckChain("filters_2", g[2].channels, g[1].filters));
-    TF_RETURN_IF_ERROR(this->CheckChain("the output", g[2].filters, out_channels));
-    if (g[0].taps() != 1 || g[2].taps() != 1) {
-      return Invalid("filters_0 and filters_2 must be 1x1");
-    }
-    const int64_t inner = g[0].filters, outer = g[1].filters;
-    const struct {
-      const char* name;
-      int index;
-      int64_t size;
-    } vectors[] = {{"preactivation_scale", 0, g[0].channels},
-                   {"preactivation_shift", 1, g[0].channels},
-                   {"scale_0", 5, inner},
-                   {"scale_1", 6, outer},
-                   {"shift_0", 7, inner},
-                   {"shift_1", 8, outer},
-                   {"bias", 9, out_channels}};
-    for (const auto& vector : vectors) {
-      TF_RETURN_IF_ERROR(
-          CheckVector(vector.name, context->input(first + vector.index), vector.size));
-    }
+  // The geometry must be there, and the inputs checked.
+  static void Read(OpKernelContext* context, int first, Parameters* parameters) {
+    const Geometry(&g)[3] = parameters->geometry;
     for (int i = 0; i < 3; ++i) {
       parameters->packed[i] =
           PackedCache<T>::Get().Pack(g[i], context->input(first + 2 + i));
@@ -124,7 +65,6 @@ class BottleneckOp : public UnitOp<T> {
     parameters->stages[0] = {parameters->packed[0].get(), {data(5), data(7), T(0)}};
     parameters->stages[1] = {parameters->packed[1].get(), {data(6), data(8), T(0)}};
     parameters->stages[2] = {parameters->packed[2].get(), {nullptr, data(9), T(1)}};
-    return absl::OkStatus();
   }
 };
 
@@ -138,12 +78,12 @@ class PerforatedBottleneckOp : public BottleneckOp<T> {
     const Tensor& mask = context->input(1);
     const int64_t sums_size = context->input(2).NumElements();
     typename BottleneckOp<T>::Parameters parameters;
-    OP_REQUIRES_OK(context, this->CheckUnit(x, mask));
+    OP_REQUIRES_OK(context, CheckUnit(x, mask));
     const int64_t channels = x.dim_size(3);
-    OP_REQUIRES_OK(context, this->Read(context, x, 3, channels, &parameters));
-    OP_REQUIRES(context, sums_size == 0 || sums_size == x.dim_size(0) * channels,
-                Invalid("sums must be [batch, channels] or empty, got ",
-                        context->input(2).shape().DebugString()));
+    OP_REQUIRES_OK(context,
+                   CheckBottleneck(context, x, 3, channels, parameters.geometry));
+    OP_REQUIRES_OK(context, CheckSums(x, context->input(2)));
+    this->Read(context, 3, &parameters);
     const PoolWorkers workers(context);
     ActiveInput active;
     OP_REQUIRES_OK(context, active.Read(context, mask, 13));
@@ -170,22 +110,11 @@ class ProjectionBottleneckOp : public BottleneckOp<T> {
   void Run(OpKernelContext* context) override {
     const Tensor& x = context->input(0);
     const Tensor& projection = context->input(11);
-    OP_REQUIRES_OK(context, this->CheckRank(x));
-    OP_REQUIRES(context,
-                projection.dims() == 4 && projection.dim_size(0) == 1 &&
-                    projection.dim_size(1) == 1 &&
-                    projection.dim_size(2) == x.dim_size(3),
-                Invalid("projection must be [1, 1, ", x.dim_size(3),
-                        ", out channels], got ", projection.shape().DebugString()));
-    const int64_t out_channels = projection.dim_size(3);
     typename BottleneckOp<T>::Parameters parameters;
-    OP_REQUIRES_OK(context, this->Read(context, x, 1, out_channels, &parameters));
-    OP_REQUIRES_OK(context,
-                   CheckVector("projection_bias", context->input(12), out_channels));
-    Geometry& middle = parameters.geometry[1];
-    middle.stride_y = middle.stride_x = stride_;
-    middle.out_height = CeilDiv(middle.height, stride_);
-    middle.out_width = CeilDiv(middle.width, stride_);
+    OP_REQUIRES_OK(context, CheckProjection(context, stride_, parameters.geometry));
+    this->Read(context, 1, &parameters);
+    const Geometry& middle = parameters.geometry[1];
+    const int64_t out_channels = projection.dim_size(3);
     Tensor *y, *sums;
     OP_REQUIRES_OK(
         context, context->allocate_output(0,
@@ -218,22 +147,8 @@ class PerforatedBasicUnitOp : public UnitOp<T> {
     // x 0, mask 1, preactivation 2-3, filters 4-5, scale 6, shifts 7-8.
     const Tensor& x = context->input(0);
     const Tensor& mask = context->input(1);
-    OP_REQUIRES_OK(context, this->CheckUnit(x, mask));
     Geometry g[2];
-    for (int i = 0; i < 2; ++i) {
-      OP_REQUIRES_OK(context, this->MakeGeometry(x, context->input(4 + i), i, &g[i]));
-    }
-    const int64_t channels = x.dim_size(3);
-    OP_REQUIRES_OK(context, this->CheckChain("filters_0", g[0].channels, channels));
-    OP_REQUIRES_OK(context, this->CheckChain("filters_1", g[1].channels, g[0].filters));
-    OP_REQUIRES_OK(context, this->CheckChain("the output", g[1].filters, channels));
-    const int64_t sizes[] = {channels, channels, g[0].filters, g[0].filters, channels};
-    constexpr const char* kVectors[] = {"preactivation_scale", "preactivation_shift",
-                                        "scale", "shift", "bias"};
-    for (int i = 0; i < 5; ++i) {
-      const Tensor& vector = context->input(i < 2 ? 2 + i : 4 + i);
-      OP_REQUIRES_OK(context, CheckVector(kVectors[i], vector, sizes[i]));
-    }
+    OP_REQUIRES_OK(context, CheckBasicUnit(context, g));
     const PoolWorkers workers(context);
     std::shared_ptr<const PackedMatrix<T>> packed[2];
     for (int i = 0; i < 2; ++i) {
@@ -262,21 +177,13 @@ class MaskedAccumulateOp : public UnitOp<T> {
   using UnitOp<T>::UnitOp;
 
   void Run(OpKernelContext* context) override {
-    const Tensor& total = context->input(0);
     const Tensor& x = context->input(1);
     const Tensor& weight = context->input(2);
-    OP_REQUIRES(
-        context, total.dims() == 4 && total.shape() == x.shape(),
-        Invalid("total and x must be [batch, height, width, channels], ", "got ",
-                total.shape().DebugString(), " and ", x.shape().DebugString()));
-    const TensorShape expected({x.dim_size(0), x.dim_size(1), x.dim_size(2)});
-    OP_REQUIRES(context, weight.shape() == expected,
-                Invalid("weight must be ", expected.DebugString(), ", got ",
-                        weight.shape().DebugString()));
+    OP_REQUIRES_OK(context, CheckAccumulate(context));
     const float* const weights = weight.flat<float>().data();
     std::vector<int64_t> found_here;
     Positions positions;
-    if (context->num_inputs() == 3) {
+    if (context->num_inputs() <= 4) {  // nothing that is for CPUs came along
       found_here = NonZero(weights, weight.NumElements());
       positions = found_here;
     } else {

@@ -33,7 +33,7 @@ from experiments.common import programs
 
 FLAGS = flags.FLAGS
 
-SIDES = ("dense", "masked", "native", "twin", "tiled")
+SIDES = ("dense", "masked", "native", "twin", "tiled", "xla")
 _LAYER_RUNS = 5
 
 flags.DEFINE_enum("network", "imagenet", list(programs.FAMILIES), "Family of networks.")
@@ -55,13 +55,20 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_list(
     "sides",
-    list(SIDES),
+    list(SIDES[:-1]),
     "What to time: dense (the ordinary network), masked, native and twin (perforated "
     "execution by compiled kernels and by TensorFlow operations), tiled (positions "
-    "halt in tiles, which are gathered whole).",
+    "halt in tiles, which are gathered whole), xla (dense, compiled by XLA).",
 )
 flags.DEFINE_integer("tile_size", 8, "Side of the tiles of `tiled`.", lower_bound=2)
 flags.DEFINE_integer("repetitions", 15, "Timed calls of each side.", lower_bound=1)
+flags.DEFINE_enum(
+    "precision",
+    "tf32",
+    ["float32", "tf32", "bfloat16"],
+    "float32; the same where a GPU may round factors (tf32, TensorFlow's default); or "
+    "bfloat16 with float32 weights.",
+)
 flags.DEFINE_bool("memory", False, "Also measure peak memory, each side by itself.")
 flags.DEFINE_string(
     "layer", None, "KHxKW,IN,OUT,HEIGHTxWIDTH: time this convolution, not a network."
@@ -74,6 +81,9 @@ def make_side(side: str):
     """Builds one side; returns a function that runs it, and one that counts FLOPs."""
     means = parse_numbers("units_per_block", FLAGS.units_per_block, 1, 1000)
     height, width = parse_sides("image_size", FLAGS.image_size)
+    tf.config.experimental.enable_tensor_float_32_execution(FLAGS.precision == "tf32")
+    is_mixed = FLAGS.precision == "bfloat16"
+    keras.mixed_precision.set_global_policy("mixed_bfloat16" if is_mixed else "float32")
     if side == "tiled":
         if FLAGS.model_type != "sact":
             raise ValueError(
@@ -81,9 +91,9 @@ def make_side(side: str):
             )
         options = dict(execution="tiled", tile_size=FLAGS.tile_size)
     else:
-        masked = side in ("dense", "masked")
+        masked = side in ("dense", "masked", "xla")
         options = dict(execution="masked" if masked else "perforated")
-    model_type = "vanilla" if side == "dense" else FLAGS.model_type
+    model_type = "vanilla" if side in ("dense", "xla") else FLAGS.model_type
     keras.utils.set_random_seed(0)
     model = programs.FAMILIES[FLAGS.network](FLAGS.model, model_type, **options)
     if len(means) > len(model.blocks):
@@ -97,7 +107,7 @@ def make_side(side: str):
     blocks = model.block_scopes[: len(means)]
     implementation = "tensorflow" if side == "twin" else "auto"
 
-    @tf.function
+    @tf.function(jit_compile=side == "xla" or None)
     def network(images):
         with custom_ops.default_implementation(implementation):
             logits, end_points = model.with_end_points(images, training=False)
@@ -137,7 +147,7 @@ def peak_memory(side: str) -> float:
     context = multiprocessing.get_context("spawn")
     result = context.Queue()
     names = ("network", "model", "model_type", "image_size", "batch_size", "pattern")
-    names += ("units_per_block", "tile_size")
+    names += ("units_per_block", "tile_size", "precision")
     values = {name: FLAGS[name].value for name in names}
     process = context.Process(target=_measure_memory, args=(values, side, result))
     process.start()

@@ -121,11 +121,11 @@ def imagenet_resnet(
         **options: Of the halting rule, such as `epsilon` (SACT) or `test_mode` (PACT),
             and others of `ResidualNetwork`: `group_grid`, `dtype`, `block_strides` (as
             detectors give block 4 stride 1), `halting_bias`, `rate` (with 2, 4 or 8 the
-            strides of the last one, two or three blocks become dilations of their 3x3 convolutions: the
-            features are that much denser), and the forms that weights from elsewhere
-            ask for, `stem_pool` ("same", "symmetric" or "zeros") and `downsample`
-            ("conv2" or "input"). Without a classifier `pooling`: "avg" or "max" over
-            positions.
+            strides of the last one, two or three blocks become dilations of their 3x3
+            convolutions: the features are that much denser), and the forms that weights
+            from elsewhere ask for, `stem_pool` ("same", "symmetric" or "zeros") and
+            `downsample` ("conv2" or "input"). Without a classifier `pooling`: "avg" or
+            "max" over positions.
 
     Returns:
         A `tf_keras.Model` from images [batch, height, width, 3] in [-1, 1] to logits

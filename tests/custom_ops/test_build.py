@@ -1,6 +1,7 @@
 """Compiling: no compiler, broken ones, nowhere to write, many processes at once."""
 
 import os
+import pathlib
 import stat
 import subprocess
 import sys
@@ -161,9 +162,13 @@ def test_nvcc_compiles_and_links(compilers, tmp_path, capsys):
     path = build.build(verbose=True)
     assert path.read_text() == f"{tmp_path}/fake-nvcc\n"
     runs = (tmp_path / "runs").read_text().splitlines()
-    assert len(runs) == 2 and "gpu_kernels.cu" in runs[0] and "-shared" in runs[1]
-    assert "arch=compute_80,code=sm_80" in runs[0]
-    assert "arch=compute_90,code=[sm_90,compute_90]" in runs[0]
+    *compiled, linked = runs
+    sources = {pathlib.Path(run.split(" -c ")[1].split()[0]).name for run in compiled}
+    assert sources == {"gpu_convolution.cu", "gpu_units.cu", "gpu_positions.cu"}
+    assert len(compiled) == 3 and "-shared" in linked
+    for run in compiled:
+        assert "arch=compute_80,code=sm_80" in run
+        assert "arch=compute_90,code=[sm_90,compute_90]" in run
     assert "CUDA: for compute capability 8.0, 9.0" in capsys.readouterr().out
 
 
@@ -175,8 +180,8 @@ def test_an_nvcc_that_fails_costs_the_cuda_part_alone(compilers, tmp_path, capsy
         assert len(all) == 1
         assert path.read_text() == f"{tmp_path}/fake-c++\n"
     assert "CUDA: no" in capsys.readouterr().out
-    # The second time it was known, and not tried.
-    assert len((tmp_path / "runs").read_text().splitlines()) == 1
+    # The second time it was known, and not tried: every source once.
+    assert len((tmp_path / "runs").read_text().splitlines()) == 3
     compilers(WRITES_OUTPUT)
     assert build.build(retry=True).read_text() == f"{tmp_path}/fake-nvcc\n"
     assert build.build().read_text() == f"{tmp_path}/fake-nvcc\n"
@@ -198,6 +203,19 @@ def test_an_nvcc_that_is_not_there(compilers, monkeypatch, tmp_path):
     assert path.read_text() == f"{tmp_path}/fake-c++\n"
 
 
+def test_an_nvcc_that_is_too_old(compilers, tmp_path):
+    program = tmp_path / "fake-nvcc"
+    old = program.read_text().replace(
+        "echo compute_80 && echo compute_90", "echo compute_70"
+    )
+    program.write_text(old)
+    with pytest.warns(
+        RuntimeWarning, match="from 75 on; install a newer CUDA compiler"
+    ):
+        path = build.build()
+    assert path.read_text() == f"{tmp_path}/fake-c++\n"
+
+
 @pytest.mark.filterwarnings("error")
 def test_no_cuda_part_where_nvcc_is_empty(compilers, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("NVCC", "")
@@ -215,7 +233,7 @@ def test_bad_architectures(compilers, monkeypatch, tmp_path, value):
     message = str(all[0].message)
     assert len(all) == 1
     assert "SACT_CUDA_ARCHITECTURES must be" in message
-    assert "like 70;80;90" in message and repr(value) in message
+    assert "like 75;80;90" in message and repr(value) in message
     assert path.read_text() == f"{tmp_path}/fake-c++\n"
 
 
@@ -228,6 +246,7 @@ def test_bad_architectures(compilers, monkeypatch, tmp_path, value):
         ("60;61", (75,)),
         ("80;999", (80,)),
         ("999", (75,)),
+        ("all", (75, 80, 86, 90)),
     ],
 )
 def test_architectures(monkeypatch, value, expected):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import custom_ops
-from custom_ops import build
+from custom_ops import build, gpu_report
 
 KERNELS = pathlib.Path(build.__file__).parent / "kernels"
 OPS = [
@@ -17,6 +17,13 @@ OPS = [
     "PerforatedConv2DAt",
     "PerforatedConv2DInputGradient",
     "PerforatedConv2DFilterGradient",
+    "PerforatedBottleneck",
+    "PerforatedBottleneckAt",
+    "ProjectionBottleneck",
+    "PerforatedBasicUnit",
+    "PerforatedBasicUnitAt",
+    "MaskedAccumulate",
+    "MaskedAccumulateAt",
 ]
 HAS_GPU = bool(tf.config.list_physical_devices("GPU"))
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")
@@ -28,6 +35,8 @@ assert build.load() is not None, build.failure()
 for op in {OPS}:
     for dtype in (tf.float32, tf.float16, tf.bfloat16, tf.float64):
         print(op, dtype.name, implementation.has_kernel(op, "GPU", dtype))
+assert implementation.has_kernel("FindPlaces", "GPU", tf.bool)
+assert implementation.has_kernel("FoldBatchNorm", "GPU", tf.float32)
 """
 
 
@@ -57,8 +66,8 @@ def test_kernels_by_themselves(nvcc, tmp_path):
     """Without a GPU this only shows that the program compiles, and says so."""
     program = tmp_path / "gpu_check"
     quick = ["-arch=native"] if HAS_GPU else ["-arch=sm_80", "-Xptxas=-O0"]
-    sources = [KERNELS / "gpu_check.cu", KERNELS / "gpu_kernels.cu"]
-    command = [*nvcc, "-std=c++17", "-DWITHOUT_LIBRARY", "--threads=0", *quick]
+    sources = [KERNELS / name for name in ("gpu_check.cu", *build._CUDA_SOURCES)]
+    command = [*nvcc, "-std=c++17", *quick]
     subprocess.run([*command, *sources, "-o", program], check=True)
     done = subprocess.run([program, "20"], capture_output=True, text=True)
     if done.returncode == 77:
@@ -136,6 +145,12 @@ def test_short_factors_are_near(nvcc, dtype):
     error = 0.1 if dtype == tf.bfloat16 else 0.02
     for a, b in zip(got, expected):
         assert np.mean(np.abs(a - b)) <= error * np.mean(np.abs(b))
+
+
+@needs_gpu
+def test_all_kernels_equal_tensorflow(nvcc):
+    rows = gpu_report.check_kernels("native")
+    assert [row for row in rows if not row["is_right"]] == []
 
 
 @needs_gpu

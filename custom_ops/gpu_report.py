@@ -1,0 +1,354 @@
+"""One command that tells whether the kernels are right and fast on a GPU.
+
+    python -m custom_ops.gpu_report [REPORT.json]
+
+On a GPU it compares every kernel with TensorFlow in float64, times layers against
+TensorFlow's dense convolution (cuDNN) and XLA, and, in a source tree, SACT-101 against
+the ordinary network (`experiments.benchmarks.network`). It prints a table, and writes
+one JSON to the file and to the cache, where `implementation="auto"` finds it: on this
+kind of GPU it then runs the kernels if they were faster than TensorFlow's operations.
+Without a GPU it says so and runs the kernels in the emulation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from custom_ops import build, convolution, emulation, positions, units
+
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+"""Types of the elements; `tf32` is float32 where TensorFlow may round factors."""
+
+# Mean error of a result, relative to its mean magnitude.
+_BOUNDS = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 3e-2, "float16": 5e-3}
+_LAYERS = (
+    # kernel, channels, filters, height, width
+    (1, 1024, 256, 38, 63),
+    (3, 256, 256, 38, 63),
+    (1, 256, 1024, 38, 63),
+    (3, 64, 64, 56, 56),
+)
+_BATCHES = (1, 8)
+_SHARES = (0.1, 0.5, 1.0)
+_RUNS = 20
+_NETWORKS = (
+    # image, batch, mean units run per block
+    ("600x1000", 1, "2,3.2,11"),
+    ("600x1000", 8, "2,3.2,11"),
+    ("224x224", 1, "2.3,3.8,13.1,2.7"),
+    ("224x224", 8, "2.3,3.8,13.1,2.7"),
+    ("224x224", 64, "2.3,3.8,13.1,2.7"),
+)
+
+
+@contextlib.contextmanager
+def _precision(name: str) -> Iterator[tf.DType]:
+    """Lets TensorFlow round factors or not; yields the type of the elements."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(name == "tf32")
+    try:
+        yield tf.float32 if name == "tf32" else tf.as_dtype(name)
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+def _convolution(normal, mask, implementation, **options):
+    inputs = [normal(2, 13, 11, 32), normal(3, 3, 32, 40), normal(40)]
+    inputs += [normal(32), normal(32)]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        y = convolution.perforated_conv2d(
+            *inputs[:2],
+            mask,
+            bias=inputs[2],
+            input_scale=inputs[3],
+            input_shift=inputs[4],
+            input_slope=0.1,
+            implementation=implementation,
+            **options,
+        )
+        loss = tf.reduce_sum(y * y) / 2.0
+    return [y, *tape.gradient(loss, inputs[:2])]
+
+
+def _bottleneck(normal, mask, implementation):
+    norms = [(normal(24), normal(24)), (normal(16), normal(16))]
+    filters = [normal(1, 1, 32, 24), normal(3, 3, 24, 16), normal(1, 1, 16, 32)]
+    x, sums, preactivation = normal(2, 13, 11, 32), normal(2, 32), (normal(32),) * 2
+    mask = positions.find_positions(mask, implementation)
+    unit = (preactivation, filters, norms, normal(32))
+    return units.perforated_bottleneck(x, mask, *unit, sums, implementation)
+
+
+def _projection(normal, mask, implementation):
+    norms = [(normal(24), normal(24)), (normal(16), normal(16))]
+    filters = [normal(1, 1, 32, 24), normal(3, 3, 24, 16), normal(1, 1, 16, 40)]
+    unit = ((normal(32),) * 2, filters, norms, normal(40), normal(1, 1, 32, 40))
+    return units.projection_bottleneck(
+        normal(2, 13, 11, 32), *unit, normal(40), 2, implementation
+    )
+
+
+def _basic_unit(normal, mask, implementation):
+    filters = [normal(3, 3, 32, 24), normal(3, 3, 24, 32)]
+    mask = positions.find_positions(mask, implementation)
+    unit = ((normal(32),) * 2, filters, (normal(24), normal(24)), normal(32))
+    x = normal(2, 13, 11, 32)
+    return [units.perforated_basic_unit(x, mask, *unit, implementation=implementation)]
+
+
+def _accumulate(normal, mask, implementation):
+    weight = tf.cast(mask, tf.float32) * 0.25
+    total, x = normal(2, 13, 11, 32), normal(2, 13, 11, 32)
+    return [units.masked_accumulate(total, x, weight, implementation)]
+
+
+KERNELS: dict[str, Callable] = {
+    "convolution and gradients": _convolution,
+    "bottleneck": _bottleneck,
+    "projection": _projection,
+    "basic unit": _basic_unit,
+    "accumulation": _accumulate,
+}
+
+
+def check_kernels(implementation: str, precisions=PRECISIONS) -> list[dict]:
+    """Compares every kernel with TensorFlow's operations in float64.
+
+    Args:
+        implementation: As in `custom_ops.perforated_conv2d`.
+        precisions: Some of `PRECISIONS`.
+
+    Returns:
+        For each kernel, precision and share of active positions the largest mean error
+        of its results, relative to their mean magnitude, the bound, and `is_right`.
+    """
+    rows = []
+    for precision in precisions:
+        for name, kernel in KERNELS.items():
+            for share in (0.0, 0.3, 1.0):
+                mask = np.random.default_rng(7).random((2, 13, 11)) < share
+                with _precision(precision) as dtype:
+                    got = kernel(_normal(dtype), mask, implementation)
+                    expected = kernel(_normal(dtype, tf.float64), mask, "tensorflow")
+                errors = [
+                    float(np.mean(np.abs(tf.cast(a, tf.float64) - b)))
+                    / max(float(np.mean(np.abs(b))), 1e-6)
+                    for a, b in zip(got, expected)
+                ]
+                row = dict(kernel=name, precision=precision, active=share)
+                row |= dict(error=max(errors), bound=_BOUNDS[precision])
+                # A comparison with NaN is false.
+                rows.append(row | dict(is_right=bool(max(errors) <= row["bound"])))
+    return rows
+
+
+def _normal(dtype: tf.DType, cast: tf.DType | None = None):
+    """Random numbers, always the same, that a type can hold; as another type."""
+    generator = np.random.default_rng(0)
+
+    def normal(*shape):
+        values = generator.normal(size=shape) / np.sqrt(
+            np.prod(shape[:-1]) ** (len(shape) == 4)
+        )
+        return tf.cast(tf.cast(values, dtype), cast or dtype)
+
+    return normal
+
+
+def time_layers(precision: str, layers=_LAYERS, batches=_BATCHES) -> list[dict]:
+    """Times convolutions at random positions; milliseconds per call.
+
+    Args:
+        precision: One of `PRECISIONS`.
+        layers: Kernel, channels, filters, height and width of each.
+        batches: Images at a time.
+    """
+    rows = []
+    with _precision(precision) as dtype:
+        for layer in layers:
+            for batch in batches:
+                for share in _SHARES:
+                    times = _time_layer(dtype, layer, batch, share)
+                    row = dict(layer=layer, batch=batch, precision=precision)
+                    rows.append(row | dict(active=share, milliseconds=times))
+    return rows
+
+
+def _time_layer(dtype, layer, batch, share):
+    kernel, channels, filters, height, width = layer
+    normal = _normal(dtype)
+    x, weights = (
+        normal(batch, height, width, channels),
+        normal(kernel, kernel, channels, filters),
+    )
+    mask = tf.constant(np.random.default_rng(0).random((batch, height, width)) < share)
+
+    def perforated(implementation):
+        return lambda: convolution.perforated_conv2d(
+            x, weights, mask, implementation=implementation
+        )
+
+    def dense():
+        return tf.nn.conv2d(x, weights, 1, "SAME")
+
+    sides = {
+        "native": tf.function(perforated("native")),
+        "twin": tf.function(perforated("tensorflow")),
+        "dense": tf.function(dense),
+        "xla": tf.function(dense, jit_compile=True),
+    }
+    return {name: _milliseconds(run) for name, run in sides.items()}
+
+
+def _milliseconds(run: Callable) -> float:
+    """Median of several rounds of calls in a row; the device is waited for."""
+    rounds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        for _ in range(_RUNS):
+            y = run()
+        float(tf.reshape(y, [-1])[0])
+        rounds.append((time.perf_counter() - start) * 1e3 / _RUNS)
+    return float(np.median(rounds[1:]))
+
+
+def time_networks() -> list[dict]:
+    """Times SACT-101; empty where the programs are not (outside of a source tree)."""
+    program = "experiments.benchmarks.network"
+    if importlib.util.find_spec("experiments") is None:
+        return []
+    rows = []
+    for precision in ("float32", "tf32", "bfloat16"):
+        for image, batch, means in _NETWORKS:
+            done = subprocess.run(
+                [sys.executable, "-m", program, "--json", f"--image_size={image}"]
+                + [f"--batch_size={batch}", f"--units_per_block={means}"]
+                + [f"--precision={precision}", "--sides=dense,xla,native,twin"],
+                env={**os.environ, "SACT_GPU_AUTO": "1"},
+                capture_output=True,
+                text=True,
+            )
+            row = dict(image=image, batch=batch, precision=precision)
+            if done.returncode:
+                rows.append(row | dict(failure=done.stderr[-500:]))
+                continue
+            for line in filter(None, done.stdout.splitlines()):
+                rows.append(row | json.loads(line))
+    return rows
+
+
+def device_name() -> str | None:
+    """Returns what kind of GPU there is, or None."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return None
+    details = tf.config.experimental.get_device_details(gpus[0])
+    return details.get("device_name", "unknown")
+
+
+def is_win(report: dict) -> bool:
+    """Whether all kernels are right, and layers at up to half of the positions faster
+    by them than by TensorFlow's operations, which else run."""
+    layers = [row for row in report["layers"] if row["active"] <= 0.5]
+    return (
+        bool(layers)
+        and all(row["is_right"] for row in report["checks"])
+        and all(
+            row["milliseconds"]["native"] < row["milliseconds"]["twin"]
+            for row in layers
+        )
+    )
+
+
+def _report_name(device: str) -> str:
+    kernels = build._digest_sources(hashlib.sha256())
+    return f"gpu_report-{re.sub(r'[^A-Za-z0-9]+', '_', device)}-{kernels}.json"
+
+
+def shows_win() -> bool:
+    """Whether a saved report of these kernels on this kind of GPU shows a win."""
+    device = device_name()
+    if device is None:
+        return False
+    try:
+        path = build._cached(_report_name(device))
+        return path is not None and is_win(json.loads(path.read_text()))
+    except (build.BuildError, OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _save(report: dict, path: str | None) -> pathlib.Path:
+    name = _report_name(report["device"])
+    text = json.dumps(report, indent=1)
+    if path is not None:
+        pathlib.Path(path).write_text(text)
+    with build._locked(name) as directory:
+        kept = directory / name
+        unfinished = kept.with_suffix(".unfinished")
+        unfinished.write_text(text)
+        unfinished.chmod(0o600)
+        unfinished.rename(kept)
+    return kept
+
+
+def print_report(report: dict) -> None:
+    """Prints the tables."""
+    print(f"{report['device']}, TensorFlow {report['tensorflow']}")
+    for row in report["checks"]:
+        verdict = "right" if row["is_right"] else "WRONG"
+        print(
+            f"{verdict}  {row['kernel']:26} {row['precision']:9} "
+            f"{row['active']:4.0%} active, error {row['error']:.1e}"
+        )
+    for row in report["layers"]:
+        kernel, channels, filters, height, width = row["layer"]
+        times = "  ".join(f"{k} {v:.3f}" for k, v in row["milliseconds"].items())
+        print(
+            f"{kernel}x{kernel} {channels}->{filters} {height}x{width} batch "
+            f"{row['batch']} {row['precision']:9} {row['active']:4.0%}: {times} ms"
+        )
+    for row in report["networks"]:
+        print(json.dumps(row))
+    print("the kernels win" if is_win(report) else "the kernels do not win")
+
+
+def main() -> None:
+    """Reports on the GPU, or, without one, on the emulation."""
+    device = device_name()
+    if device is None:
+        print(
+            "There is no GPU: the kernels run in the emulation, and nothing is timed."
+        )
+        sys.argv[1:] = []
+        emulation.main()
+        return
+    report = dict(
+        device=device,
+        tensorflow=tf.__version__,
+        checks=check_kernels("native"),
+        layers=[row for p in PRECISIONS for row in time_layers(p)],
+        networks=time_networks(),
+    )
+    print_report(report)
+    kept = _save(report, sys.argv[1] if len(sys.argv) > 1 else None)
+    print(f"written: {kept}")
+    if not all(row["is_right"] for row in report["checks"]):
+        sys.exit("custom_ops.gpu_report: a kernel is wrong")
+
+
+if __name__ == "__main__":
+    main()
