@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from sact_tf import checkpoints, run_control, visualization
+from sact_tf import checkpoints, keras3, run_control, visualization
 from sact_tf.data.examples import Examples
 from sact_tf.data.imagenet import ImageExamples
 from sact_tf.end_points import ADAPTIVE_METRICS, metric_values
@@ -394,6 +394,7 @@ def train(
         ValueError: There are fewer examples than `batch_size`, or it cannot be divided
             by the number of replicas.
     """
+    keras3.refuse([learning_rate, optimizer], "learning_rate, optimizer")
     with model.distribute_strategy.scope():
         if optimizer is None:
             rate = learning_rate
