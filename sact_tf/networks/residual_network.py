@@ -264,7 +264,9 @@ class ResidualNetwork(Network):
 
     def loss_function(self, label_smoothing=0.0):
         if self.classifier is None:
-            raise ValueError("num_classes must be at least 1 to train a classifier")
+            raise ValueError(
+                "num_classes must be at least 1 to train a classifier; got 0"
+            )
         return CrossEntropy(label_smoothing)
 
     def build(self, input_shape):

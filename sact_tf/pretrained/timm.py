@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from sact_tf import optional
 from sact_tf.data.examples import DataError
 from sact_tf.pretrained.sources import (
     EXPLAINED,
@@ -34,14 +35,9 @@ def read(path: str) -> Found:
 
     Raises:
         DataError: It is cut off, or holds anything but such a network.
-        ImportError: The package safetensors is not installed.
+        MissingPackageError: The package safetensors is not installed.
     """
-    try:
-        import safetensors
-    except ImportError as error:
-        raise ImportError(
-            "files of timm need the package safetensors: pip install safetensors"
-        ) from error
+    safetensors = optional.load("safetensors")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             names = list(file.keys())
