@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +24,17 @@ _LARGEST = 5.0
 _REMEMBERED = 10
 
 
+def spent_flops(end_points: Mapping[str, object]) -> tf.Tensor:
+    """Returns what a network spends on every image, [batch].
+
+    Where units run by chance and are weighed, what counts is how much they weigh.
+
+    Args:
+        end_points: Of the network.
+    """
+    return end_points.get("expected_flops", end_points["flops"])
+
+
 class TargetFlops(keras.callbacks.Callback):
     """Steers tau during training so that the mean operations reach a target.
 
@@ -32,8 +44,9 @@ class TargetFlops(keras.callbacks.Callback):
     heads have learnt to halt early come back slowly or never. Logs hold
     `relative_flops`, the mean since the factor last changed, and `tau_factor`.
 
-    Operations are those of training steps. In evaluation they may differ, as batch
-    normalization uses moving averages there.
+    Operations are those of inference on `images`, where they are given, as
+    `training.train` does; otherwise those of training steps. The two differ, because
+    batch normalization uses moving averages in inference.
 
     The network's tau says how strongly it is steered; 0.01 is a good start.
 
@@ -47,20 +60,27 @@ class TargetFlops(keras.callbacks.Callback):
         relative: Operations to reach, as a part of those of the same network if all its
             units ran everywhere.
         every: Training steps from one change of the factor to the next.
+        images: [batch, height, width, 3], preprocessed as for evaluation; None: those
+            of the training steps are observed, as they are trained on. Several replicas
+            always observe those.
 
     Raises:
         ValueError: A number is none of these; or later, the network is not adaptive,
             its tau is 0, or no tau can bring it that low.
     """
 
-    def __init__(self, relative: float, every: int = 10):
+    def __init__(
+        self, relative: float, every: int = 10, images: tf.Tensor | None = None
+    ):
         super().__init__()
         self.relative = _RELATIVE.check(relative, "relative")
         if not self.relative:
             raise ValueError("relative must be > 0; got 0")
         self.every = COUNT.check(every, "every")
+        self.images = images
         self.measured = None
         self._least = None
+        self._infer = None
         self._steps = 0
         self._means = collections.deque(maxlen=_REMEMBERED)
         self._network = None
@@ -103,16 +123,33 @@ class TargetFlops(keras.callbacks.Callback):
                 self._least = keras.metrics.Mean("least_relative_flops", tf.float64)
         model.steer(self)
 
-    def observe(self, flops: tf.Tensor, images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _in_inference(self) -> float:
+        """Relative operations of inference on `images`."""
+        if self._infer is None:
+            network = self._network
+
+            def relative(images):
+                _, end_points = network.with_end_points(images, training=False)
+                spent = tf.cast(spent_flops(end_points), tf.float64)
+                dense = tf.cast(network.dense_flops(images), tf.float64)
+                return tf.reduce_mean(spent / dense)
+
+            self._infer = tf.function(relative)
+        return float(self._infer(self.images))
+
+    def observe(
+        self, end_points: Mapping[str, object], images: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
         """Takes in the operations of a training batch; returns logs.
 
         Args:
-            flops: int64 or float32 [batch].
+            end_points: Of the network.
             images: [batch, height, width, 3].
         """
         dense = tf.cast(self._network.dense_flops(images), tf.float64)
         least = self._network.dense_flops(images, num_units=1)
-        self.measured.update_state(tf.cast(flops, tf.float64) / dense)
+        spent = tf.cast(spent_flops(end_points), tf.float64)
+        self.measured.update_state(spent / dense)
         self._least.update_state(tf.cast(least, tf.float64) / dense)
         return {
             "relative_flops": self.measured.result(),
@@ -139,6 +176,9 @@ class TargetFlops(keras.callbacks.Callback):
                 f"block alone takes {least:.3f}"
             )
         mean = float(self.measured.result())
+        is_alone = self._network.distribute_strategy.num_replicas_in_sync == 1
+        if self.images is not None and is_alone:
+            mean = self._in_inference()
         self._means.append(mean)
         error = mean / self.relative - 1.0
         integral = float(self._integral.numpy())

@@ -26,6 +26,7 @@ from sact_tf.target_flops import TargetFlops
 
 _ENDLESS_EPOCHS = 1_000_000
 _KEPT_CHECKPOINTS = 5
+_TARGET_IMAGES = 128
 # Steps between looks at what the workers of a parameter server do.
 _ASYNCHRONOUS_STEPS = 50
 
@@ -121,9 +122,9 @@ class TrainingState:
             return False
         checkpoints.check_form(latest, self._form)
         variables = {**self._variables, "global_step": self._step}
-        for name, variable in self._others.items():
-            if checkpoints.has_variables(latest, name):
-                variables[name] = variable
+        _, reader = checkpoints.open_checkpoint(latest)
+        stored = {n: v for n, v in self._others.items() if reader.has_tensor(n)}
+        variables.update(stored)
         checkpoints.restore_variables(latest, variables)
         return True
 
@@ -377,7 +378,8 @@ def train(
         verbose: Whether to show steps, speed and running means as it goes.
         optimizer: Any of `tf_keras`, which then has `learning_rate` and `momentum` of
             its own; None: `Momentum`. Make it in the scope of the model's strategy.
-        target: Steers tau; its state is kept in the checkpoints.
+        target: Steers tau; its state is kept in the checkpoints. It looks at the
+            operations of inference on the first examples.
 
     Returns:
         Prefix of the last checkpoint.
@@ -409,6 +411,9 @@ def train(
             metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
             jit_compile=jit_compile,
         )
+
+    if target is not None and target.images is None:
+        target.images, _ = next(iter(examples.evaluation_batches(_TARGET_IMAGES)))
 
     def summaries(state):
         probe = next(iter(examples.evaluation_batches(32)))

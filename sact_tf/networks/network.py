@@ -318,9 +318,7 @@ class Network(keras.Model):
         logs = self._logs(x, y, logits, end_points, sample_weight)
         if self._tracked.target is None:
             return logs
-        # Where units run by chance and weigh, what counts is how much they weigh.
-        spent = end_points.get("expected_flops", end_points["flops"])
-        return {**logs, **self._tracked.target.observe(spent, x)}
+        return {**logs, **self._tracked.target.observe(end_points, x)}
 
     def _training_loss(self, x, y, logits, end_points, sample_weight):
         """Returns the loss to differentiate, of whatever halting rule."""

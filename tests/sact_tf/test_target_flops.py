@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import sact_tf
-from sact_tf import checkpoints, training
+from sact_tf import training
 
 
 def make(model_type="sact", tau=0.1):
@@ -66,9 +66,24 @@ def test_training_keeps_its_state(tiny_examples, tmp_path):
     for name, variable in again.variables.items():
         assert variable.numpy() == state[name]
     sact_tf.load_slim_checkpoint(make(), str(tmp_path))  # which passes them over
-    assert not checkpoints.has_variables(
-        sact_tf.squeeze_checkpoint(str(tmp_path), str(tmp_path / "squeezed")), "tau_"
-    )
+    squeezed = sact_tf.squeeze_checkpoint(str(tmp_path), str(tmp_path / "squeezed"))
+    names = tf.train.load_checkpoint(squeezed).get_variable_to_shape_map()
+    assert not any("tau_" in name for name in names)
+
+
+def test_operations_of_inference_are_steered(tiny_examples):
+    """Moving averages that differ from the batch's moments change what halts."""
+    model = make()
+    images, _ = next(iter(tiny_examples.evaluation_batches(4)))
+    target = sact_tf.TargetFlops(0.5, images=images)
+    target.attach(model)
+    target.observe(model.with_end_points(images, training=True)[1], images)
+    _, end_points = model.with_end_points(images, training=False)
+    target._adjust()
+    expected = np.mean(end_points["flops"] / model.dense_flops(images))
+    assert target.last == pytest.approx(float(expected))
+    # Replicas of a strategy observe their own training steps.
+    assert sact_tf.TargetFlops(0.5).images is None
 
 
 def test_what_is_logged(tiny_examples):
@@ -102,6 +117,6 @@ def test_networks_that_cannot_be_steered(tiny_examples):
     target = sact_tf.TargetFlops(0.1)
     target.attach(model)
     images = tf.zeros([2, 16, 16, 3])
-    target.observe(model.dense_flops(images), images)
+    target.observe({"flops": model.dense_flops(images)}, images)
     with pytest.raises(ValueError, match=r"relative=0.1 cannot be reached: .* 0\.3"):
         target._adjust()
