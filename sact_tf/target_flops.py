@@ -15,12 +15,12 @@ from sact_tf.networks.network import Network
 
 _RELATIVE = Domain(0, 1)
 # Of a proportional-integral controller: the factor per relative error.
-_PROPORTIONAL = 20.0
-_INTEGRAL = 0.5
+_PROPORTIONAL = 60.0
+_INTEGRAL = 2.0
 # The integral waits for errors this small: what leads to the target from afar is no
 # sign of what holds the network there.
 _CLOSE = 0.1
-_LARGEST = 5.0
+_LARGEST = 20.0
 _REMEMBERED = 10
 
 

@@ -26,7 +26,7 @@ from sact_tf.target_flops import TargetFlops
 
 _ENDLESS_EPOCHS = 1_000_000
 _KEPT_CHECKPOINTS = 5
-_TARGET_IMAGES = 128
+_TARGET_IMAGES = 256
 # Steps between looks at what the workers of a parameter server do.
 _ASYNCHRONOUS_STEPS = 50
 

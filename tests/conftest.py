@@ -64,7 +64,7 @@ def load_golden():
     return load
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def lively():
     """Returns a function that gives a model weights with which halting varies."""
 

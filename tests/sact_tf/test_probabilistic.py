@@ -192,21 +192,10 @@ def test_certain_gates_make_all_rules_agree(domain):
 
 
 @pytest.fixture(scope="module")
-def built():
+def built(lively):
     """A PACT network of random weights in which positions stop at all units."""
     keras.utils.set_random_seed(3)
-    model = sact_tf.cifar_resnet("3", "pact", base_channels=4, tau=0.1)
-    for number, variable in enumerate(model.variables):
-        values = np.random.default_rng(number).normal(size=variable.shape)
-        if "moving_variance" in variable.name or "gamma" in variable.name:
-            values = 1 + 0.1 * np.abs(values)
-        elif "halting_proba" in variable.name and "bias" in variable.name:
-            values = np.full(variable.shape, -0.3)
-        elif "kernel" in variable.name:
-            values *= np.sqrt(1 / np.prod(variable.shape[:-1]))
-        else:
-            values *= 0.1
-        variable.assign(values)
+    model = lively(sact_tf.cifar_resnet("3", "pact", base_channels=4, tau=0.1))
     return model, model.get_weights()
 
 
