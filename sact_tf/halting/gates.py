@@ -51,6 +51,8 @@ class IterativeGate(HaltingHead):
             for k in range(1, self.num_hidden + 1)
         ]
         self.score = conv2d(1, 1, bias_initializer=self._bias, name="score", **decay)
+        # So that the bias alone decides at first, whatever the features are.
+        self.score.kernel_initializer = keras.initializers.Zeros()
 
     @property
     def slim_scopes(self):

@@ -7,6 +7,7 @@ import tf_keras as keras
 
 import sact_tf
 from sact_tf import training
+from sact_tf.halting.gates import IterativeGate
 from sact_tf.networks.iterative_block import VARIANTS, IterativeBlock
 
 BOTH = pytest.mark.parametrize("variant", VARIANTS)
@@ -29,11 +30,20 @@ def block(variant="iterative", iterations=4, lively=True, **options):
     made = IterativeBlock(4, iterations, 1, variant, **options)
     made(features())
     if lively:
-        rng = np.random.default_rng(3)
-        for variable in (*made.heads[0].hidden, made.heads[0].score):
-            variable.kernel.assign(rng.normal(size=variable.kernel.shape))
-        made.heads[0].score.bias.assign([-1.0])
+        enliven(made)
     return made
+
+
+def enliven(block, bias=-0.5):
+    """Gives a block weights with which it halts images at different iterations."""
+    rng = np.random.default_rng(3)
+    for norm in block.units[0].conv3_bn:
+        norm.gamma.assign(tf.fill(norm.gamma.shape, 0.3))
+    for head in block.heads[:1]:
+        for layer in (*head.hidden, head.score):
+            values = rng.normal(size=layer.kernel.shape)
+            layer.kernel.assign(1.5 * values / np.sqrt(values.size / layer.filters))
+        head.score.bias.assign([bias])
 
 
 def impose(block, scores):
@@ -46,19 +56,15 @@ def impose(block, scores):
     block.heads[0].call = call
 
 
-def tiny(variant="iterative", limits=(2, 3, 3, 2), **options):
+def tiny(variant="iterative", limits=(1, 3, 2, 1), **options):
     options = {"stem": "cifar", "num_classes": 3, "base_channels": 4, **options}
     return sact_tf.iterative_net(variant, limits, **options)
 
 
-def varied(network):
-    """Gives gates weights with which images differ."""
-    rng = np.random.default_rng(5)
+def varied(network, bias):
+    """Gives a network's blocks such weights."""
     for one in network.blocks:
-        for head in one.heads[:1]:
-            for layer in (*head.hidden, head.score):
-                layer.kernel.assign(rng.normal(size=layer.kernel.shape))
-            head.score.bias.assign([-1.0])
+        enliven(one, bias)
     return network
 
 
@@ -143,7 +149,7 @@ def published(side, millions, least=None, most=None, is_long=True, **options):
         published(224, 11.24, 1.35, 11.40, expansion=4),
         published(32, 4.56, variant="iamnn", **CIFAR),
         published(32, 4.60, variant="iamnn", stem="cifar", num_classes=100),
-        published(224, 5.07, 0.75, 7.84, is_long=False, variant="iamnn"),
+        published(224, 5.07, 0.75, 7.84, variant="iamnn"),
         published(224, 4.87, variant="iamnn", max_iterations=(1, 1, 1, 1)),
     ],
 )
@@ -207,52 +213,70 @@ def test_ponder_cost_of_the_papers_example():
 
 def mismatch(shares):
     """How far evaluation is from training, once moving averages have converged."""
-    one = block(iterations=4)
-    impose(one, [0.0] * 3 * 100)
-    unit = one.units[0]
+    unit, x = block(lively=False).units[0], features()
     if shares:
         for norms in (unit.conv1_bn, unit.conv2_bn, unit.conv3_bn):
             norms[1:] = [norms[0]] * 3
-    run = tf.function(lambda: one(features(), training=True), autograph=False)
-    impose(one, [0.0] * 6)
-    for _ in range(60):
-        trained = run()
-    return float(tf.norm(one(features(), training=False) - trained) / tf.norm(trained))
+
+    def run(training):
+        state = x
+        for k in range(4):
+            state = unit(state, step=k, inputs=x, training=training)
+        return state
+
+    for _ in range(40):
+        trained = run(training=True)
+    return float(tf.norm(run(training=False) - trained) / tf.norm(trained))
 
 
 def test_shared_batch_normalization_does_not_fit_any_iteration():
     """Number 8: statistics of all iterations together are those of none."""
-    assert mismatch(shares=False) < 0.02
-    assert mismatch(shares=True) > 0.1
+    alone, shared = mismatch(shares=False), mismatch(shares=True)
+    assert alone < 0.02 and shared > 5 * alone
 
 
 def test_gates_start_closed_even_in_the_longest_stage():
-    network = tiny(limits=(1, 1, 36, 1), base_channels=1)
-    _, end_points = network.with_end_points(images(1, 8), training=False)
-    assert int(end_points["block_3/num_units"][0]) == 36
+    gate = IterativeGate()
+    score = float(gate(features(1), features(1) - 5)[0])
+    assert 35 * score < 0.99
+    np.testing.assert_allclose(score, 1 / (1 + np.exp(4.0)), rtol=1e-5)
+
+
+def test_a_stage_may_have_two_blocks():
+    network = tiny(double=True, depthwise=True, expansion=2, base_channels=2)
+    logits, end_points = network.with_end_points(images(2, 8), training=False)
+    names = [f"block_{stage}_{part}" for stage in range(1, 5) for part in (1, 2)]
+    assert end_points["block_scopes"] == names and logits.shape == (2, 3)
+    assert [spec.channels for spec in network.block_specs[::2]] == [4, 8, 16, 32]
+    assert [spec.stride for spec in network.block_specs[::2]] == [1, 2, 4, 8]
+    for name, limit in zip(names[::2], (1, 3, 2, 1)):
+        for part in (name, f"{name[:-1]}2"):
+            np.testing.assert_array_equal(end_points[f"{part}/num_units"], limit)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def network(request):
-    return varied(tiny(request.param, double=request.param == "iterative"))
+    keras.utils.set_random_seed(1)
+    return varied(tiny(request.param), 1.5 if request.param == "iterative" else 0.5)
 
 
 def test_end_points(network):
     _, end_points = network.with_end_points(images(6), training=False)
     names = network.block_scopes
-    assert len(names) == (8 if network.options.double else 4)
+    assert names == ["block_1", "block_2", "block_3", "block_4"]
     total = int(network.dense_flops(images(1))[0])
     classifier = int(np.prod(network.classifier.kernel.shape))
-    gates = sum((len(b.units) - 1) * b.heads[0].macs() for b in network.blocks)
+    gated = [one for one in network.blocks if one.heads]
+    gates = sum(len(one.heads) * one.heads[0].macs() for one in gated)
     macs = end_points["macs"].numpy()
     assert macs.dtype == end_points["flops"].dtype == np.int64
     least = int(network.dense_flops(images(1), 1)[0]) // 2 + classifier
     assert (macs >= least).all() and (macs <= total // 2 + classifier + gates).all()
     assert len(np.unique(macs)) > 1
     scored = 0
-    for one in network.blocks:
+    for one in gated:
         units = end_points[f"{one.name}/num_units"].numpy()
-        scored += np.minimum(units, len(one.units) - 1) * one.heads[0].macs()
+        scored += np.minimum(units, len(one.heads)) * one.heads[0].macs()
     expected = end_points["flops"].numpy() // 2 + scored + classifier
     np.testing.assert_array_equal(macs, expected)
 
@@ -267,14 +291,15 @@ def test_images_that_have_halted_leave_the_batch(network):
     def run(x):
         return gathered.with_end_points(x, training=False)
 
-    for actual, end_points in (run(x), gathered.with_end_points(x, training=False)):
-        np.testing.assert_allclose(actual, logits, atol=1e-4)
-        for key in expected:
-            if key.rpartition("/")[2] in ("flops", "macs", "num_units", "ponder_cost"):
-                np.testing.assert_allclose(end_points[key], expected[key], rtol=1e-5)
+    actual, end_points = run(x)
+    np.testing.assert_allclose(actual, logits, rtol=1e-4, atol=1e-4)
+    for key in expected:
+        if key.rpartition("/")[2] in ("flops", "macs", "num_units", "ponder_cost"):
+            np.testing.assert_allclose(end_points[key], expected[key], rtol=1e-5)
     assert run(x[:0])[0].shape == (0, 3)
     for k in range(2):
-        np.testing.assert_allclose(run(x[k : k + 1])[0][0], logits[k], atol=1e-4)
+        alone = run(x[k : k + 1])[0][0]
+        np.testing.assert_allclose(alone, logits[k], rtol=1e-4, atol=1e-4)
 
 
 def test_units_see_only_images_that_run(monkeypatch):
@@ -300,7 +325,8 @@ def test_other_sizes_share_a_batch(network):
     output, _ = network.run_blocks(x, training=False, sizes=sizes)
     alone, _ = network.run_blocks(x[1:, :10, :13], training=False)
     height, width = alone.shape[1:3]
-    np.testing.assert_allclose(output[1:, :height, :width], alone, atol=1e-5)
+    inside = output[1:, :height, :width]
+    np.testing.assert_allclose(inside, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_networks_are_saved(network, tmp_path):
@@ -311,6 +337,7 @@ def test_networks_are_saved(network, tmp_path):
     assert loaded.get_config() == network.get_config()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"depthwise": True, "expansion": 2}])
 def test_training_goes_on_from_a_checkpoint(options, tiny_examples, tmp_path):
     log_dir = str(tmp_path)
@@ -330,24 +357,24 @@ def test_training_goes_on_from_a_checkpoint(options, tiny_examples, tmp_path):
 @pytest.mark.parametrize(
     "others",
     [
-        {"limits": (1, 2, 3, 1)},
-        {"limits": (1, 1, 2, 1)},
+        {"limits": (1, 2, 2, 1)},
         {"expansion": 2},
-        {"double": True},
-        {"variant": "iamnn"},
+        pytest.param({"limits": (1, 1, 1, 1)}, marks=pytest.mark.long),
+        pytest.param({"double": True}, marks=pytest.mark.long),
+        pytest.param({"variant": "iamnn"}, marks=pytest.mark.long),
     ],
 )
 def test_checkpoints_of_other_limits_are_refused(others, tmp_path):
     path = str(tmp_path / "model.ckpt-0")
-    saved = tiny(limits=(1, 2, 2, 1), base_channels=1)
+    saved = tiny(limits=(1, 2, 1, 1), base_channels=1)
     sact_tf.save_slim_checkpoint(saved, path)
-    network = tiny(**{"limits": (1, 2, 2, 1), "base_channels": 1, **others})
-    before = network.get_weights()
+    network = tiny(**{"limits": (1, 2, 1, 1), "base_channels": 1, **others})
+    before = network.blocks[1].get_weights()
     with pytest.raises(ValueError, match="holds weights of a network with") as error:
         sact_tf.load_slim_checkpoint(network, path)
-    assert "max_iterations=1,2,2,1, expansion=1" in str(error.value)
+    assert "max_iterations=1,2,1,1, expansion=1" in str(error.value)
     assert "\n" not in str(error.value)
-    for a, b in zip(before, network.get_weights()):
+    for a, b in zip(before, network.blocks[1].get_weights()):
         np.testing.assert_array_equal(a, b)
 
 
