@@ -11,7 +11,7 @@ FLAGS = flags.FLAGS
 # Flags defined here belong to the program that asks for them, and to its --help.
 flags.disclaim_key_flags()
 
-_NOT_THEIRS = ("model", "tile_size", "group_grid")
+_NOT_THEIRS = ("model", "tile_size", "group_grid", "stem_pool", "downsample")
 _OWN = ("max_iterations", "expansion", "depthwise", "double")
 
 
@@ -45,6 +45,8 @@ def check() -> None:
     """Raises ValueError on flags that mean nothing to the network asked for."""
     names = _NOT_THEIRS if is_asked_for() else _OWN
     for name in names:
+        if name not in FLAGS:
+            continue
         flag = FLAGS[name]
         if flag.value != flag.default:
             needs = "another" if is_asked_for() else " or ".join(VARIANTS)

@@ -378,6 +378,17 @@ def test_checkpoints_of_other_limits_are_refused(others, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
+@BOTH
+def test_exports_answer_the_same(variant, tmp_path):
+    network = varied(tiny(variant), 1.0)
+    logits, end_points = network.with_end_points(images(), training=False)
+    path = network.export_saved_model(str(tmp_path / "m"), execution="perforated")
+    served = tf.saved_model.load(path).signatures["serving_default"](images())
+    np.testing.assert_allclose(served["logits"], logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(served["macs"], end_points["macs"])
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
