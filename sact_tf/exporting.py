@@ -35,7 +35,8 @@ def adaptivity(
 
     Returns:
         `flops`, of iterative networks `macs`, of adaptive networks
-        `<block>_ponder_cost` and `<block>_num_units`, and of SACT networks `ponder_cost_map`; see `export_saved_model`.
+        `<block>_ponder_cost` and `<block>_num_units`, and of SACT networks
+        `ponder_cost_map`; see `export_saved_model`.
     """
     outputs = {key: end_points[key] for key in ("flops", "macs") if key in end_points}
     for block in end_points["block_scopes"]:
