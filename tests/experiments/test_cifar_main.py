@@ -326,6 +326,7 @@ def iterative(**values):
     )
 
 
+@pytest.mark.long
 def test_trains_and_evaluates_iterative_networks(run, write_cifar, tmp_path):
     options = iterative(dataset_dir=str(write_cifar()), **directories(tmp_path))
     run(batch_size=8, max_number_of_steps=1, save_summaries_secs=1e6, **options)
