@@ -213,18 +213,20 @@ def test_ponder_cost_of_the_papers_example():
 
 def mismatch(shares):
     """How far evaluation is from training, once moving averages have converged."""
-    unit, x = block(lively=False).units[0], features()
-    if shares:
-        for norms in (unit.conv1_bn, unit.conv2_bn, unit.conv3_bn):
-            norms[1:] = [norms[0]] * 3
+    unit, x = block(iterations=3, lively=False).units[0], features()
+    for norms in (unit.conv1_bn, unit.conv2_bn, unit.conv3_bn):
+        if shares:
+            norms[1:] = [norms[0]] * 2
+        for norm in norms:
+            norm.decay = 0.7
 
     def run(training):
         state = x
-        for k in range(4):
+        for k in range(3):
             state = unit(state, step=k, inputs=x, training=training)
         return state
 
-    for _ in range(40):
+    for _ in range(20):
         trained = run(training=True)
     return float(tf.norm(run(training=False) - trained) / tf.norm(trained))
 
@@ -232,7 +234,7 @@ def mismatch(shares):
 def test_shared_batch_normalization_does_not_fit_any_iteration():
     """Number 8: statistics of all iterations together are those of none."""
     alone, shared = mismatch(shares=False), mismatch(shares=True)
-    assert alone < 0.02 and shared > 5 * alone
+    assert alone < 0.01 and shared > 5 * alone, (alone, shared)
 
 
 def test_gates_start_closed_even_in_the_longest_stage():
