@@ -14,20 +14,34 @@ network is on average:
     python -m experiments.cifar_main --model=auto --units_from=/tmp/sact/eval.json \\
         --dataset_dir=DIR --train_log_dir=/tmp/baseline
 
+An iterative network, with flips as its only augmentation (docs/iterative.md):
+
+    python -m experiments.cifar_main --model_type=iterative --max_iterations=5,5,5,5 \\
+        --tau=0.001 --dataset_dir=DIR --train_log_dir=/tmp/iterative
+
 Training that was stopped, for any reason, continues from its newest checkpoint when you
 start it again.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments.common import baseline, distribution, evaluating, programs
+from experiments.common import (
+    baseline,
+    distribution,
+    evaluating,
+    iterative,
+    programs,
+)
 from sact_tf import optimization, training
 from sact_tf.data import cifar, shapes
 from sact_tf.domains import COUNT
+from sact_tf.networks.iterative_block import VARIANTS
 
 FLAGS = flags.FLAGS
 _BLOCKS = [f"block_{b}" for b in range(1, 4)]
@@ -46,7 +60,8 @@ flags.DEFINE_list(
     "learning_rate_boundaries",
     [],
     "The last steps at learning rates 0.1, 0.01 and 0.001, as in 60000,75000,90000; "
-    "empty: 60, 75 and 90 % of --max_number_of_steps.",
+    "empty: 60, 75 and 90 % of --max_number_of_steps. Of iterative networks, the last "
+    "at 0.01 and 0.001; empty: a third and two thirds.",
 )
 programs.define_finetune_flags("Halting variables start fresh.")
 flags.DEFINE_integer(
@@ -104,7 +119,7 @@ flags.DEFINE_bool(
 evaluating.define_sampling_flags()
 
 # Model
-programs.define_option("model_type")
+programs.define_option("model_type", others=VARIANTS)
 programs.define_option("tau")
 programs.define_target()
 programs.define_option("base_channels", 16)
@@ -117,6 +132,7 @@ programs.define_option(
     "ResNet-110), three joined by underscores, or auto: see --units_from.",
 )
 baseline.define_flag()
+iterative.define_flags()
 
 distribution.define_flags()
 programs.define_unused_flags("master", "ps_tasks", "task")
@@ -133,6 +149,9 @@ def load_examples(split: str):
 
 def make_model(num_classes: int):
     """Builds the network the flags describe."""
+    iterative.check()
+    if iterative.is_asked_for():
+        return iterative.make_network(num_classes=num_classes, stem="cifar")
     model = baseline.units(_BLOCKS)
     if FLAGS.model == "auto":
         print(f"Residual units per block: {model}")
@@ -141,30 +160,45 @@ def make_model(num_classes: int):
     return programs.check_group_grid(sact_tf.cifar_resnet(**options), side)
 
 
+def learning_rate():
+    """Returns the schedule the flags describe."""
+    schedule, example = optimization.cifar_learning_rate, "60000,75000,90000"
+    if iterative.is_asked_for():
+        schedule, example = optimization.iterative_learning_rate, "20000,40000"
+    try:
+        boundaries = [
+            COUNT.parse(step, "a step") for step in FLAGS.learning_rate_boundaries
+        ]
+        return schedule(FLAGS.max_number_of_steps, boundaries)
+    except ValueError as error:
+        raise ValueError(
+            f"--learning_rate_boundaries={','.join(FLAGS.learning_rate_boundaries)}: "
+            f"must be {example.count(',') + 1} increasing steps >= 1 within 64 bits, "
+            f"such as {example}"
+        ) from error
+
+
+def load_finetune_path(model, path: str):
+    """Loads --finetune_path; returns the names of the variables loaded."""
+    if iterative.is_asked_for():
+        return iterative.load_weights(model, path)
+    return programs.load_weights(model, path, first_units=FLAGS.model == "auto")
+
+
 def train() -> None:
     """Trains, or goes on training."""
     strategy = distribution.make_strategy()
     if FLAGS.seed is not None:
         keras.utils.set_random_seed(FLAGS.seed)
-    try:
-        boundaries = [
-            COUNT.parse(step, "a step") for step in FLAGS.learning_rate_boundaries
-        ]
-        rate = optimization.cifar_learning_rate(FLAGS.max_number_of_steps, boundaries)
-    except ValueError as error:
-        raise ValueError(
-            f"--learning_rate_boundaries={','.join(FLAGS.learning_rate_boundaries)}: "
-            "must be 3 increasing steps >= 1 within 64 bits, such as 60000,75000,90000"
-        ) from error
+    rate = learning_rate()
     log_dir = programs.make_directory("train_log_dir", FLAGS.train_log_dir)
     with strategy.scope():
         model = make_model(cifar.NUM_CLASSES)
     examples = load_examples("train")
+    if iterative.is_asked_for():  # flips alone, as in the papers
+        examples = dataclasses.replace(examples, crop_padding=0)
     programs.start_from_finetune_path(
-        log_dir,
-        lambda path: programs.load_weights(
-            model, path, first_units=FLAGS.model == "auto"
-        ),
+        log_dir, lambda path: load_finetune_path(model, path)
     )
     target = programs.target()
     last = training.train(
@@ -201,6 +235,7 @@ def evaluate() -> None:
             if FLAGS.dataset == "shapes"
             else cifar.IMAGE_SHAPE[0],
             baseline_of=baseline.baseline_of(),
+            **iterative.about(),
         ),
         batch_size=FLAGS.eval_batch_size,
         **evaluating.sampling_options(),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from experiments.common import baseline, evaluating, imagenet, programs
+from experiments.common import baseline, evaluating, imagenet, iterative, programs
 
 FLAGS = flags.FLAGS
 
@@ -61,6 +61,7 @@ def main() -> None:
             split_name=FLAGS.split_name,
             image_size=FLAGS.image_size,
             baseline_of=baseline.baseline_of(),
+            **iterative.about(),
         ),
         batch_size=FLAGS.batch_size,
         recall_at=5,

@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import flags
 
 import sact_tf
-from experiments.common import imagenet, programs
+from experiments.common import imagenet, iterative, programs
 from sact_tf import halting, visualization
 from sact_tf.end_points import ADAPTIVE_METRICS
 from sact_tf.writing import atomic_hdf5
@@ -58,7 +58,8 @@ def main() -> None:
     if os.path.exists(path):
         raise ValueError(f"--export_path={path}: exists; name a file that does not")
     programs.make_directory("export_path", os.path.dirname(os.path.abspath(path)))
-    if not halting.model_type(FLAGS.model_type).is_adaptive:
+    is_iterative = iterative.is_asked_for()
+    if not is_iterative and not halting.model_type(FLAGS.model_type).is_adaptive:
         raise ValueError(
             f"--model_type={FLAGS.model_type}: must be adaptive: act or sact"
         )

@@ -13,6 +13,11 @@ average:
     python -m experiments.imagenet_train --dataset_dir=DIR --train_log_dir=/tmp/base \\
         --model=auto --units_from=/tmp/sact/eval.json --finetune_path=/tmp/vanilla
 
+An iterative network (docs/iterative.md):
+
+    python -m experiments.imagenet_train --dataset_dir=DIR --train_log_dir=/tmp/iter \\
+        --model_type=iterative --expansion=4 --tau=0.001 --batch_size=256
+
 Training that was stopped, for any reason, continues from its newest checkpoint when you
 start it again.
 """
@@ -22,7 +27,7 @@ from __future__ import annotations
 import tf_keras as keras
 from absl import flags
 
-from experiments.common import distribution, imagenet, programs
+from experiments.common import distribution, imagenet, iterative, programs
 from sact_tf import optimization, training
 
 FLAGS = flags.FLAGS
@@ -30,7 +35,12 @@ LABEL_SMOOTHING = 0.1
 
 programs.define_log_flags("/tmp/resnet/")
 flags.DEFINE_integer("batch_size", 32, "Images per training step.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 0.05, "Learning rate at first.", lower_bound=0.0)
+flags.DEFINE_float(
+    "learning_rate",
+    0.05,
+    "Learning rate at first; of iterative networks 0.01 by default.",
+    lower_bound=0.0,
+)
 flags.DEFINE_float("momentum", 0.9, "Of the optimizer.", 0.0, 1.0)
 flags.DEFINE_float(
     "learning_rate_decay_factor", 0.1, "Factor of each decay of the rate.", 0.0, 1.0
@@ -60,6 +70,12 @@ programs.define_unused_flags(
 )
 
 
+def initial_learning_rate() -> float:
+    """Returns --learning_rate, or what the network asked for is trained with."""
+    is_default = FLAGS["learning_rate"].using_default_value
+    return 0.01 if is_default and iterative.is_asked_for() else FLAGS.learning_rate
+
+
 def main() -> None:
     """Trains, or goes on training."""
     programs.note_unused_flags()
@@ -72,8 +88,10 @@ def main() -> None:
         model = imagenet.make_model(examples.num_classes)
     programs.start_from_finetune_path(
         log_dir,
-        lambda path: programs.load_weights(
-            model, path, first_units=FLAGS.model == "auto"
+        lambda path: (
+            iterative.load_weights(model, path)
+            if iterative.is_asked_for()
+            else programs.load_weights(model, path, first_units=FLAGS.model == "auto")
         ),
     )
     target = programs.target()
@@ -86,7 +104,7 @@ def main() -> None:
         learning_rate=optimization.imagenet_learning_rate(
             examples.num_examples,
             FLAGS.batch_size,
-            FLAGS.learning_rate,
+            initial_learning_rate(),
             FLAGS.learning_rate_decay_factor,
             FLAGS.num_epochs_per_decay,
         ),

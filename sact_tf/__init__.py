@@ -19,6 +19,7 @@ from sact_tf.checkpoints import (
 from sact_tf.features import feature_extractor, freeze_backbone
 from sact_tf.networks.cifar_resnet import CifarResNet, cifar_resnet
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
+from sact_tf.networks.iterative_net import IterativeNet, iterative_net
 from sact_tf.networks.network import AdaptivityMetrics, Network
 from sact_tf.networks.options import NetworkOptions
 from sact_tf.ponder_maps import Ponder, ponder
@@ -36,6 +37,7 @@ __all__ = [
     "CheckpointMismatchError",
     "CifarResNet",
     "ImagenetResNet",
+    "IterativeNet",
     "Network",
     "NetworkOptions",
     "PlainBlock",
@@ -50,6 +52,7 @@ __all__ = [
     "feature_extractor",
     "freeze_backbone",
     "imagenet_resnet",
+    "iterative_net",
     "load_pretrained",
     "load_slim_checkpoint",
     "newest_checkpoint",

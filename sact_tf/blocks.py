@@ -345,7 +345,7 @@ class AdaptiveBlock(Block):
         score, drawn = None, {}
         if not is_last:
             head, after = self.heads[k], before._replace(valid=valid)
-            residual = _residual(head, unit, unit_input, x)
+            residual = _residual(head, unit, k, unit_input, x)
             score = run.score(head, x, residual, after, self.rule.reads_logits)
             score = self.domain.share(score, self.tile_size, valid)
             score = self._impose(k, score, x)
@@ -393,10 +393,12 @@ class AdaptiveBlock(Block):
         return counts
 
 
-def _residual(head, unit, unit_input, x):
-    """Returns what a unit added to its input, for a head that reads it."""
+def _residual(head, unit, k, unit_input, x):
+    """Returns what unit k (from 0) added to its input, for a head that reads it."""
     if isinstance(head, HaltingHead) and not head.reads_residual:
         return None
+    if k == 0 and unit.starts_at_zero:
+        return x
     keeps_shape = unit.output_stride() == 1 and unit_input.shape[-1] == x.shape[-1]
     return x - unit_input if keeps_shape else x
 

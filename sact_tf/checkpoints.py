@@ -20,7 +20,7 @@ from sact_tf.checkpoint_files import (  # noqa: F401 (some as which they are kno
     write_tensors,
 )
 from sact_tf.layers import BatchNorm
-from sact_tf.networks.options import Form
+from sact_tf.networks.options import Form, read_form
 
 FORM = "network_form"
 """Name of a string in the checkpoints of networks of another form than the original's,
@@ -82,6 +82,8 @@ def _collect(layer, scope, variables):
         variables[f"{scope}/weights"] = layer.kernel
         if layer.use_bias:
             variables[f"{scope}/biases"] = layer.bias
+    elif isinstance(layer, keras.layers.DepthwiseConv2D):
+        variables[f"{scope}/depthwise_weights"] = layer.depthwise_kernel
     else:
         for name, child in layer.slim_scopes.items():
             _collect(child, f"{scope}/{name}" if scope else name, variables)
@@ -260,7 +262,7 @@ def form_in(reader) -> Form:
     """
     if not reader.has_tensor(FORM):
         return Form()
-    return Form(*reader.get_tensor(FORM).decode().split(","))
+    return read_form(reader.get_tensor(FORM).decode())
 
 
 def check_form(checkpoint_path: str, form: Form) -> None:

@@ -22,11 +22,13 @@ class Moments:
         count: How many values there were.
         mean: Their mean.
         largest: The largest of them.
+        smallest: The smallest.
     """
 
     count: int = 0
     mean: float = 0.0
     largest: float = -math.inf
+    smallest: float = math.inf
     _squares: float = 0.0  # sum of squared distances from the mean
 
     def add(self, values: np.ndarray) -> None:
@@ -42,6 +44,7 @@ class Moments:
         self.mean += delta * values.size / total
         self.count = total
         self.largest = max(self.largest, float(values.max()))
+        self.smallest = min(self.smallest, float(values.min()))
 
     @property
     def std(self) -> float:
@@ -100,8 +103,9 @@ def evaluate(
         weight decay and tau times ponder cost), `eval/Recall@k`; `Total Flops/mean` and
         `/std` over images, and for every block
         `<block>/{ponder_cost,num_units,flops}_{mean,std}`, over all positions in a SACT
-        network. Standard deviations are unbiased and those of the whole set. Also what
-        `used_units` tells.
+        network; of iterative networks `Total Macs/{mean,std,min,max}`. Standard
+        deviations are unbiased and those of the whole set. Also what `used_units`
+        tells.
 
     Raises:
         ValueError: There are no images.
@@ -137,9 +141,12 @@ def evaluate(
     if recall_at is not None:
         results[f"eval/Recall@{recall_at}"] = recall.mean
     for name, value in moments.items():
-        separator = "/" if name == "Total Flops" else "_"
+        separator = "/" if name in ("Total Flops", "Total Macs") else "_"
         results[f"{name}{separator}mean"] = value.mean
         results[f"{name}{separator}std"] = value.std
+        if name == "Total Macs":
+            results[f"{name}/min"] = value.smallest
+            results[f"{name}/max"] = value.largest
     return {**results, **used_units(moments, model.blocks)}
 
 

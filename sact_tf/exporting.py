@@ -13,6 +13,7 @@ import custom_ops
 from sact_tf import visualization
 from sact_tf.data.imagenet import decode_image
 from sact_tf.end_points import ADAPTIVE_METRICS
+from sact_tf.networks.iterative_block import VARIANTS
 from sact_tf.optional import lazy
 from sact_tf.writing import atomic_directory, write_bytes
 
@@ -33,10 +34,11 @@ def adaptivity(
         sizes: int32 [batch, 2], of images of several sizes; None: none is padded.
 
     Returns:
-        `flops`, of adaptive networks `<block>_ponder_cost` and `<block>_num_units`, and
-        of SACT networks `ponder_cost_map`; see `export_saved_model`.
+        `flops`, of iterative networks `macs`, of adaptive networks
+        `<block>_ponder_cost` and `<block>_num_units`, and of SACT networks
+        `ponder_cost_map`; see `export_saved_model`.
     """
-    outputs = {"flops": end_points["flops"]}
+    outputs = {key: end_points[key] for key in ("flops", "macs") if key in end_points}
     for block in end_points["block_scopes"]:
         for key in ADAPTIVE_METRICS:
             if f"{block}/{key}" in end_points:
@@ -139,7 +141,7 @@ def export_saved_model(
     * `logits` and `probabilities`, float32 [batch, classes],
     * `top_classes` int32 and `top_probabilities` float32 [batch, 5], the likeliest
       (networks without a classifier: `features` instead of all these),
-    * `flops` int64 [batch],
+    * `flops` int64 [batch], and of iterative networks `macs`,
     * of adaptive networks `<block>_ponder_cost` float32 and `<block>_num_units` int32,
       [batch], of SACT networks [batch, block height, block width],
     * of SACT networks `ponder_cost_map` float32 [batch, height, width, 1].
@@ -219,7 +221,8 @@ def export_onnx(model: keras.Model, path: str, execution: str | None = None) -> 
 
     Takes `images` and returns what `serving_default` of `export_saved_model` does.
     Networks of type `act_early_stopping` are exported as `act`, whose results are the
-    same: the converter knows no branches that return several tensors.
+    same: the converter knows no branches that return several tensors. For the same
+    reason iterative networks run masked.
 
     Args:
         model: Residual network of this package.
@@ -236,6 +239,8 @@ def export_onnx(model: keras.Model, path: str, execution: str | None = None) -> 
     model = model if execution is None else model.with_execution(execution)
     if model.options.model_type == "act_early_stopping":
         model = model.with_options(model_type="act")
+    if model.options.model_type in VARIANTS:
+        model = model.with_execution("masked")
     images = tf.TensorSpec([None, None, None, 3], name="images")
     with custom_ops.default_implementation("tensorflow"):
         serve = tf.function(_serving_function(model), autograph=False)

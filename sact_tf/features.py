@@ -105,7 +105,10 @@ def freeze_backbone(model: ResidualNetwork) -> None:
             f"model_type={model.options.model_type!r}"
         )
     units = [unit for block in model.blocks for unit in block.units]
-    for layer in (model.stem, *units, model.final_bn, model.classifier):
+    others = [getattr(block, "transition", None) for block in model.blocks]
+    others += [getattr(block, "transition_bn", None) for block in model.blocks]
+    others += [getattr(model, "stem_bn", None), model.final_bn, model.classifier]
+    for layer in (model.stem, *units, *others):
         if layer is not None:
             layer.trainable = False
     for head in heads:

@@ -72,3 +72,11 @@ def conv2d_flops(layer: keras.layers.Conv2D, positions: tf.Tensor) -> tf.Tensor:
     """
     height, width, in_channels, filters = layer.kernel.shape
     return positions * (2 * height * width * in_channels * filters)
+
+
+def multiply_accumulates(flops: tf.Tensor) -> tf.Tensor:
+    """Returns the multiply-accumulates (MACs) of operations counted here.
+
+    The unit of the papers on iterative networks: one where FLOPs count two.
+    """
+    return flops // 2

@@ -6,9 +6,10 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments.common import baseline, programs
+from experiments.common import baseline, iterative, programs
 from sact_tf.data import imagenet
 from sact_tf.data.examples import DataError
+from sact_tf.networks.iterative_block import VARIANTS
 
 FLAGS = flags.FLAGS
 _BLOCKS = [f"block{b}" for b in range(1, 5)]
@@ -42,8 +43,9 @@ def define_data_flags(split_name: str) -> None:
 
 
 def define_model_flags() -> None:
-    """Defines --units_from and the flags of `NetworkOptions`."""
-    programs.define_option("model_type")
+    """Defines --units_from, and the flags of networks' options."""
+    programs.define_option("model_type", others=VARIANTS)
+    iterative.define_flags()
     programs.define_option(
         "model",
         "101",
@@ -76,6 +78,9 @@ def load_examples(split: str) -> imagenet.ImageExamples:
 
 def make_model(num_classes: int) -> keras.Model:
     """Builds the network the flags describe."""
+    iterative.check()
+    if iterative.is_asked_for():
+        return iterative.make_network(num_classes=num_classes)
     model = baseline.units(_BLOCKS)
     if FLAGS.model == "auto":
         print(f"Residual units per block: {model}")

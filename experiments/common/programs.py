@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 import tf_keras as keras
@@ -90,22 +90,29 @@ def need(module: str) -> None:
 _OPTIONS = {field.name: field for field in dataclasses.fields(NetworkOptions)}
 
 
-def define_option(name: str, default=None, description: str | None = None) -> None:
+def define_option(
+    name: str,
+    default=None,
+    description: str | None = None,
+    others: Mapping[str, str] | None = None,
+) -> None:
     """Defines the flag of one of `NetworkOptions`, by its name.
 
     Args:
         name: Of the option.
         default: Of the flag; None: the option's own.
         description: For --help; None: the option's own.
+        others: Of --model_type: further networks by name, and what they are.
     """
     option = _OPTIONS[name]
     known = option.metadata
     default = option.default if default is None else default
     description = description or known["description"]
     if name == "model_type":
-        kinds = halting.model_types()
-        each = (f"{kind} ({halting.model_type(kind).description})" for kind in kinds)
-        flags.DEFINE_enum(name, default, kinds, f"{', '.join(each)}.")
+        kinds = {k: halting.model_type(k).description for k in halting.model_types()}
+        kinds.update(others or {})
+        each = (f"{kind} ({text})" for kind, text in kinds.items())
+        flags.DEFINE_enum(name, default, list(kinds), f"{', '.join(each)}.")
         _define_rule_flags()
     elif "choices" in known:
         flags.DEFINE_enum(name, default, known["choices"], description)

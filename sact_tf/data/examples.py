@@ -182,12 +182,15 @@ class Examples:
         num_classes: Number of classes.
         boxes: int64 [num_examples, 4] or None: top, left, bottom, right of the object
             in pixels, bottom and right exclusive.
+        crop_padding: Zero pixels on each side, of which training crops; 0: it only
+            flips.
     """
 
     images: np.ndarray
     labels: np.ndarray
     num_classes: int
     boxes: np.ndarray | None = None
+    crop_padding: int = _CROP_PADDING
 
     def __post_init__(self):
         if not len(self.images):
@@ -224,8 +227,9 @@ class Examples:
     ) -> tf.data.Dataset:
         """Shuffled, augmented, standardised images and labels without end.
 
-        As in the original: 2 zero pixels are padded on each side, a crop of the
-        original size and a horizontal flip are drawn, and the crop is standardised.
+        As in the original: 2 zero pixels (`crop_padding`) are padded on each side, a
+        crop of the original size and a horizontal flip are drawn, and the crop is
+        standardised.
 
         Args:
             batch_size: Images per batch.
@@ -240,7 +244,9 @@ class Examples:
 
         def make_batch(indices, draws):
             batch = tf.gather(images, indices)
-            return _standardize(_augment(batch, draws), tf.gather(labels, indices))
+            return _standardize(
+                _augment(batch, draws, self.crop_padding), tf.gather(labels, indices)
+            )
 
         dataset = take_shard(tf.data.Dataset.range(self.num_examples), shard)
         dataset = dataset.shuffle(self.num_examples, seed=seed).repeat()
@@ -250,12 +256,12 @@ class Examples:
         return fetch_ahead(dataset, data_service)
 
 
-def _augment(images, draws):
+def _augment(images, draws, crop_padding):
     """Crops the padded images and flips some, by draws [batch, 3] from [0, 1)."""
     height, width = images.shape[1:3]
-    padding = [_CROP_PADDING, _CROP_PADDING]
+    padding = [crop_padding, crop_padding]
     padded = tf.pad(images, [[0, 0], padding, padding, [0, 0]])
-    shifts = tf.cast(draws[:, :2] * (2 * _CROP_PADDING + 1), tf.int32)
+    shifts = tf.cast(draws[:, :2] * (2 * crop_padding + 1), tf.int32)
     rows = shifts[:, :1] + tf.range(height)
     columns = shifts[:, 1:] + tf.range(width)
     columns = tf.where(draws[:, 2:] < 0.5, columns[:, ::-1], columns)

@@ -50,10 +50,55 @@ class Form(NamedTuple):
             network: The network's form.
         """
         if self != network:
+            agree = type(self) is type(network)
+            but = "All shapes agree, but not the results: make" if agree else "Make"
             raise ValueError(
                 f"{path}: holds weights of a network with {self}; this one has "
-                f"{network}. All shapes agree, but not the results: make it with {self}"
+                f"{network}. {but} it with {self}"
             )
+
+
+class IterativeForm(NamedTuple):
+    """What tells iterative networks apart, in words.
+
+    Attributes:
+        variant: One of `VARIANTS`.
+        limits: Of iterations, as in "3_8_36_3".
+        expansion: "1" to "4".
+        depthwise: "depthwise" or "full".
+        double: "double" or "single".
+        stem: One of `STEMS`.
+    """
+
+    variant: str
+    limits: str
+    expansion: str
+    depthwise: str
+    double: str
+    stem: str
+
+    def __str__(self) -> str:
+        limits = self.limits.replace("_", ",")
+        return (
+            f"variant={self.variant!r}, max_iterations={limits}, "
+            f"expansion={self.expansion}, depthwise={self.depthwise == 'depthwise'}, "
+            f"double={self.double == 'double'}, stem={self.stem!r}"
+        )
+
+    def check(self, path: str, network: Form | IterativeForm) -> None:
+        """As of `Form`. No other limit will do: iterations have statistics of own."""
+        if self != network:
+            raise ValueError(
+                f"{path}: holds weights of a network with {self}; this one has "
+                f"{network}. Make it with {self}"
+            )
+
+
+def read_form(text: str) -> Form | IterativeForm:
+    """Returns the form that a checkpoint says, such as "zeros,input"."""
+    parts = text.split(",")
+    is_iterative = len(parts) == len(IterativeForm._fields)
+    return IterativeForm(*parts) if is_iterative else Form(*parts)
 
 
 _CHOICES = {

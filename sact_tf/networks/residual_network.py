@@ -303,7 +303,7 @@ class ResidualNetwork(Network):
             )
         images = tf.cast(images, self.compute_dtype)
         is_padded = self._check_sizes(images, sizes)
-        x, total, valid = self._run_stem(images, sizes, is_padded)
+        x, total, valid = self._run_stem(images, sizes, is_padded, training)
         blocks = self.blocks[:num_blocks]
         end_points = {
             "inputs": images,
@@ -420,7 +420,7 @@ class ResidualNetwork(Network):
         )
         return False
 
-    def _run_stem(self, images, sizes, is_padded):
+    def _run_stem(self, images, sizes, is_padded, training=None):
         """Maps images to the input of the first block.
 
         Returns it, its FLOPs, and where it lies inside of images (None without sizes).
@@ -431,7 +431,7 @@ class ResidualNetwork(Network):
         if plan.stem_stride > 1:  # independent of the parity of the image size
             around = [plan.stem_size // 2] * 2
             images = tf.pad(images, [[0, 0], around, around, [0, 0]])
-        x = self.stem(images)
+        x = self._convolve_stem(images, training)
         if sizes is None:
             total = flops.conv2d_flops(self.stem, flops.num_positions(x))
             return self._pool(x), total, None
@@ -441,6 +441,10 @@ class ResidualNetwork(Network):
             x = self._pool(x, valid if is_padded else None, of_any_size=True)
             valid = valid[:, :: plan.pool_stride, :: plan.pool_stride]
         return zero_outside(x, valid if is_padded else None), total, valid
+
+    def _convolve_stem(self, images, training):
+        """Runs what stands before the stem's pooling."""
+        return self.stem(images)
 
     def _pool(self, x, valid=None, of_any_size=False):
         """Pools the stem's output as `stem_pool` says.

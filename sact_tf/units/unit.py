@@ -27,6 +27,7 @@ class Unit(keras.layers.Layer):
     * `takes_step`: `call` has the argument `step`, how often the block has run units
       before (an int). For a unit that stands in a block several times.
     * `takes_inputs`: `call` has the argument `inputs`, the input of the block.
+    * `starts_at_zero`: What it adds in the first step, it adds to 0 and not to x.
 
     Arguments of `call`:
 
@@ -41,6 +42,7 @@ class Unit(keras.layers.Layer):
     takes_valid: bool = False
     takes_step: bool = False
     takes_inputs: bool = False
+    starts_at_zero: bool = False
 
     def run_active(
         self, x: tf.Tensor, active, sums: tf.Tensor | None, **options
@@ -101,7 +103,7 @@ class OrdinaryUnit:
         layer: Any layer that keeps the shape of its input, but for a block's first.
     """
 
-    takes_valid = takes_step = takes_inputs = False
+    takes_valid = takes_step = takes_inputs = starts_at_zero = False
 
     def __init__(self, layer: keras.layers.Layer):
         self._layer = layer

@@ -314,3 +314,68 @@ def test_heads_of_another_rule_are_mentioned(program, tmp_path, capsys):
 def test_bad_options_of_pact_are_named(values, message, refusal, tmp_path):
     values = {"model_type": "pact", "model": "1", "base_channels": 1, **values}
     assert message in refusal(train_log_dir=str(tmp_path / "log"), **values)
+
+
+def iterative(**values):
+    return dict(
+        model="5",
+        model_type="iterative",
+        max_iterations=["1", "2", "1", "1"],
+        base_channels=2,
+        **values,
+    )
+
+
+@pytest.mark.long
+def test_trains_and_evaluates_iterative_networks(run, write_cifar, tmp_path):
+    options = iterative(dataset_dir=str(write_cifar()), **directories(tmp_path))
+    run(batch_size=8, max_number_of_steps=1, save_summaries_secs=1e6, **options)
+    assert sact_tf.checkpoint_step(tmp_path / "log") == 1
+    run(mode="eval", evaluate_once=True, eval_batch_size=24, **options)
+    results = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert results["model_type"] == "iterative" and results["model"] == "1_2_1_1"
+    assert results["expansion"] == 1 and results["tau"] == 0.001
+    macs = [results[f"Total Macs/{key}"] for key in ("min", "mean", "max")]
+    assert macs == sorted(macs) and macs[0] > results["Total Flops/mean"] / 2
+
+
+@pytest.mark.long
+def test_iterative_networks_go_on(run, write_cifar, tmp_path):
+    options = iterative(dataset_dir=str(write_cifar()), **directories(tmp_path))
+    for steps in (1, 2):
+        run(batch_size=8, max_number_of_steps=steps, **options)
+        assert sact_tf.checkpoint_step(tmp_path / "log") == steps
+    # What does not fit is refused in one line, and nothing is lost.
+    before = sorted(path.name for path in (tmp_path / "log").glob("model.ckpt*"))
+    for other in ({"max_iterations": ["1", "3", "1", "1"]}, {"expansion": 2}):
+        with pytest.raises(
+            ValueError, match="this one has .*max_iterations=1"
+        ) as error:
+            run(batch_size=8, max_number_of_steps=2, **{**options, **other})
+        assert "\n" not in str(error.value)
+    after = sorted(path.name for path in (tmp_path / "log").glob("model.ckpt*"))
+    assert after == before
+    other = {**options, "train_log_dir": str(tmp_path / "other")}
+    path = str(tmp_path / "log")
+    run(batch_size=8, max_number_of_steps=1, finetune_path=path, **other)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (iterative(expansion=5), "expansion must be an integer from 1 to 4; got 5"),
+        (
+            {**iterative(), "max_iterations": ["1", "0", "1", "1"]},
+            "max_iterations must be 4 integers from 1 to 1000.*got '1,0,1,1'",
+        ),
+        ({**iterative(), "model": "3"}, "--model=3: needs --model_type=another"),
+        ({"double": True}, "--double=True: needs --model_type=iterative or iamnn"),
+        (
+            iterative(learning_rate_boundaries=["1", "2", "3"]),
+            "--learning_rate_boundaries=1,2,3: must be 2 increasing steps",
+        ),
+    ],
+)
+def test_flags_of_iterative_networks_are_checked(run, values, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(train_log_dir=str(tmp_path), **values)
