@@ -24,6 +24,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import halting, latent_losses
+from sact_tf.data import inception
 from sact_tf.domains import AT_LEAST_0, COUNT, FRACTION
 from sact_tf.halting import BernoulliStop, ConfidenceThreshold, CumulativeHalting
 
@@ -441,6 +442,72 @@ class RecurrentAttention(keras.Model):
         if self.is_dynamic and self.rule.is_charged:
             loss += self.tau * tf.reduce_mean(end_points["ponder_cost"])
         return loss, {**end_points, "reward": reward}
+
+    @property
+    def flops_per_step(self) -> int:
+        """Floating point operations of a glimpse, two for a multiplication and sum.
+
+        The classifier's are counted where it is asked after every step.
+        """
+        layers = [getattr(self, name) for name in (*_FROZEN, "locator")]
+        if self.is_dynamic:
+            layers += [self.decider_hidden, self.decider]
+        elif isinstance(self.rule, ConfidenceThreshold):
+            layers.append(self.classifier)
+        return sum(2 * int(np.prod(layer.kernel.shape)) for layer in layers)
+
+    def preprocess(self, image: tf.Tensor) -> tf.Tensor:
+        """Makes an input of an image, as in evaluation.
+
+        Args:
+            image: uint8 [height, width, 3].
+
+        Returns:
+            float32 of `image_shape`; in [0, 1] if that is grey, else in [-1, 1].
+        """
+        height, width, channels = self.image_shape
+        if channels != 1:
+            return inception.for_evaluation(image, height, width)
+        grey = tf.image.rgb_to_grayscale(tf.cast(image, tf.float32) / 255.0)
+        return tf.image.resize(grey, [height, width])
+
+    def export_saved_model(self, path: str) -> str:
+        """Exports for serving; what has stopped leaves the batch there too.
+
+        The signature `serving_default` takes `images`, float32 [batch, height, width,
+        channels], `serving_bytes` `image_bytes`, strings [batch] of JPEG or PNG files.
+        Both return `logits` and `probabilities` [batch, classes], `num_units` int32
+        [batch], and `locations` [batch, steps, 2].
+
+        Args:
+            path: Directory to write.
+
+        Returns:
+            `path`.
+        """
+        from sact_tf import exporting  # which imports what few networks need
+
+        def serve(images):
+            logits, end_points = self(images, training=False, return_end_points=True)
+            names = ("num_units", "locations")
+            return {
+                "logits": logits,
+                "probabilities": tf.nn.softmax(logits),
+                **{name: end_points[name] for name in names},
+            }
+
+        def serve_bytes(image_bytes):
+            made = exporting.map_images(image_bytes, self.preprocess, tf.float32)
+            return serve(tf.ensure_shape(made, [None, *self.image_shape]))
+
+        images = tf.TensorSpec([None, *self.image_shape], name="images")
+        image_bytes = tf.TensorSpec([None], tf.string, "image_bytes")
+        return exporting.write_saved_model(
+            self,
+            path,
+            tf.function(serve, [images], autograph=False),
+            tf.function(serve_bytes, [image_bytes], autograph=False),
+        )
 
     def train_step(self, data):
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
