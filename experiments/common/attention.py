@@ -25,7 +25,7 @@ def define_data_flags(split_name: str) -> None:
         "dataset",
         "mnist",
         [*_SIDES, "tfds", "folder", "shapes"],
-        "mnist: of TensorFlow Datasets; mnist_npz: from a file; cluttered_mnist: digits "
+        "mnist: of TensorFlow Datasets; mnist_npz: from a file; cluttered_mnist: them "
         "among pieces of others, 60 x 60 pixels, made of either; tfds: --tfds_name of "
         "TensorFlow Datasets; folder: one directory of images per class; shapes: made "
         "on the fly.",
@@ -81,8 +81,7 @@ def load_examples(split: str):
     with programs.naming_dataset_dir():
         if name in _SIDES:
             is_file = name == "mnist_npz" or (
-                directory is not None
-                and os.path.isfile(os.path.expanduser(directory))
+                directory is not None and os.path.isfile(os.path.expanduser(directory))
             )
             if is_file and not directory:
                 raise DataError(f"must name a .npz file with --dataset={name}")

@@ -2,7 +2,7 @@
 
 | rule | its score | stops |
 |---|---|---|
-| `BernoulliStop` | the logit of stopping | by chance in training, above a threshold after |
+| `BernoulliStop` | the logit of stopping | by chance in training, then by a threshold |
 | `ConfidenceThreshold` | the probability of the likeliest class | above a threshold |
 
 `sact_tf.networks.recurrent_attention` uses both. They are no model types of residual

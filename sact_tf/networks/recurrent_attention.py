@@ -181,6 +181,10 @@ class RecurrentAttention(keras.Model):
             self.decider = _decider_dense(1, None, "decider")
         self.baseline = self.add_weight("baseline", [], initializer="zeros")
 
+    def build(self, input_shape):
+        """Does nothing: the constructor has built all layers."""
+        self.built = True
+
     @property
     def metrics(self):
         return list(self._trackers.values())
@@ -251,6 +255,7 @@ class RecurrentAttention(keras.Model):
         score = tf.cast(self.decider(self.decider_hidden(h))[:, 0], tf.float32)
         return score if self.rule.reads_logits else tf.sigmoid(score)
 
+    @tf.autograph.experimental.do_not_convert
     def call(self, images, training=None, return_end_points=False, seed=None):
         """Classifies images.
 
@@ -310,7 +315,8 @@ class RecurrentAttention(keras.Model):
             options = {}
             if training and self.rule is not None and self.rule.needs_seed(training):
                 options["seed"] = seeds[1]
-            weight, state = self._halt(state, h, n, training, **options)
+            is_last = n == self.steps - 1
+            weight, state = self._halt(state, h, n, is_last, training, **options)
             total += tf.cast(weight, h.dtype)[:, tf.newaxis] * h
             states.append(h)
             places.append(place)
@@ -335,9 +341,8 @@ class RecurrentAttention(keras.Model):
             )
         return self.rule.initial(batch[tf.newaxis])
 
-    def _halt(self, state, h, n, training, **options):
+    def _halt(self, state, h, n, is_last, training, **options):
         """Asks the rule after step n, from 0; returns weight and new state."""
-        is_last = n == self.steps - 1
         if self.rule is not None:
             score = None if is_last else self._score(h)
             return self.rule.step(state, score, is_last, training=training, **options)
@@ -369,7 +374,7 @@ class RecurrentAttention(keras.Model):
             rows, h, state = left
             place, _ = self._location(h)
             h = self._update(padded, rows, place, h)
-            weight, state = self._halt(state, h, self.steps - 1 if is_last else n, None)
+            weight, state = self._halt(state, h, n, is_last, False)
             at = rows[:, tf.newaxis]
             moment = tf.stack([rows, tf.fill(tf.shape(rows), n)], 1)
             add = tf.tensor_scatter_nd_add
