@@ -40,7 +40,7 @@ def define_data_flags(split_name: str) -> None:
         "split_name",
         split_name,
         "Split: train, test, or, of MNIST, train_part and validation (the first 55,000 "
-        "training images and the last 5,000); validation (tfds: test) of the others.",
+        "training images and the last 5,000); of the others those that they have.",
     )
     flags.DEFINE_integer(
         "image_size", 64, "Side of images that are not MNIST.", lower_bound=1
@@ -91,6 +91,7 @@ def load_examples(split: str):
             seed = mnist.SPLITS.index(split)
             return mnist.clutter(digits, seed) if name not in _PLAIN else digits
         if name == "shapes":
+            split = "validation" if split == "test" else split
             return imagenet.load_shapes(split, FLAGS.image_size)
         if not directory and name == "folder":
             raise DataError("must name a directory with --dataset=folder")

@@ -62,6 +62,8 @@ def crop(
     free = tf.cast(shape[1:3] - size, tf.float32)
     corner = tf.clip_by_value((locations + 1) / 2 * free, 0.0, free)
     corner = tf.cast(corner, tf.int32)  # towards 0
+    # Where training has diverged, NaN became any number; the loss shall tell.
+    corner = tf.clip_by_value(corner, 0, shape[1:3] - size)
     y = corner[:, :1] + tf.range(size)
     x = corner[:, 1:] + tf.range(size)
     flat = (rows[:, tf.newaxis, tf.newaxis] * shape[1] + y[:, :, tf.newaxis]) * shape[2]
