@@ -183,22 +183,6 @@ def test_nothing_to_read(tmp_path):
         imagenet.load_tfds(str(tmp_path), "train")
 
 
-@pytest.mark.parametrize(
-    "name, classes", [("caltech_birds2011", 200), ("cars196", 196)]
-)
-def test_other_sets_of_tfds(name, classes, tmp_path):
-    import tensorflow_datasets as tfds
-
-    with tfds.testing.mock_data(num_examples=3):
-        examples = imagenet.load_tfds(str(tmp_path), "test", 32, name)
-        (images, labels), *_ = examples.evaluation_batches(2)
-        assert examples.num_classes == classes
-        assert images.shape == [2, 32, 32, 3] and labels.numpy().max() < classes
-        assert name in examples.name
-        with pytest.raises(DataError, match="imdb_reviews must have the features"):
-            imagenet.load_tfds(str(tmp_path), "test", 32, "imdb_reviews")
-
-
 def test_undecodable_records_are_named(records):
     with tf.io.TFRecordWriter(str(records / "validation-00001-of-00002")) as writer:
         write_record(writer, encode())
