@@ -336,27 +336,3 @@ def test_a_keras_file_keeps_all(images, tmp_path):
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
-
-
-@pytest.mark.long
-def test_easy_images_stop_earlier():
-    """Class 0 shows in the middle at once; 1 and 2 differ in a corner only."""
-    rng = np.random.default_rng(0)
-    x = 0.1 * rng.uniform(size=[3000, 28, 28, 1]).astype(np.float32)
-    y = rng.integers(0, 3, 3000)
-    x[y == 0, 10:18, 10:18] += 1
-    x[y == 1, 2:8, 2:8] += 1
-    x[y == 2, 2:8, 2:8:2] += 1
-    phase1 = recurrent_attention(3, 4, dynamic=False, units=64)
-    phase1.compile(keras.optimizers.Adam(2e-3))
-    phase1.fit(x, y, batch_size=100, epochs=40, verbose=0)
-    assert phase1.evaluate(x, y, verbose=0, return_dict=True)["accuracy"] > 0.95
-    model = recurrent_attention(3, 4, units=64, gamma=0.9, stop_threshold=0.5)
-    share(model, phase1)
-    model.freeze_attention()
-    model.compile(keras.optimizers.Adam(2e-3))
-    model.fit(x, y, batch_size=100, epochs=40, verbose=0)
-    logits, end_points = model(x, return_end_points=True)
-    units = end_points["num_units"].numpy()
-    assert (np.argmax(logits, 1) == y).mean() > 0.9
-    assert units[y == 0].mean() < units[y > 0].mean() - 0.3
