@@ -18,6 +18,8 @@ COMMANDS = {
     "report": ("report", "makes the paper's tables and figures of evaluations"),
     "modes": ("plot_modes", "plots how PACT fares relaxed, discrete, thresholded"),
     "compare": ("paired_bootstrap", "compares two networks on the same images"),
+    "attention train": ("dt_ram_train", "trains recurrent attention, RAM or DT-RAM"),
+    "attention eval": ("dt_ram_eval", "evaluates it and draws where it looks"),
     "parity": ("parity_task", "trains recurrent networks that halt, on parity"),
     "tradeoff": ("plot_tradeoff", "plots accuracy against operations"),
     "garden": ("model_garden_train", "trains with the TensorFlow Model Garden"),

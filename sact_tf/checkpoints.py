@@ -78,7 +78,7 @@ def _collect(layer, scope, variables):
     if isinstance(layer, BatchNorm):
         for name in ("beta", "gamma", "moving_mean", "moving_variance"):
             variables[f"{scope}/{name}"] = getattr(layer, name)
-    elif isinstance(layer, keras.layers.Conv2D):
+    elif isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)):
         variables[f"{scope}/weights"] = layer.kernel
         if layer.use_bias:
             variables[f"{scope}/biases"] = layer.bias

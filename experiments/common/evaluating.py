@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -170,6 +170,7 @@ def evaluate_newest(
     eval_dir: str,
     evaluate_once: bool,
     interval_secs: float,
+    evaluate: Callable[..., None] = evaluate_checkpoint,
     **options,
 ) -> None:
     """Evaluates the newest checkpoint once, or every new one, without end.
@@ -181,7 +182,8 @@ def evaluate_newest(
         eval_dir: Where to write.
         evaluate_once: Whether to do so once.
         interval_secs: Seconds between looks for a new checkpoint.
-        **options: As in `evaluate_checkpoint`.
+        evaluate: Takes the same as `evaluate_checkpoint`.
+        **options: Of `evaluate`.
 
     Raises:
         FileNotFoundError: There is no checkpoint to evaluate once.
@@ -201,7 +203,7 @@ def evaluate_newest(
         if checkpoint is None:
             print(f"Waiting for a checkpoint in {path}", flush=True)
         elif checkpoint != evaluated:
-            evaluate_checkpoint(model, examples, checkpoint, eval_dir, **options)
+            evaluate(model, examples, checkpoint, eval_dir, **options)
             evaluated = checkpoint
             if evaluate_once:
                 return

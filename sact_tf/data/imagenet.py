@@ -326,28 +326,41 @@ def _class_numbers(root):
 
 
 def load_tfds(
-    directory: str | None, split: str, image_size: int = 224
+    directory: str | None,
+    split: str,
+    image_size: int = 224,
+    name: str = "imagenet2012",
 ) -> ImageExamples:
-    """Opens `imagenet2012` of TensorFlow Datasets, prepared as its documentation says.
+    """Opens a set of TensorFlow Datasets, prepared as its documentation says.
 
     Args:
         directory: TensorFlow Datasets' data directory, or None for its default.
-        split: "train" or "validation".
+        split: "train" or "validation"; of another data set any that it has.
         image_size: Side of the preprocessed images.
+        name: Of another data set, such as "caltech_birds2011" or "cars196", with the
+            features `image` and `label`. Its classes begin at 0.
 
     Raises:
-        DataError: The data set is not there.
+        DataError: The data set is not there, or has other features.
     """
-    _check_split(split)
+    is_imagenet = name == "imagenet2012"
+    if is_imagenet:
+        _check_split(split)
     try:
-        builder = tfds.builder("imagenet2012", data_dir=directory)
+        builder = tfds.builder(name, data_dir=directory)
         builder.download_and_prepare()
         builder.as_dataset(split=split)
     except Exception as error:  # whatever the download layers raise
         raise DataError(
-            f"TensorFlow Datasets could not provide imagenet2012 in data directory "
+            f"TensorFlow Datasets could not provide {name} in data directory "
             f"{directory or '(default)'}: {str(error).strip().splitlines()[0]}"
         ) from error
+    features = builder.info.features
+    if not {"image", "label"} <= set(features):
+        raise DataError(
+            f"{name} must have the features image and label; it has "
+            f"{brief(list(features))}"
+        )
 
     def elements(shuffle, seed, shard):
         context = shard and tf.distribute.InputContext(*shard)
@@ -360,20 +373,22 @@ def load_tfds(
         )
         return dataset.shuffle(_SHUFFLE_BUFFER, seed) if shuffle else dataset
 
-    def decode(example):
-        image = decode_image(example["image"], example["file_name"])
-        return image, example["label"] + 1, tf.zeros([0, 4])
+    def name_of(example):
+        files = (example.get(key) for key in ("file_name", "image/filename"))
+        return next((f for f in files if f is not None), tf.constant(f"{name}: one"))
 
-    num_examples = builder.info.splits[split].num_examples
-    name = "imagenet2012 of TensorFlow Datasets"
+    def decode(example):
+        image = decode_image(example["image"], name_of(example))
+        return image, example["label"] + int(is_imagenet), tf.zeros([0, 4])
+
     return ImageExamples(
         elements,
         decode,
-        num_examples,
-        _NUM_CLASSES,
+        builder.info.splits[split].num_examples,
+        _NUM_CLASSES if is_imagenet else features["label"].num_classes,
         image_size,
-        name,
-        name_of=lambda example: example["file_name"],
+        f"{name} of TensorFlow Datasets",
+        name_of=name_of,
     )
 
 

@@ -35,6 +35,7 @@ from sact_tf.halting.rule import (
     model_types,
     register_model_type,
 )
+from sact_tf.halting.stopping import BernoulliStop, ConfidenceThreshold
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -43,6 +44,8 @@ __all__ = [
     "DOMAINS",
     "EPSILON",
     "HALTING_BIAS",
+    "BernoulliStop",
+    "ConfidenceThreshold",
     "CountingState",
     "CumulativeHalting",
     "HaltingDomain",

@@ -1,0 +1,125 @@
+"""The evaluation of recurrent attention: numbers, pictures and the export."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl.testing import flagsaver
+from PIL import Image
+
+import sact_tf
+from sact_tf import glimpse_pictures
+from sact_tf.networks.recurrent_attention import recurrent_attention
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A file like MNIST's, and the checkpoint of a RAM that knows nothing."""
+    directory = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, [30, 28, 28]).astype(np.uint8)
+    labels = np.arange(30) % 10
+    np.savez(
+        directory / "mnist.npz",
+        **dict(x_train=images, y_train=labels, x_test=images, y_test=labels),
+    )
+    Image.fromarray(images[0]).resize((50, 40)).save(directory / "own.png")
+    model = recurrent_attention(10, 3, dynamic=False)
+    prefix = sact_tf.save_slim_checkpoint(model, str(directory / "model.ckpt-5"), 5)
+    return directory, prefix, model, images, labels
+
+
+@pytest.fixture
+def run(program, files, tmp_path):
+    def run(**values):
+        defaults = dict(
+            dataset="mnist_npz",
+            dataset_dir=str(files[0] / "mnist.npz"),
+            checkpoint_dir=files[1],
+            eval_dir=str(tmp_path),
+            evaluate_once=True,
+            dynamic=False,
+            steps=3,
+            batch_size=20,
+        )
+        with flagsaver.flagsaver(**{**defaults, **values}):
+            program.main()
+        return json.loads((tmp_path / "eval.json").read_text())
+
+    return run
+
+
+def test_numbers_and_pictures(run, files, tmp_path):
+    directory, _, model, images, labels = files
+    results = run(image=str(directory / "own.png"), write_images=True, num_figures=9)
+    inputs = images[..., np.newaxis] / np.float32(255)
+    right = np.argmax(model(inputs), 1) == labels
+    assert results["eval/Accuracy"] == pytest.approx(right.mean())
+    assert results["steps/histogram"] == [0, 0, 30] and results["global_step"] == 5
+    assert results["error_by_step"][-1] == pytest.approx(results["eval/Error"])
+    stored = np.load(tmp_path / "images.npz")
+    np.testing.assert_array_equal(stored["network/Accuracy"], right)
+    for name in ("paths", "steps", "error"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert min(picture.size) > 200 and len(set(picture.getdata())) > 3
+    with Image.open(tmp_path / "glimpses.gif") as picture:
+        assert picture.n_frames == 4 and picture.size == (308, 308)
+
+
+def test_a_ram_that_stops_when_it_is_sure(run):
+    results = run(confidence_threshold=0.0)
+    assert results["steps/histogram"] == [30, 0, 0]
+    assert results["eval/Error"] == pytest.approx(results["error_by_step"][0])
+
+
+def test_frames_show_what_was_seen():
+    image = np.ones([28, 28, 1], np.float32)
+    places = np.array([[0.0, 0.0], [-1, -1]]) * 13 / 14
+    np.testing.assert_array_equal(
+        glimpse_pictures.windows(places, (28, 28), 8), [[10, 10], [-3, -3]]
+    )
+    np.testing.assert_array_equal(glimpse_pictures.shown(image)[0, 0], [255] * 3)
+
+
+@pytest.mark.long
+def test_the_export_in_a_process_of_its_own(run, files, tmp_path):
+    directory, _, model, images, _ = files
+    run(export_dir=str(tmp_path / "saved"), confidence_threshold=0.12)
+    inputs = images[..., np.newaxis] / np.float32(255)
+    np.save(tmp_path / "inputs.npy", inputs)
+    code = f"""
+import numpy as np, tensorflow as tf
+model = tf.saved_model.load({str(tmp_path / "saved")!r})
+serve = model.signatures["serving_default"]
+made = serve(images=tf.constant(np.load({str(tmp_path / "inputs.npy")!r})))
+nodes = [n.op for f in [serve.graph.as_graph_def()] for n in f.node]
+nodes += [n.op for f in serve.graph.as_graph_def().library.function for n in f.node_def]
+assert any("While" in op for op in nodes), set(nodes)
+png = tf.io.read_file({str(directory / "own.png")!r})
+of_bytes = model.signatures["serving_bytes"](image_bytes=png[None])
+assert of_bytes["logits"].shape == [1, 10]
+np.savez({str(tmp_path / "made.npz")!r}, **{{k: v.numpy() for k, v in made.items()}})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    made = np.load(tmp_path / "made.npz")
+    again = recurrent_attention(10, 3, dynamic=False, confidence_threshold=0.12)
+    sact_tf.load_slim_checkpoint(again, files[1])
+    logits, end_points = again(tf.constant(inputs), return_end_points=True)
+    np.testing.assert_allclose(made["logits"], logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(made["num_units"], end_points["num_units"])
+
+
+def test_what_is_missing_is_named(refusal, files, tmp_path):
+    given = dict(
+        dataset="mnist_npz",
+        dataset_dir=str(files[0] / "mnist.npz"),
+        eval_dir=str(tmp_path),
+        evaluate_once=True,
+    )
+    message = refusal(checkpoint_dir=str(tmp_path), **given)
+    assert message == f"--checkpoint_dir={tmp_path}: holds no checkpoint"
+    message = refusal(checkpoint_dir=files[1], confidence_threshold=0.5, **given)
+    assert message.startswith("--confidence_threshold=0.5: ")

@@ -1,0 +1,338 @@
+"""Recurrent attention: its sensor, its stops and the gradients of its losses."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+import sact_tf
+from sact_tf import latent_losses
+from sact_tf.halting import BernoulliStop, ConfidenceThreshold
+from sact_tf.networks import recurrent_attention as ram
+from sact_tf.networks.recurrent_attention import recurrent_attention
+
+SEED = tf.constant([3, 5])
+
+
+def make(steps=4, **options):
+    return recurrent_attention(10, steps, **{"units": 16, **options})
+
+
+def force(model, logit):
+    """Has the decider always tell the same logit."""
+    model.decider.kernel.assign(tf.zeros_like(model.decider.kernel))
+    model.decider.bias.assign([logit])
+    return model
+
+
+def share(model, other):
+    """Gives a model the weights of another, where both have them."""
+    of_other = sact_tf.slim_variables(other)
+    for name, variable in sact_tf.slim_variables(model).items():
+        if name in of_other:
+            variable.assign(of_other[name])
+
+
+def spread_stops(model, images):
+    """Has half of the images stop after the first glimpse."""
+    head = model.decider or model.classifier
+    head.kernel.assign(30 * head.kernel)
+    padded, rows = model._padded(images), tf.range(len(images))
+    h = tf.zeros([len(images), model.units])
+    h = model._update(padded, rows, model._location(h)[0], h)
+    if model.decider is None:
+        scores = np.sort(model._score(h))
+        model.rule = ConfidenceThreshold((scores[2] + scores[3]) / 2)
+    else:
+        scores = np.sort(model.decider(model.decider_hidden(h))[:, 0])
+        model.decider.bias.assign([-(scores[2] + scores[3]) / 2])
+
+
+@pytest.fixture(scope="module")
+def images():
+    return tf.random.stateless_uniform([6, 28, 28, 1], [1, 2])
+
+
+@pytest.mark.parametrize("y", [-1, 0, 1])
+@pytest.mark.parametrize("x", [-1, 0, 1])
+def test_glimpses_are_slices_of_the_padded_image(images, y, x):
+    padded = np.pad(images, [[0, 0], [3, 3], [3, 3], [0, 0]])
+    corner = {-1: 0, 0: 13, 1: 26}  # of the padded image, 34 pixels wide
+    top, left = corner[y], corner[x]
+    place = tf.fill([6, 1], 1.0) * [[y, x]]
+    window = ram.glimpse(images, place).numpy()
+    np.testing.assert_array_equal(window, padded[:, top : top + 8, left : left + 8])
+    if y == -1:
+        assert not window[:, :3].any() and window[:, 3:, 4].any()
+    if x == 0:
+        same_rows = np.pad(images, [[0, 0], [3, 3], [0, 0], [0, 0]])
+        np.testing.assert_array_equal(window, same_rows[:, top : top + 8, 10:18])
+
+
+def test_wider_glimpses_are_averaged(images):
+    window = ram.glimpse(images, tf.zeros([6, 2]), scales=2).numpy()
+    assert window.shape == (6, 8, 8, 2)
+    wide = images.numpy()[:, 6:22, 6:22, 0].reshape(6, 8, 2, 8, 2).mean((2, 4))
+    np.testing.assert_allclose(window[..., 1], wide, rtol=1e-5)
+
+
+def test_stops_forced_off_and_on(images):
+    dynamic = force(make(), -20.0)
+    fixed = make(dynamic=False)
+    share(fixed, dynamic)
+    expected = fixed(images)
+    logits, end_points = dynamic(images, return_end_points=True)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    assert (end_points["num_units"].numpy() == 4).all()
+    in_training = [m.unroll(images, True, SEED)["logits"] for m in (dynamic, fixed)]
+    np.testing.assert_allclose(*in_training, rtol=1e-5)
+    force(dynamic, 20.0)
+    logits, end_points = dynamic(images, return_end_points=True)
+    assert (end_points["num_units"].numpy() == 1).all()
+    assert not end_points["locations"][:, 1:].numpy().any()
+    first = dynamic.unroll(images)["step_logits"][:, 0]
+    np.testing.assert_allclose(logits, first, rtol=1e-5)
+    assert np.abs(logits - expected).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(stop_threshold=0.5),
+        dict(stop="act"),
+        dict(dynamic=False, confidence_threshold=0.2),
+    ],
+    ids=str,
+)
+def test_what_has_stopped_leaves_the_batch(images, options):
+    model = make(**options)
+    contrasts = images * tf.reshape(tf.range(1.0, 7.0), [6, 1, 1, 1])
+    spread_stops(model, contrasts)
+    run = tf.function(lambda x: model(x, training=False, return_end_points=True))
+    logits, end_points = run(contrasts)
+    units = end_points["num_units"].numpy()
+    assert units.min() < units.max()
+    assert end_points["glimpses"] == units.sum()
+    masked = model.unroll(contrasts)
+    np.testing.assert_allclose(logits, masked["logits"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(units, masked["num_units"])
+    alone = np.concatenate([run(contrasts[k : k + 1])[0] for k in range(6)])
+    np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_of_the_gaussian_is_that_of_its_density():
+    rng = np.random.default_rng(0)
+    mean, sample = rng.normal(size=[2, 3, 2])
+    variable = tf.Variable(mean)
+    with tf.GradientTape() as tape:
+        density = ram.log_density(tf.constant(sample), variable, 0.22)
+    expected = -0.5 * ((sample - mean) / 0.22) ** 2 - np.log(0.22 * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(density, expected.sum(1))
+    got, step = tape.gradient(density, variable).numpy(), 1e-5
+    for place in np.ndindex(3, 2):
+        moved = [mean.copy(), mean.copy()]
+        moved[0][place] += step
+        moved[1][place] -= step
+        high, low = (ram.log_density(sample, tf.constant(m), 0.22) for m in moved)
+        slope = (tf.reduce_sum(high) - tf.reduce_sum(low)) / (2 * step)
+        np.testing.assert_allclose(got[place], slope, rtol=1e-6)
+
+
+def test_gradient_of_the_stops_is_that_of_their_probability():
+    rule, count = BernoulliStop(), 50
+    logits = tf.Variable(tf.random.stateless_normal([3, count], [1, 1]))
+
+    def run(logits):
+        state = rule.initial([count])
+        for n in range(4):
+            score = logits[n] if n < 3 else None
+            _, state = rule.step(
+                state, score, n == 3, training=True, seed=tf.constant([7, n])
+            )
+        return state
+
+    with tf.GradientTape() as tape:
+        state = run(logits)
+    units = state.num_units.numpy()
+    assert set(units) == {1, 2, 3, 4}
+    p = tf.sigmoid(logits).numpy()
+    log_prob = np.zeros(count)
+    for k, unit in enumerate(units):
+        log_prob[k] = np.log1p(-p[: unit - 1, k]).sum()
+        log_prob[k] += np.log(p[unit - 1, k]) if unit < 4 else 0
+    np.testing.assert_allclose(rule.log_prob(state, True), log_prob, rtol=1e-4)
+    # Via the sigmoid: what was drawn less its probability; nothing after the stop.
+    drawn = np.arange(3)[:, np.newaxis] == units - 1
+    decided = np.arange(3)[:, np.newaxis] <= units - 1
+    gradient = tape.gradient(state.log_prob, logits)
+    np.testing.assert_allclose(gradient, decided * (drawn - p), atol=1e-5)
+
+
+def test_a_constant_reward_with_its_baseline_has_no_gradient(images):
+    model = make(gamma=1.0, steps=3)
+    model.classifier.kernel.assign(tf.zeros_like(model.classifier.kernel))
+    model.classifier.bias.assign(10 * tf.one_hot(2, 10))  # right whatever it saw
+    policy = [model.locator.kernel, model.decider.kernel]
+
+    def gradients(baseline):
+        model.baseline.assign(baseline)
+        with tf.GradientTape() as tape:
+            loss, end_points = model.losses_of(images, tf.fill([6], 2), SEED)
+        assert (end_points["reward"].numpy() == 1).all()
+        return [np.abs(g).max() for g in tape.gradient(loss, policy)]
+
+    assert gradients(1.0) == [0, 0]
+    assert min(gradients(0.5)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "gamma, best", [(0.99, 4), pytest.param(1.0, 7, marks=pytest.mark.long)]
+)
+def test_a_stop_that_sees_nothing_finds_the_best_step(gamma, best):
+    """The errors of RAM in Li et al. (2017), of 3 and 6 steps in between."""
+    errors = [10.0, 3.79, 2.7, 1.54, 1.34, 1.2, 1.07]
+    rewards = (1 - np.array(errors) / 100) * gamma ** np.arange(1, 8)
+    assert rewards.argmax() + 1 == best
+    rewards = tf.constant(rewards, tf.float32)
+    rule, logits = BernoulliStop(), tf.Variable(tf.zeros([6]))
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build([logits])
+
+    def stop(seed, training):
+        state = rule.initial([4096])
+        for n in range(7):
+            score = None if n == 6 else tf.fill([4096], logits[n])
+            folded = tf.random.experimental.stateless_fold_in(seed, n)
+            _, state = rule.step(state, score, n == 6, training=training, seed=folded)
+        return state
+
+    @tf.function
+    def train(k):
+        with tf.GradientTape() as tape:
+            state = stop(tf.stack([1, k]), True)
+            reward = tf.gather(rewards, state.num_units - 1)
+            loss = latent_losses.score_function_term(
+                state.log_prob, reward, tf.reduce_mean(reward)
+            )
+        optimizer.minimize(loss, [logits], tape)
+
+    for k in tf.range(300):
+        train(k)
+    assert (stop(SEED, False).num_units.numpy() == best).all()
+
+
+@pytest.mark.parametrize("supervision", [False, True])
+def test_pixels_seen_only_after_the_stop_change_nothing(images, supervision):
+    model = force(make(intermediate_supervision=supervision), 20.0)
+    labels = tf.range(6)
+
+    def loss_and_gradients(images):
+        with tf.GradientTape() as tape:
+            loss, end_points = model.losses_of(images, labels, SEED)
+        return loss, tape.gradient(loss, model.trainable_variables), end_points
+
+    loss, gradients, end_points = loss_and_gradients(images)
+    assert (end_points["num_units"].numpy() == 1).all()
+    seen = np.zeros([6, 34, 34, 1], bool)
+    first = end_points["locations"][:, 0].numpy()
+    for k, (y, x) in enumerate(((first + 1) / 2 * 26).astype(int)):
+        seen[k, y : y + 8, x : x + 8] = True
+    changed = tf.where(seen[:, 3:31, 3:31], images, 1 - images)
+    other_loss, other_gradients, other_points = loss_and_gradients(changed)
+    later = [p["step_logits"][:, 1:] for p in (end_points, other_points)]
+    assert np.abs(later[0] - later[1]).max() > 1e-4
+    assert loss == other_loss
+    for got, other in zip(gradients, other_gradients):
+        np.testing.assert_array_equal(got, other)
+
+
+def test_losses_are_those_of_the_paper(images):
+    labels = tf.range(6) % 3
+    for supervision in (False, True):
+        model = make(gamma=0.9, intermediate_supervision=supervision)
+        model.baseline.assign(0.3)
+        loss, points = model.losses_of(images, labels, SEED)
+        units, logits = points["num_units"].numpy(), points["logits"].numpy()
+        right = logits.argmax(1) == labels.numpy()
+        reward = np.where(right, 0.9**units, 0)
+        np.testing.assert_allclose(points["reward"], reward, rtol=1e-6)
+        every = tf.nn.log_softmax(points["step_logits"]).numpy()
+        own = -every[np.arange(6), :, labels]
+        first = 0 if supervision else units - 1
+        terms = [
+            own[k, (first if supervision else first[k]) : units[k]].sum()
+            for k in range(6)
+        ]
+        expected = np.mean(terms) + np.mean((0.3 - reward) ** 2)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_freezing_leaves_decider_and_classifier(images):
+    model = make()
+    model.freeze_attention()
+    before = [v.numpy() for v in model.variables]
+    model.compile(keras.optimizers.Adam(0.01))
+    model.fit(images, tf.range(6), epochs=2, verbose=0)
+    changed = {
+        v.name.split("/")[-2]
+        for v, old in zip(model.variables, before)
+        if "/" in v.name and (v.numpy() != old).any()
+    }
+    assert changed == {"classifier", "decider", "decider_hidden"}
+
+
+def test_the_curriculum_adds_steps(images):
+    model = make(dynamic=False, steps=3, curriculum_steps=10)
+    model.compile("adam")
+    for step, units in ((0, 1), (9, 1), (10, 2), (25, 3), (1000, 3)):
+        model.optimizer.iterations.assign(step)
+        points = model.unroll(images, True, SEED)
+        assert (points["num_units"].numpy() == units).all()
+        np.testing.assert_allclose(
+            points["logits"], points["step_logits"][:, units - 1], rtol=1e-5
+        )
+    assert (model(images, return_end_points=True)[1]["num_units"].numpy() == 3).all()
+
+
+def test_confidence_stops_from_the_first_step_to_the_last(images):
+    for threshold, units in ((0.0, 1), (1.0, 4)):
+        model = make(dynamic=False, confidence_threshold=threshold)
+        _, end_points = model(images, return_end_points=True)
+        assert (end_points["num_units"].numpy() == units).all()
+    rule = ConfidenceThreshold(0.5)
+    scores = tf.constant([0.4, 0.5, 0.6])
+    weight, state = rule.step(rule.initial([3]), scores, False)
+    assert weight.numpy().tolist() == [0, 0, 1]
+    assert state.active.numpy().tolist() == [True, True, False]
+
+
+def test_a_keras_file_keeps_all(images, tmp_path):
+    model = make(stop_threshold=0.5, scales=2)
+    path = str(tmp_path / "model.keras")
+    model.save(path)
+    loaded = keras.models.load_model(path)
+    assert loaded.get_config() == model.get_config()
+    np.testing.assert_array_equal(loaded(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(steps=0), "steps must be an integer >= 1"),
+        (dict(gamma=0.0), r"gamma must lie in \(0, 1\]; got 0.0"),
+        (dict(gamma=1.5), "gamma must be a finite number from 0 to 1.*got 1.5"),
+        (dict(glimpse_size=30), "glimpse_size must be at most the images' 28 x 28"),
+        (
+            dict(image_shape=(1, 1, 1), glimpse_size=1, scales=2),
+            "glimpse_size must be such that windows fit.*got 1 at 2 scales",
+        ),
+        (dict(stop="never"), "stop must be one of bernoulli, act; got 'never'"),
+        (dict(stop_threshold=1.0), r"stop_threshold must lie in \(0, 1\)"),
+        (dict(confidence_threshold=0.5), "confidence_threshold is for a RAM"),
+        (dict(dynamic=False, confidence_threshold=2.0), "confidence_threshold must be"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
