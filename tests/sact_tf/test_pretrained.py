@@ -306,14 +306,15 @@ def test_other_classes(tmp_path):
 
 
 def test_halting_starts_fresh(lively, tmp_path):
-    form = FORMS["timm"]._asdict()
+    form = dict(units="1_2_1_1", **FORMS["timm"]._asdict())
     path = write("timm", tmp_path, layers_of("timm", build(**form)))
     model = lively(build("sact", **form))
     before = tensors_of(model)
     sact_tf.load_pretrained(model, path)
-    for name, value in tensors_of(model).items():
-        if "halting_proba" in name:
-            np.testing.assert_array_equal(value, before[name])
+    halting = {n: v for n, v in tensors_of(model).items() if "halting_proba" in n}
+    assert halting
+    for name, value in halting.items():
+        np.testing.assert_array_equal(value, before[name])
     with pytest.raises(sact_tf.CheckpointMismatchError, match="halting_proba"):
         sact_tf.load_pretrained(model, path, fresh_halting=False)
 
