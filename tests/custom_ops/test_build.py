@@ -95,6 +95,7 @@ def test_another_tensorflow_is_another_library(monkeypatch):
     assert key != build._key()
 
 
+@pytest.mark.long
 def test_processes_that_start_at_once_compile_once(tmp_path):
     """A compiler that writes down when it links, and takes its time."""
     compiler = tmp_path / "slow"

@@ -158,6 +158,7 @@ def test_no_positions_either(implementation):
         assert accumulate(x, mask, **options).shape == x.shape
 
 
+@pytest.mark.long
 def test_where_convolutions_are_those_of_onednn():
     """They give an empty batch the wrong shape; TensorFlow chooses by the processor."""
     tests = "tensorflow and mask and (projection or basic_unit)"

@@ -48,6 +48,7 @@ def nvcc():
     return list(cuda.command)
 
 
+@pytest.mark.long
 def test_registers_kernels_for_gpus(nvcc):
     """With whatever TensorFlow there is, also one that has no CUDA libraries."""
     done = subprocess.run(
@@ -62,6 +63,7 @@ def test_registers_kernels_for_gpus(nvcc):
     assert done.stdout.splitlines() == expected, done.stderr
 
 
+@pytest.mark.long
 def test_kernels_by_themselves(nvcc, tmp_path):
     """Without a GPU this only shows that the program compiles, and says so."""
     program = tmp_path / "gpu_check"

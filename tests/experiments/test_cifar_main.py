@@ -60,7 +60,9 @@ def test_original_defaults(program):
     assert {name: flags.FLAGS[name].default for name in expected} == expected
 
 
-@pytest.mark.parametrize("model_type", ["vanilla", "act", "sact"])
+@pytest.mark.parametrize(
+    "model_type", ["vanilla", pytest.param("act", marks=pytest.mark.long), "sact"]
+)
 def test_trains_and_evaluates(model_type, run, write_cifar, tmp_path, capsys):
     options = dict(
         dataset_dir=str(write_cifar()),

@@ -93,6 +93,7 @@ def precision(request):
     keras.mixed_precision.set_global_policy("float32")
 
 
+@pytest.mark.long
 def test_mixed_precision_keeps_weights_and_halting_in_float32(
     precision, tiny_examples, tmp_path
 ):

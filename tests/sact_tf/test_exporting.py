@@ -125,6 +125,7 @@ def test_serves_in_another_process(tmp_path, implementation, kinds):
             check_outputs(outputs, model, images)
 
 
+@pytest.mark.long
 def test_imagenet_bytes(tmp_path):
     model = sact_tf.imagenet_resnet("1_1_1_1", "sact", 7, base_channels=2)
     model.export_saved_model(tmp_path, image_size=64)
@@ -148,7 +149,9 @@ def test_an_execution_the_network_cannot_have(tmp_path):
         model.export_saved_model(tmp_path, execution="tiled")
 
 
-@pytest.mark.parametrize("model_type", ["act_early_stopping", "sact"])
+@pytest.mark.parametrize(
+    "model_type", [pytest.param("act_early_stopping", marks=pytest.mark.long), "sact"]
+)
 def test_tensorflow_lite(tmp_path, model_type):
     model, images = halting_network(model_type, "masked")
     path = exporting.export_tflite(model, tmp_path / "model.tflite", (40, 24), 2)
@@ -158,7 +161,11 @@ def test_tensorflow_lite(tmp_path, model_type):
 
 @pytest.mark.parametrize(
     "model_type, execution",
-    [("act_early_stopping", "masked"), ("sact", "masked"), ("sact", "perforated")],
+    [
+        pytest.param("act_early_stopping", "masked", marks=pytest.mark.long),
+        ("sact", "masked"),
+        pytest.param("sact", "perforated", marks=pytest.mark.long),
+    ],
 )
 def test_onnx(tmp_path, model_type, execution):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -146,9 +146,14 @@ def test_summaries(start, tmp_path, tiny_examples):
     "make",
     [
         lambda: keras.optimizers.Adam(0.01, amsgrad=True),
-        lambda: keras.optimizers.RMSprop(0.01, momentum=0.5),
-        lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
-        lambda: keras.optimizers.Nadam(0.01),
+        pytest.param(
+            lambda: keras.optimizers.RMSprop(0.01, momentum=0.5), marks=pytest.mark.long
+        ),
+        pytest.param(
+            lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(lambda: keras.optimizers.Nadam(0.01), marks=pytest.mark.long),
     ],
     ids=["Adam", "RMSprop", "SGD", "Nadam"],
 )

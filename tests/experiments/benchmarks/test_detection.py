@@ -29,6 +29,7 @@ def run(program, capsys):
     return run
 
 
+@pytest.mark.long
 def test_inference(run):
     rows = run()
     sides = [(row["side"], row["what"]) for row in rows]

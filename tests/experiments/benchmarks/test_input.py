@@ -5,6 +5,7 @@ import json
 import pytest
 
 
+@pytest.mark.long
 def test_reports_the_share(run_imagenet, capsys):
     run_imagenet(steps=1, repetitions=1)
     results = json.loads(capsys.readouterr().out)

@@ -29,6 +29,7 @@ def test_imposed_units_have_the_mean(pattern):
     assert units.min() >= 1 and units.max() <= 23
 
 
+@pytest.mark.long
 def test_network(run):
     values = dict(network="cifar", model="2", image_size="16x24")
     rows = run(units_per_block=["1.5", "1.2", "2"], **values)
