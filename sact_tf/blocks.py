@@ -20,12 +20,12 @@ dictionary, where S is [batch] for images and [batch, height, width] for positio
 | `ponder_cost` | float32 S (adaptive blocks, as all below) |
 | `num_units` | int32 S |
 | `halting_distribution` | float32 [*S, n], weights of the n units' outputs |
+| `unit_k/halting_proba` | float32 [*S, 1], what the rule read of unit k's head |
 
 Some rules add `log_prob`, float32 [batch]: log q of where an image has stopped (or
 [batch, n], of all its units); `expected_flops`, float32 [batch]: each unit times the
 probability that it runs; and in training `states`, [n, batch, height, width, channels]:
 the outputs of all units.
-| `unit_k/halting_proba` | float32 [*S, 1], what the rule read of unit k's head |
 """
 
 from __future__ import annotations
@@ -279,15 +279,15 @@ class AdaptiveBlock(Block):
                 flops += counts
                 expected.append((counts, survival))
 
-        cost = self.domain.mean(rule.cost(state), valid)
-        self.add_loss(self.current_tau() * cost)
+        ponder_cost = rule.cost(state)
+        self.add_loss(self.current_tau() * self.domain.mean(ponder_cost, valid))
         own_loss = rule.loss(state)
         if own_loss is not None:
             self.add_loss(self.domain.mean(own_loss, valid))
         if not return_end_points:
             return output
         end_points = {
-            "ponder_cost": rule.cost(state),
+            "ponder_cost": ponder_cost,
             "num_units": state.num_units,
             "halting_distribution": tf.stack(weights, axis=-1),
             **sum_flops(flops),

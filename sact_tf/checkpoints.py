@@ -265,12 +265,6 @@ def form_in(reader) -> Form:
     return read_form(reader.get_tensor(FORM).decode())
 
 
-def check_form(checkpoint_path: str, form: Form) -> None:
-    """Raises ValueError unless a checkpoint is of a network of a form."""
-    path, reader = open_checkpoint(checkpoint_path)
-    form_in(reader).check(path, form)
-
-
 def form_tensors(form: Form) -> dict[str, np.ndarray]:
     """Returns what a checkpoint holds beside variables to tell the network's form."""
     return {} if form == Form() else {FORM: np.array(",".join(form).encode())}

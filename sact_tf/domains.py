@@ -142,7 +142,6 @@ SIGMA = Domain(0, 10000)
 """Blurs in pixels; of wider ones, filters fill any memory."""
 COUNT = Domain(1, is_integer=True)
 FRACTION = Domain(0, 1)
-SIDE = Domain(1, MAX_SIDE, is_integer=True)
 INPUT_SIDE = Domain(1, 8192, is_integer=True)
 """Sides of what a network is run on; activations of larger ones fill any memory."""
 OPTIONAL_SIDE = Domain(0, INPUT_SIDE.high, is_integer=True)

@@ -120,9 +120,9 @@ class TrainingState:
         latest = self.latest
         if latest is None:
             return False
-        checkpoints.check_form(latest, self._form)
-        variables = {**self._variables, "global_step": self._step}
         _, reader = checkpoints.open_checkpoint(latest)
+        checkpoints.form_in(reader).check(latest, self._form)
+        variables = {**self._variables, "global_step": self._step}
         stored = {n: v for n, v in self._others.items() if reader.has_tensor(n)}
         variables.update(stored)
         checkpoints.restore_variables(latest, variables)

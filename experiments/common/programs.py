@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import tensorflow as tf
 import tf_keras as keras
@@ -66,8 +67,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        name = os.path.basename(argv[0])
-        sys.exit(f"{name}: error: {explain_parsing(error)} (--help lists all flags)")
+        _end(f"{explain_parsing(error)} (--help lists all flags)", argv[0])
 
 
 def run_checked(main: Callable[[], None]) -> None:
@@ -76,7 +76,7 @@ def run_checked(main: Callable[[], None]) -> None:
         numbers.check()
         main()
     except USER_ERRORS as error:
-        sys.exit(f"{os.path.basename(sys.argv[0])}: error: {explain(error)}")
+        _end(explain(error), sys.argv[0])
 
 
 def need(module: str) -> None:
@@ -84,7 +84,12 @@ def need(module: str) -> None:
     try:
         optional.load(module)
     except MissingPackageError as error:
-        sys.exit(f"{os.path.basename(sys.argv[0])}: error: {error}")
+        _end(str(error), sys.argv[0])
+
+
+def _end(message: str, program: str) -> NoReturn:
+    """Ends a program with one line about what went wrong."""
+    sys.exit(f"{os.path.basename(program)}: error: {message}")
 
 
 _OPTIONS = {field.name: field for field in dataclasses.fields(NetworkOptions)}

@@ -213,10 +213,15 @@ class Examples:
         """Explains errors of reading; there are none once images are in memory."""
         return contextlib.nullcontext()
 
+    @staticmethod
+    def _preprocess(images, labels):
+        """Maps pixels of a batch to what a network takes, and leaves its labels."""
+        return tf.image.per_image_standardization(images), labels
+
     def evaluation_batches(self, batch_size: int) -> tf.data.Dataset:
-        """Standardised images and labels, each once and in order."""
+        """Preprocessed images and labels, each once and in order."""
         dataset = tf.data.Dataset.from_tensor_slices((self.images, self.labels))
-        return dataset.batch(batch_size).map(_standardize).prefetch(2)
+        return dataset.batch(batch_size).map(self._preprocess).prefetch(2)
 
     def training_batches(
         self,
@@ -244,7 +249,7 @@ class Examples:
 
         def make_batch(indices, draws):
             batch = tf.gather(images, indices)
-            return _standardize(
+            return self._preprocess(
                 _augment(batch, draws, self.crop_padding), tf.gather(labels, indices)
             )
 
@@ -267,7 +272,3 @@ def _augment(images, draws, crop_padding):
     columns = tf.where(draws[:, 2:] < 0.5, columns[:, ::-1], columns)
     images = tf.gather(padded, rows, axis=1, batch_dims=1)
     return tf.gather(images, columns, axis=2, batch_dims=1)
-
-
-def _standardize(images, labels):
-    return tf.image.per_image_standardization(images), labels

@@ -34,10 +34,10 @@ _NUM_PIECES, _PIECE = 4, 8
 class Digits(Examples):
     """Grey images, uint8 [num_examples, height, width, 1], of ten classes."""
 
-    def evaluation_batches(self, batch_size: int) -> tf.data.Dataset:
-        """Images in [0, 1] and labels, each once and in order."""
-        dataset = tf.data.Dataset.from_tensor_slices((self.images, self.labels))
-        return dataset.batch(batch_size).map(_scaled).prefetch(2)
+    @staticmethod
+    def _preprocess(images, labels):
+        """Maps pixels to [0, 1]."""
+        return tf.cast(images, tf.float32) / 255.0, labels
 
     def training_batches(
         self,
@@ -55,15 +55,13 @@ class Digits(Examples):
         dataset = dataset.shuffle(self.num_examples, seed=seed).repeat()
         dataset = dataset.batch(batch_size, drop_remainder=True)
         dataset = dataset.map(
-            lambda rows: _scaled(tf.gather(images, rows), tf.gather(labels, rows)),
+            lambda rows: self._preprocess(
+                tf.gather(images, rows), tf.gather(labels, rows)
+            ),
             num_parallel_calls=2,
             deterministic=True,
         )
         return fetch_ahead(dataset, data_service)
-
-
-def _scaled(images, labels):
-    return tf.cast(images, tf.float32) / 255.0, labels
 
 
 def load_npz(path: str, split: str) -> Digits:
