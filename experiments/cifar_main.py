@@ -25,8 +25,6 @@ start it again.
 
 from __future__ import annotations
 
-import dataclasses
-
 import tf_keras as keras
 from absl import flags
 
@@ -37,10 +35,10 @@ from experiments.common import (
     evaluating,
     iterative,
     programs,
+    recipe,
 )
-from sact_tf import optimization, training
+from sact_tf import training
 from sact_tf.data import cifar, shapes
-from sact_tf.domains import COUNT
 from sact_tf.networks.iterative_block import VARIANTS
 
 FLAGS = flags.FLAGS
@@ -56,13 +54,7 @@ programs.define_log_flags(
 flags.DEFINE_integer(
     "max_number_of_steps", 100000, "Training steps of the whole run.", lower_bound=1
 )
-flags.DEFINE_list(
-    "learning_rate_boundaries",
-    [],
-    "The last steps at learning rates 0.1, 0.01 and 0.001, as in 60000,75000,90000; "
-    "empty: 60, 75 and 90 % of --max_number_of_steps. Of iterative networks, the last "
-    "at 0.01 and 0.001; empty: a third and two thirds.",
-)
+recipe.define_flags()
 programs.define_finetune_flags("Halting variables start fresh.")
 flags.DEFINE_integer(
     "seed", None, "Seed of initial weights, data order and augmentation."
@@ -160,24 +152,6 @@ def make_model(num_classes: int):
     return programs.check_group_grid(sact_tf.cifar_resnet(**options), side)
 
 
-def learning_rate():
-    """Returns the schedule the flags describe."""
-    schedule, example = optimization.cifar_learning_rate, "60000,75000,90000"
-    if iterative.is_asked_for():
-        schedule, example = optimization.iterative_learning_rate, "20000,40000"
-    try:
-        boundaries = [
-            COUNT.parse(step, "a step") for step in FLAGS.learning_rate_boundaries
-        ]
-        return schedule(FLAGS.max_number_of_steps, boundaries)
-    except ValueError as error:
-        raise ValueError(
-            f"--learning_rate_boundaries={','.join(FLAGS.learning_rate_boundaries)}: "
-            f"must be {example.count(',') + 1} increasing steps >= 1 within 64 bits, "
-            f"such as {example}"
-        ) from error
-
-
 def load_finetune_path(model, path: str):
     """Loads --finetune_path; returns the names of the variables loaded."""
     if iterative.is_asked_for():
@@ -190,13 +164,11 @@ def train() -> None:
     strategy = distribution.make_strategy()
     if FLAGS.seed is not None:
         keras.utils.set_random_seed(FLAGS.seed)
-    rate = learning_rate()
+    rate = recipe.learning_rate()
     log_dir = programs.make_directory("train_log_dir", FLAGS.train_log_dir)
     with strategy.scope():
         model = make_model(cifar.NUM_CLASSES)
-    examples = load_examples("train")
-    if iterative.is_asked_for():  # flips alone, as in the papers
-        examples = dataclasses.replace(examples, crop_padding=0)
+    examples = recipe.augmented(load_examples("train"))
     programs.start_from_finetune_path(
         log_dir, lambda path: load_finetune_path(model, path)
     )
@@ -212,6 +184,7 @@ def train() -> None:
         save_summaries_secs=FLAGS.save_summaries_secs,
         seed=FLAGS.seed,
         target=target,
+        **recipe.training_options(),
         **distribution.training_options(model),
     )
     programs.print_target(target)

@@ -8,7 +8,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 _CIFAR_BOUNDARIES = (0.60, 0.75, 0.90)
-_CIFAR_RATES = (0.1, 0.01, 0.001, 0.0001)
+_CIFAR_RATES = (1.0, 0.1, 0.01, 0.001)  # of the initial rate
+_WARM_UP = 0.25  # of the steps of a cycle
 
 
 @keras.utils.register_keras_serializable("sact_tf")
@@ -17,24 +18,30 @@ class Momentum(keras.optimizers.SGD):
 
     `keras.optimizers.SGD` puts the rate into the accumulator, and so goes on at the old
     rate for some steps after every change. The accumulators are those of TF-Slim
-    checkpoints.
+    checkpoints. With `nesterov` the step looks ahead by one accumulation.
     """
 
     def update_step(self, gradient, variable):
         accumulator = self.momentums[self._index_dict[self._var_key(variable)]]
         accumulator.assign(self.momentum * accumulator + gradient)
         rate = tf.cast(self.learning_rate, variable.dtype)
-        variable.assign_sub(rate * accumulator)
+        step = accumulator
+        if self.nesterov:
+            step = self.momentum * accumulator + gradient
+        variable.assign_sub(rate * step)
 
 
 def cifar_learning_rate(
-    max_number_of_steps: int, boundaries: Sequence[int] | None = None
+    max_number_of_steps: int,
+    boundaries: Sequence[int] | None = None,
+    initial: float = 0.1,
 ) -> keras.optimizers.schedules.PiecewiseConstantDecay:
     """Returns the schedule: 0.1, a tenth of it after 60, 75 and 90 % of the steps.
 
     Args:
         max_number_of_steps: Steps of the whole run.
         boundaries: The last steps at rates 0.1, 0.01 and 0.001, instead.
+        initial: The rate at first.
 
     Raises:
         ValueError: `boundaries` are not three increasing numbers.
@@ -45,12 +52,14 @@ def cifar_learning_rate(
     if len(boundaries) != 3 or boundaries != sorted(boundaries):
         raise ValueError(f"boundaries must be 3 increasing steps; got {boundaries}")
     return keras.optimizers.schedules.PiecewiseConstantDecay(
-        boundaries, list(_CIFAR_RATES)
+        boundaries, [initial * rate for rate in _CIFAR_RATES]
     )
 
 
 def iterative_learning_rate(
-    max_number_of_steps: int, boundaries: Sequence[int] | None = None
+    max_number_of_steps: int,
+    boundaries: Sequence[int] | None = None,
+    initial: float = 0.01,
 ) -> keras.optimizers.schedules.PiecewiseConstantDecay:
     """Returns the schedule of iterative networks: 0.01, a tenth of it at each third.
 
@@ -59,6 +68,7 @@ def iterative_learning_rate(
     Args:
         max_number_of_steps: Steps of the whole run.
         boundaries: The last steps at rates 0.01 and 0.001, instead.
+        initial: The rate at first.
 
     Raises:
         ValueError: `boundaries` are not two increasing numbers.
@@ -69,7 +79,27 @@ def iterative_learning_rate(
     if len(boundaries) != 2 or boundaries != sorted(boundaries):
         raise ValueError(f"boundaries must be 2 increasing steps; got {boundaries}")
     return keras.optimizers.schedules.PiecewiseConstantDecay(
-        boundaries, list(_CIFAR_RATES[1:])
+        boundaries, [initial * rate for rate in _CIFAR_RATES[:-1]]
+    )
+
+
+def smooth_learning_rate(
+    max_number_of_steps: int, peak: float, warm_up: bool
+) -> keras.optimizers.schedules.CosineDecay:
+    """Returns a schedule for short runs: half a cosine from `peak` down to 0.
+
+    Args:
+        max_number_of_steps: Steps of the whole run.
+        peak: The highest rate.
+        warm_up: Whether the first quarter of the steps rises linearly from 0 to `peak`:
+            one cycle (Smith and Topin, 2018).
+    """
+    rising = round(_WARM_UP * max_number_of_steps) if warm_up else 0
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if rising else peak,
+        max(max_number_of_steps - rising, 1),
+        warmup_target=peak if rising else None,
+        warmup_steps=rising,
     )
 
 

@@ -341,6 +341,7 @@ def train(
     batch_size: int = 128,
     learning_rate: keras.optimizers.schedules.LearningRateSchedule | None = None,
     momentum: float = 0.9,
+    nesterov: bool = False,
     label_smoothing: float = 0.0,
     save_interval_secs: float = 60,
     save_summaries_secs: float = 30,
@@ -367,6 +368,7 @@ def train(
         batch_size: Images per step, of all replicas together.
         learning_rate: Schedule; None is the network's `default_learning_rate`.
         momentum: Of the optimizer.
+        nesterov: Whether it is Nesterov's.
         label_smoothing: Probability that is spread evenly over all classes.
         save_interval_secs: Seconds between checkpoints; one is written at the end in
             any case.
@@ -404,7 +406,7 @@ def train(
                 rate = model.default_learning_rate(
                     max_number_of_steps, examples.num_examples, batch_size
                 )
-            optimizer = Momentum(rate, momentum=momentum)
+            optimizer = Momentum(rate, momentum=momentum, nesterov=nesterov)
         model.compile(
             optimizer,
             model.loss_function(label_smoothing),

@@ -23,6 +23,7 @@ _DOMAINS = {
     "base_channels": Domain(1, 1024, is_integer=True),
     "batch_size": Domain(1, 65536, is_integer=True),
     "crop_size": Domain(7, 448, is_integer=True),
+    "cutout": Domain(0, 1024, is_integer=True),
     "eval_batch_size": Domain(1, 65536, is_integer=True),
     "group_grid": COUNT,
     "human_sigma": SIGMA,

@@ -184,6 +184,8 @@ class Examples:
             in pixels, bottom and right exclusive.
         crop_padding: Zero pixels on each side, of which training crops; 0: it only
             flips.
+        cutout: Side in pixels of a square, of every training image, that is set to
+            the mean after standardisation (DeVries and Taylor, 2017); 0: none.
     """
 
     images: np.ndarray
@@ -191,6 +193,7 @@ class Examples:
     num_classes: int
     boxes: np.ndarray | None = None
     crop_padding: int = _CROP_PADDING
+    cutout: int = 0
 
     def __post_init__(self):
         if not len(self.images):
@@ -234,7 +237,7 @@ class Examples:
 
         As in the original: 2 zero pixels (`crop_padding`) are padded on each side, a
         crop of the original size and a horizontal flip are drawn, and the crop is
-        standardised.
+        standardised. `cutout` comes last.
 
         Args:
             batch_size: Images per batch.
@@ -245,13 +248,17 @@ class Examples:
         images, labels = tf.constant(self.images), tf.constant(self.labels)
 
         def draw(seed, index):
-            return index, tf.random.stateless_uniform([3], seed)
+            draws = tf.random.stateless_uniform([3], seed)
+            # Of a seed of their own: they do not change what crops and flips are drawn.
+            seed = tf.random.fold_in(seed, 1)
+            return index, draws, tf.random.stateless_uniform([2], seed)
 
-        def make_batch(indices, draws):
-            batch = tf.gather(images, indices)
-            return self._preprocess(
-                _augment(batch, draws, self.crop_padding), tf.gather(labels, indices)
-            )
+        def make_batch(indices, draws, centres):
+            batch = _augment(tf.gather(images, indices), draws, self.crop_padding)
+            batch, own_labels = self._preprocess(batch, tf.gather(labels, indices))
+            if self.cutout:
+                batch = _cut_out(batch, centres, self.cutout)
+            return batch, own_labels
 
         dataset = take_shard(tf.data.Dataset.range(self.num_examples), shard)
         dataset = dataset.shuffle(self.num_examples, seed=seed).repeat()
@@ -259,6 +266,24 @@ class Examples:
         dataset = dataset.batch(batch_size, drop_remainder=True)
         dataset = dataset.map(make_batch, num_parallel_calls=2, deterministic=True)
         return fetch_ahead(dataset, data_service)
+
+
+def _cut_out(images, centres, side):
+    """Sets a square of every image to 0, by centres [batch, 2] from [0, 1).
+
+    Any pixel may be the centre, so that squares at the border are cut off by it.
+    """
+    size = images.shape[1:3]
+
+    def inside(centre, length):
+        first = tf.cast(centre * length, tf.int32) - side // 2
+        offset = tf.range(length) - first
+        return (offset >= 0) & (offset < side)
+
+    rows = inside(centres[:, :1], size[0])
+    columns = inside(centres[:, 1:], size[1])
+    is_cut = rows[:, :, tf.newaxis] & columns[:, tf.newaxis]
+    return tf.where(is_cut[..., tf.newaxis], tf.zeros_like(images), images)
 
 
 def _augment(images, draws, crop_padding):
