@@ -147,6 +147,21 @@ def test_augmentation_is_a_shifted_crop_of_the_padded_image(tiny_examples):
     assert len(shifts) > 10
 
 
+def test_cutout_sets_a_square_to_the_mean(tiny_examples):
+    side = 8
+    whole = tiny_examples.training_batches(16, seed=3)
+    cut = dataclasses.replace(tiny_examples, cutout=side).training_batches(16, seed=3)
+    (images, labels), (others, other_labels) = next(iter(whole)), next(iter(cut))
+    np.testing.assert_array_equal(labels, other_labels)  # the same draws otherwise
+    is_cut = np.any(images != others, axis=-1)
+    assert not np.asarray(others)[is_cut].any()
+    for mask in is_cut:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert side // 2 <= len(rows) <= side and side // 2 <= len(columns) <= side
+        assert np.ptp(rows) < side and np.ptp(columns) < side
+    assert len({tuple(np.argwhere(mask)[0]) for mask in is_cut}) > 8
+
+
 def test_training_batches_repeat_by_seed(tiny_examples):
     def labels(seed):
         batches = tiny_examples.training_batches(8, seed).take(6)

@@ -20,6 +20,31 @@ def test_momentum_is_tensorflow_1s():
     np.testing.assert_allclose(variable, [expected], rtol=1e-6)
 
 
+def test_nesterov_looks_ahead():
+    variable = tf.Variable([1.0])
+    optimizer = optimization.Momentum(0.1, 0.9, nesterov=True)
+    expected, accumulator = 1.0, 0.0
+    for gradient in (0.5, -1.0, 2.0):
+        optimizer.apply_gradients([(tf.constant([gradient]), variable)])
+        accumulator = 0.9 * accumulator + gradient
+        expected -= 0.1 * (gradient + 0.9 * accumulator)
+    np.testing.assert_allclose(variable, [expected], rtol=1e-6)
+
+
+def test_smooth_schedules():
+    cosine = optimization.smooth_learning_rate(100, 0.4, warm_up=False)
+    np.testing.assert_allclose(
+        [cosine(step) for step in (0, 50, 100)], [0.4, 0.2, 0.0], atol=1e-7
+    )
+    cycle = optimization.smooth_learning_rate(100, 0.4, warm_up=True)
+    rates = [float(cycle(step)) for step in range(101)]
+    np.testing.assert_allclose(rates[:26], np.linspace(0, 0.4, 26), atol=1e-6)
+    np.testing.assert_allclose(rates[100], 0.0, atol=1e-7)
+    assert np.all(np.diff(rates[25:]) < 0)
+    # A run of a single step has no time to rise.
+    assert float(optimization.smooth_learning_rate(1, 0.4, warm_up=True)(0)) > 0
+
+
 def test_cifar_schedule():
     schedule = optimization.cifar_learning_rate(100000)
     for step, rate in (
