@@ -16,6 +16,7 @@ from custom_ops.positions import (
     find_positions,
     mask_of,
 )
+from custom_ops.precision import PRECISIONS, check_precision
 from custom_ops.tiles import add_on_tiles
 from custom_ops.units import (
     fold_batch_norm,
@@ -27,9 +28,11 @@ from custom_ops.units import (
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "PRECISIONS",
     "ActivePositions",
     "DevicePositions",
     "add_on_tiles",
+    "check_precision",
     "default_implementation",
     "find_positions",
     "fold_batch_norm",

@@ -24,6 +24,7 @@ from custom_ops.positions import (
     touched_by,
     where_flat,
 )
+from custom_ops.precision import as_factor, check_precision
 
 Affine = tuple[tf.Tensor, tf.Tensor]
 """Scale and shift per channel, [channels] each."""
@@ -66,6 +67,7 @@ def perforated_bottleneck(
     bias: tf.Tensor,
     sums: tf.Tensor | None = None,
     implementation: str = "auto",
+    precision: str = "float32",
 ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
     """Adds the residual of a pre-activation bottleneck unit to x where a mask is set.
 
@@ -84,17 +86,19 @@ def perforated_bottleneck(
         bias: [channels], added to the residual.
         sums: The sums of x over its positions, [batch, channels], or None.
         implementation: As in `perforated_conv2d`.
+        precision: As in `perforated_conv2d`. x, the result and both sums stay float32.
 
     Returns:
         Shaped like x. Given `sums`, also the sums of the result over its positions,
         which costs next to nothing here and a pass over the result elsewhere.
 
     Raises:
-        ValueError: If the mask's type or rank does not fit.
+        ValueError: If the mask's type or rank, or the precision, does not fit.
         tf.errors.InvalidArgumentError: If a size does not fit; names the argument.
     """
     x = tf.convert_to_tensor(x)
     bool_mask, found = split(mask, (3,))
+    is_rounded = check_precision(precision, x.dtype)
     library = native_library(implementation, "PerforatedBottleneckAt", x.dtype)
     if library is not None:
         y, new_sums = library.perforated_bottleneck_at(
@@ -107,17 +111,17 @@ def perforated_bottleneck(
             *(shift for _, shift in norms),
             bias,
             found,
+            bfloat16_factors=is_rounded,
         )
         return y if sums is None else (y, new_sums)
 
     found = find_positions(mask, "tensorflow")
     first = _Reads.at(found, filters[1])
     rows = _affine_relu(tf.gather(_rows(x), first.positions), preactivation)
-    rows = _affine_relu(tf.matmul(rows, filters[0][0, 0]), norms[0])
-    rows = tf.matmul(
-        first.patches(rows, found.positions, filters[1]), _matrix(filters[1])
-    )
-    rows = tf.matmul(_affine_relu(rows, norms[1]), filters[2][0, 0]) + bias
+    rows = _affine_relu(_matmul(rows, filters[0][0, 0], precision), norms[0])
+    patches = first.patches(rows, found.positions, filters[1])
+    rows = _affine_relu(_matmul(patches, _matrix(filters[1]), precision), norms[1])
+    rows = _matmul(rows, filters[2][0, 0], precision) + bias
     y = _add_rows(x, found.positions, rows)
     if sums is None:
         return y
@@ -136,6 +140,7 @@ def projection_bottleneck(
     projection_bias: tf.Tensor,
     stride: int = 1,
     implementation: str = "auto",
+    precision: str = "float32",
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Runs a pre-activation bottleneck unit with a projection shortcut everywhere.
 
@@ -154,15 +159,18 @@ def projection_bottleneck(
         projection_bias: [channels].
         stride: In both directions.
         implementation: As in `perforated_conv2d`.
+        precision: As in `perforated_conv2d`. x and what is returned stay float32.
 
     Returns:
         [batch, ceil(height / stride), ceil(width / stride), channels], and its sums
         over positions, [batch, channels].
 
     Raises:
+        ValueError: If the precision does not fit.
         tf.errors.InvalidArgumentError: If a size does not fit; names the argument.
     """
     x = tf.convert_to_tensor(x)
+    is_rounded = check_precision(precision, x.dtype)
     library = native_library(implementation, "ProjectionBottleneck", x.dtype)
     if library is not None:
         return tuple(
@@ -176,17 +184,22 @@ def projection_bottleneck(
                 projection,
                 projection_bias,
                 stride=stride,
+                bfloat16_factors=is_rounded,
             )
         )
 
+    def convolve(x, filters, stride, padding):
+        x, filters = (as_factor(factor, precision) for factor in (x, filters))
+        return tf.nn.conv2d(x, filters, stride, padding)
+
     def compute():
         preactivated = _affine_relu(x, preactivation)
-        y = tf.nn.conv2d(preactivated, projection, stride, "SAME") + projection_bias
-        rows = _affine_relu(tf.nn.conv2d(preactivated, filters[0], 1, "SAME"), norms[0])
+        y = convolve(preactivated, projection, stride, "SAME") + projection_bias
+        rows = _affine_relu(convolve(preactivated, filters[0], 1, "SAME"), norms[0])
         side = filters[1].shape[0] // 2
         around = [[0, 0], [side, side], [side, side], [0, 0]]
-        rows = _affine_relu(tf.nn.conv2d(rows, filters[1], stride, around), norms[1])
-        y += tf.nn.conv2d(rows, filters[2], 1, "SAME") + bias
+        rows = _affine_relu(convolve(rows, filters[1], stride, around), norms[1])
+        y += convolve(rows, filters[2], 1, "SAME") + bias
         return y, tf.reduce_sum(y, [1, 2])
 
     if x.shape[0] not in (None, 0):
@@ -215,6 +228,7 @@ def perforated_basic_unit(
     bias: tf.Tensor,
     slopes: Sequence[float] = (0.0, 0.0),
     implementation: str = "auto",
+    precision: str = "float32",
 ) -> tf.Tensor:
     """Adds the residual of a pre-activation unit of two 3x3 convolutions to x.
 
@@ -231,16 +245,18 @@ def perforated_basic_unit(
         bias: [channels], added to the residual.
         slopes: Of the activations f1 and f2, max(v, slope * v), in [0, 1].
         implementation: As in `perforated_conv2d`.
+        precision: As in `perforated_conv2d`. x and the result stay float32.
 
     Returns:
         Shaped like x.
 
     Raises:
-        ValueError: If the mask's type or rank does not fit.
+        ValueError: If the mask's type or rank, or the precision, does not fit.
         tf.errors.InvalidArgumentError: If a size does not fit; names the argument.
     """
     x = tf.convert_to_tensor(x)
     bool_mask, found = split(mask, (3,))
+    is_rounded = check_precision(precision, x.dtype)
     library = native_library(implementation, "PerforatedBasicUnitAt", x.dtype)
     if library is not None:
         return library.perforated_basic_unit_at(
@@ -252,15 +268,17 @@ def perforated_basic_unit(
             bias,
             found,
             slopes=list(slopes),
+            bfloat16_factors=is_rounded,
         )
     found = find_positions(mask, "tensorflow")
     second = _Reads.at(found, filters[1])
     first = _Reads.of_mask(second.rows >= 0, filters[0])
     rows = tf.gather(_rows(x), first.positions) * preactivation[0] + preactivation[1]
     rows = first.patches(activate(rows, slopes[0]), second.positions, filters[0])
-    rows = tf.matmul(rows, _matrix(filters[0])) * norm[0] + norm[1]
+    rows = _matmul(rows, _matrix(filters[0]), precision) * norm[0] + norm[1]
     rows = second.patches(activate(rows, slopes[1]), found.positions, filters[1])
-    return _add_rows(x, found.positions, tf.matmul(rows, _matrix(filters[1])) + bias)
+    rows = _matmul(rows, _matrix(filters[1]), precision) + bias
+    return _add_rows(x, found.positions, rows)
 
 
 def masked_accumulate(
@@ -346,6 +364,10 @@ def _add_rows(x, positions, rows):
 
 def _matrix(filters):
     return tf.reshape(filters, [-1, filters.shape[-1]])
+
+
+def _matmul(rows, matrix, precision):
+    return tf.matmul(as_factor(rows, precision), as_factor(matrix, precision))
 
 
 def _affine_relu(rows, affine):

@@ -116,6 +116,7 @@ programs.define_option("tau")
 programs.define_target()
 programs.define_option("base_channels", 16)
 programs.define_option("tile_size")
+programs.define_execution_flags("How units are computed in evaluation.")
 programs.define_option("halting_bias")
 programs.define_option(
     "model",

@@ -15,7 +15,6 @@ from absl import flags
 
 import sact_tf
 from experiments.common import programs
-from sact_tf.blocks import EXECUTIONS
 from sact_tf.writing import atomic_directory
 
 FLAGS = flags.FLAGS
@@ -23,7 +22,7 @@ FLAGS = flags.FLAGS
 programs.define_network_flags()
 programs.define_model_type()
 programs.define_export_flags()
-flags.DEFINE_enum("execution", "masked", EXECUTIONS, "How the network runs.")
+programs.define_execution_flags("How the network runs.")
 flags.DEFINE_integer(
     "image_size",
     None,

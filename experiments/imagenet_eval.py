@@ -41,6 +41,7 @@ flags.DEFINE_bool(
 evaluating.define_sampling_flags()
 imagenet.define_data_flags("validation")
 imagenet.define_model_flags()
+programs.define_execution_flags()
 programs.define_unused_flags("master", "moving_average_decay")
 
 

@@ -88,6 +88,7 @@ def export_saved_model(
     implementation: str = "tensorflow",
     short_side: int = SHORT_SIDE,
     long_side: int = LONG_SIDE,
+    precision: str | None = None,
 ) -> str:
     """Exports a detector for serving, at any batch and image size.
 
@@ -132,13 +133,15 @@ def export_saved_model(
             is faster, and loads after `custom_ops.load()`.
         short_side: Short side that `serving_bytes` resizes images to, unless
         long_side: the long side would become larger than that; 0: than any input.
+        precision: As of the export of a network.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: On an `execution` or `implementation` that the detector cannot have.
+        ValueError: On an `execution`, `implementation` or `precision` that the detector
+            cannot have.
     """
-    model = model if execution is None else model.with_execution(execution)
+    model = model.with_execution(execution, precision)
     serve, serve_bytes = _serving_functions(model, short_side, long_side)
     return write_saved_model(model, os.fspath(path), serve, serve_bytes, implementation)

@@ -99,7 +99,8 @@ class FasterRCNN(keras.Model):
         execution: "masked"; or, for inference, "perforated", or "tiled" with a
             `tile_size` above 1.
         options: What it is beside its network.
-        **network_options: As of `sact_tf.imagenet_resnet`, such as `tile_size`.
+        **network_options: As of `sact_tf.imagenet_resnet`, such as `tile_size` and
+            `precision`, which is that of the units of all four blocks.
 
     Attributes:
         feature_extractor: `FeatureExtractor`.
@@ -220,11 +221,18 @@ class FasterRCNN(keras.Model):
     def metrics(self):
         return list(self._parts.metrics.values())
 
-    def with_execution(self, execution: str) -> FasterRCNN:
-        """Returns this detector, or a copy of it that runs another way."""
-        if execution == self.execution:
+    def with_execution(
+        self, execution: str | None, precision: str | None = None
+    ) -> FasterRCNN:
+        """As `sact_tf.Network.with_execution`."""
+        options = self.network.options
+        changes = {
+            "execution": execution or options.execution,
+            "precision": precision or options.precision,
+        }
+        if all(getattr(options, name) == value for name, value in changes.items()):
             return self
-        copy = type(self)(**{**self._config, "execution": execution}, name=self.name)
+        copy = type(self)(**{**self._config, **changes}, name=self.name)
         copy.set_weights(self.get_weights())
         return copy
 

@@ -93,6 +93,8 @@ class AdaptiveBlock(Block):
             equal rectangles share their mean score, and so halt together; g must divide
             the map. None: each position alone.
         name: Keras name of the layer.
+        precision: One of `custom_ops.PRECISIONS`, of what units multiply in perforated
+            execution. Other executions, and training, are float32 whatever it is.
 
     Raises:
         ValueError: On any other value, naming the argument; or (when built) on units
@@ -113,11 +115,12 @@ class AdaptiveBlock(Block):
         early_stopping: bool = False,
         name: str | None = None,
         group_grid: int | None = None,
+        precision: str = "float32",
         **kwargs,
     ):
         domain = get_domain(domain, group_grid)
         executions = EXECUTIONS if domain.has_tiles else EXECUTIONS[:2]
-        super().__init__(units, execution, executions, name, **kwargs)
+        super().__init__(units, execution, executions, name, precision, **kwargs)
         if not isinstance(rule, HaltingRule):
             raise ValueError(f"rule must be a HaltingRule; got {rule!r}")
         if not tau >= 0:
@@ -513,6 +516,7 @@ def make_block(
     rule_options: Mapping[str, Any] | None = None,
     execution: str = "masked",
     name: str | None = None,
+    precision: str = "float32",
     **options,
 ) -> PlainBlock | AdaptiveBlock:
     """Returns the block layer of a model type around a list of residual units.
@@ -523,13 +527,15 @@ def make_block(
         rule_options: Arguments of the model type's halting rule.
         execution: One of `EXECUTIONS`.
         name: Keras name of the layer.
+        precision: One of `custom_ops.PRECISIONS`.
         **options: Of `AdaptiveBlock`; not used where all units run.
     """
     kind = halting.model_type(model_type)
     rule = kind.make_rule(model_type, rule_options or {})
     if rule is None:
-        return PlainBlock(units, execution, name=name)
-    options.update(execution=execution, early_stopping=kind.early_stopping, name=name)
+        return PlainBlock(units, execution, name, precision)
+    options.update(execution=execution, precision=precision, name=name)
+    options.update(early_stopping=kind.early_stopping)
     named = {"image": ACTBlock, "position": SACTBlock}
     if type(rule) is CumulativeHalting and kind.domain in named:
         return named[kind.domain](units, epsilon=rule.epsilon, **options)

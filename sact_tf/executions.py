@@ -2,6 +2,11 @@
 
 All executions use the same weights, and give the same results at every position that
 counts. `Masked` is the reference, and what training runs.
+
+With the precision "bfloat16" (`custom_ops.PRECISIONS`), convolutions of units that
+`Perforated` runs round what they multiply to bfloat16, and sum in float32. Features
+between units, halting scores, sums over positions and the block's output stay float32.
+The reference, and so training, is float32 always.
 """
 
 from __future__ import annotations
@@ -123,12 +128,17 @@ class Perforated(Masked):
 
     Active positions are found once in every step, and serve the unit, its head and the
     sum of outputs. The sums of x over positions travel with x.
+
+    Args:
+        domain: What halts.
+        precision: One of `custom_ops.PRECISIONS`, of units that take it.
     """
 
     is_masked = False
 
-    def __init__(self, domain: HaltingDomain):
+    def __init__(self, domain: HaltingDomain, precision: str = "float32"):
         super().__init__(domain, False)
+        self._precision = precision
         self._sums = None
         self._positions = None
 
@@ -142,6 +152,8 @@ class Perforated(Masked):
         return x
 
     def _run(self, unit, x, options):
+        if unit.takes_precision and self._precision != "float32":
+            options = {**options, "precision": self._precision}
         return unit.run_active(x, self._positions, self._sums, **options)
 
     def score(self, head, x, residual, step, logits):

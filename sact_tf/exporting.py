@@ -131,6 +131,7 @@ def export_saved_model(
     execution: str | None = None,
     implementation: str = "tensorflow",
     image_size: int | None = None,
+    precision: str | None = None,
 ) -> str:
     """Exports a network for serving, at any batch and image size.
 
@@ -154,15 +155,19 @@ def export_saved_model(
             is faster, and loads after `custom_ops.load()`.
         image_size: Side of the images of `serving_bytes`; None: what the original
             evaluates, 224 (ImageNet) or 32 (CIFAR).
+        precision: As of a network; None: the model's own. Weights stay float32, and so
+            does the file: kernels round them where they run, and multiply what comes of
+            it on any processor, which may know bfloat16 or not.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: On an `execution` or `implementation` that the network cannot have.
+        ValueError: On an `execution`, `implementation` or `precision` that the network
+            cannot have.
     """
     path = os.fspath(path)
-    model = model if execution is None else model.with_execution(execution)
+    model = model.with_execution(execution, precision)
 
     serve = _serving_function(model)
 
@@ -228,7 +233,7 @@ def export_onnx(model: keras.Model, path: str, execution: str | None = None) -> 
         model: Residual network of this package.
         path: File to write.
         execution: As of a network; None: the model's own. Perforated execution is that
-            in TensorFlow operations.
+            in TensorFlow operations, whatever their precision is in float32.
 
     Returns:
         `path`.
@@ -241,6 +246,8 @@ def export_onnx(model: keras.Model, path: str, execution: str | None = None) -> 
         model = model.with_options(model_type="act")
     if model.options.model_type in VARIANTS:
         model = model.with_execution("masked")
+    elif model.options.precision != "float32":
+        model = model.with_options(precision="float32")
     images = tf.TensorSpec([None, None, None, 3], name="images")
     with custom_ops.default_implementation("tensorflow"):
         serve = tf.function(_serving_function(model), autograph=False)

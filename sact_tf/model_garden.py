@@ -82,6 +82,7 @@ class SactResNet(hyperparams.Config):
         base_channels: Bottleneck channels of the first block.
         tau: Weight of the ponder cost in the loss.
         execution: "masked", or in inference "perforated" or "tiled".
+        precision: "float32", or "bfloat16" in perforated execution.
         tile_size: Side of the tiles that halt together, with "sact".
         stem_pool: Border of the stem's pooling, as of `imagenet_resnet`.
         downsample: Where blocks halve the resolution, as of `imagenet_resnet`.
@@ -94,6 +95,7 @@ class SactResNet(hyperparams.Config):
     base_channels: int = 64
     tau: float = 0.005
     execution: str = "masked"
+    precision: str = "float32"
     tile_size: int = 1
     stem_pool: str = "same"
     downsample: str = "conv2"

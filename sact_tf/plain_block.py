@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+import custom_ops
 from sact_tf import halting
 from sact_tf.executions import EXECUTIONS, Masked, Perforated, Step, Tiled
 from sact_tf.layers import build_child
@@ -44,9 +45,17 @@ class Block(keras.layers.Layer):
         execution: str,
         executions: Sequence[str],
         name: str | None,
+        precision: str = "float32",
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
+        if custom_ops.check_precision(precision) and self.compute_dtype != "float32":
+            raise ValueError(
+                f"precision must be float32 in a block that computes in "
+                f"{self.compute_dtype}, such as by a mixed precision policy; got "
+                f"{precision!r}"
+            )
+        self.precision = precision
         if execution not in executions:
             raise ValueError(
                 f"execution must be one of {', '.join(executions)}; got {execution!r}"
@@ -85,6 +94,7 @@ class Block(keras.layers.Layer):
             "units": [saved_unit(unit) for unit in distinct],
             "order": [numbers[id(unit)] for unit in self.units],
             "execution": self.execution,
+            "precision": self.precision,
         }
 
     @classmethod
@@ -156,7 +166,7 @@ class Block(keras.layers.Layer):
             )
         if self.execution == "tiled":
             return Tiled(domain, self.tile_size)
-        return Perforated(domain)
+        return Perforated(domain, self.precision)
 
 
 @keras.utils.register_keras_serializable("sact_tf")
@@ -167,6 +177,7 @@ class PlainBlock(Block):
         units: Non-empty list of residual units.
         execution: "masked" or "perforated".
         name: Keras name of the layer.
+        precision: One of `custom_ops.PRECISIONS`, of what perforated units multiply.
     """
 
     def __init__(
@@ -174,9 +185,10 @@ class PlainBlock(Block):
         units: Sequence[keras.layers.Layer],
         execution: str = "masked",
         name: str | None = None,
+        precision: str = "float32",
         **kwargs,
     ):
-        super().__init__(units, execution, EXECUTIONS[:2], name, **kwargs)
+        super().__init__(units, execution, EXECUTIONS[:2], name, precision, **kwargs)
 
     def call(self, x, training=None, return_end_points=False, valid=None):
         run = self._run(halting.DOMAINS["image"], training, valid)

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "gemm.h"
@@ -29,6 +30,11 @@ struct Geometry {
   int64_t depth() const { return taps() * channels; }
   int64_t num_inputs() const { return batch * height * width; }
   int64_t num_outputs() const { return batch * out_height * out_width; }
+  // Whether every output reads the input at its own position and no other.
+  bool IsPointwise() const {
+    return kernel_height == 1 && kernel_width == 1 && stride_y == 1 && stride_x == 1 &&
+           pad_top == 0 && pad_left == 0 && out_height == height && out_width == width;
+  }
   // Whether it is 3x3 and keeps size, as in residual units and halting heads.
   bool IsSame3x3() const {
     return kernel_height == 3 && kernel_width == 3 && stride_y == 1 && stride_x == 1 &&
@@ -221,6 +227,13 @@ inline void Copy(const T* from, int64_t count, T* to) {
   for (; i < count; ++i) to[i] = from[i];
 }
 
+inline void Copy(const BFloat16* from, int64_t count, BFloat16* to) {
+  constexpr int kStep = kVectorBytes / static_cast<int>(sizeof(BFloat16));
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) std::memcpy(to + i, from + i, kVectorBytes);
+  for (; i < count; ++i) to[i] = from[i];
+}
+
 // v -> activation(scale * v + shift) per channel; a null pointer leaves its part out.
 template <typename T>
 struct Transform {
@@ -228,11 +241,15 @@ struct Transform {
   const T* shift = nullptr;
   T slope = T(1);  // of the activation max(v, slope * v)
 
-  // `count` channels from `channel` on; from and to may be the same.
-  void Apply(const T* from, int64_t channel, int64_t count, T* to) const {
-    if (scale == nullptr && shift == nullptr && slope == T(1)) {
-      Copy(from, count, to);
-      return;
+  // `count` channels from `channel` on; from and to may be the same. The result may be
+  // rounded to bfloat16.
+  template <typename To>
+  void Apply(const T* from, int64_t channel, int64_t count, To* to) const {
+    if constexpr (std::is_same_v<T, To>) {
+      if (scale == nullptr && shift == nullptr && slope == T(1)) {
+        Copy(from, count, to);
+        return;
+      }
     }
     const T* scales = scale == nullptr ? nullptr : scale + channel;
     const T* shifts = shift == nullptr ? nullptr : shift + channel;
@@ -247,28 +264,32 @@ struct Transform {
       T v = from[i];
       if (scales != nullptr) v *= scales[i];
       if (shifts != nullptr) v += shifts[i];
-      to[i] = slope == T(1) ? v : Activate(v, slope);
+      to[i] = To(slope == T(1) ? v : Activate(v, slope));
     }
+  }
+  // The same; rows of bfloat16 are as they shall be multiplied.
+  void Apply(const BFloat16* from, int64_t, int64_t count, BFloat16* to) const {
+    Copy(from, count, to);
   }
 };
 
 // to[i] += from[i].
-template <typename T>
-inline void Add(const T* from, int64_t count, T* to) {
+template <typename F, typename T>
+inline void Add(const F* from, int64_t count, T* to) {
   int64_t i = 0;
   for (; i + kLanes<T> <= count; i += kLanes<T>) {
     Store(to + i, Load(to + i) + Load(from + i));
   }
-  for (; i < count; ++i) to[i] += from[i];
+  for (; i < count; ++i) to[i] += T(from[i]);
 }
 
 // Copies elements [k, k + count) of the patch that a convolution multiplies at the
 // index-th of some output positions: taps in order, channels within. `row_of` maps an
 // input position to its row in `rows` (compact), or is null where they are the same.
-template <typename T>
-inline void GatherPatch(const Geometry& g, const Windows& windows, const T* rows,
+template <typename T, typename Row, typename To>
+inline void GatherPatch(const Geometry& g, const Windows& windows, const Row* rows,
                         const int64_t* row_of, const Transform<T>& transform,
-                        int64_t index, int64_t k, int64_t count, T* to) {
+                        int64_t index, int64_t k, int64_t count, To* to) {
   if (count == 0) return;
   int64_t tap = 0, channel = k;
   for (; channel >= g.channels; ++tap) channel -= g.channels;
@@ -277,7 +298,7 @@ inline void GatherPatch(const Geometry& g, const Windows& windows, const T* rows
     const int64_t input = windows.Input(index, tap);
     const int64_t row = input < 0 || row_of == nullptr ? input : row_of[input];
     if (row < 0) {
-      std::fill(to, to + n, T(0));
+      std::fill(to, to + n, To(0));
     } else {
       transform.Apply(rows + row * g.channels + channel, channel, n, to);
     }
@@ -290,16 +311,20 @@ inline void GatherPatch(const Geometry& g, const Windows& windows, const T* rows
 
 // Whether it is cheaper to multiply every input position with all taps at once, and to
 // add up what falls on an output position, than to copy every position once per tap.
-template <typename T>
+// Not of bfloat16, of which nothing has so few.
+template <typename F>
 bool FewFilters(const Geometry& g) {
-  return g.taps() > 1 && g.taps() * g.filters <= kPanelColumns<T>;
+  using Sum = typename Blocks<F>::Sum;
+  return std::is_same_v<F, Sum> && g.taps() > 1 &&
+         g.taps() * g.filters <= kPanelColumns<Sum>;
 }
 
 // Packs filters for `Convolve`: [depth, filters], or [channels, taps * filters] where
 // there are few.
-template <typename T>
-void PackFilters(const Geometry& g, const T* filters, PackedMatrix<T>* packed) {
-  if (FewFilters<T>(g)) {
+template <typename F>
+void PackFilters(const Geometry& g, const typename Blocks<F>::Sum* filters,
+                 PackedMatrix<F>* packed) {
+  if (FewFilters<F>(g)) {
     const int64_t filters_count = g.filters, channels = g.channels;
     packed->PackElements(channels, g.taps() * filters_count, [=](int64_t c, int64_t n) {
       const int64_t tap = n / filters_count;
@@ -310,58 +335,82 @@ void PackFilters(const Geometry& g, const T* filters, PackedMatrix<T>* packed) {
   }
 }
 
-// Writes output rows output_row(r) [filters] for every r-th active position, and does
-// `last` besides. `known` is what the convolution reads at them, or null.
+// `Convolve` where there are few filters.
 template <typename T, typename Output>
-void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
-              const Transform<T>& before, const PackedMatrix<T>& packed,
+void ConvolveFew(const Geometry& g, const T* rows, const int64_t* row_of,
+                 const Transform<T>& before, const PackedMatrix<T>& packed,
+                 const Transform<T>& after, const Positions& positions,
+                 const Touched* known, const Output& output_row, const Workers& workers,
+                 const Tasks& last) {
+  const int64_t num_positions = positions.size();
+  const Windows windows(g, positions);
+  const TouchedInputs touched(g, positions, known);
+  const int64_t columns = g.taps() * g.filters;
+  T* const products = workers.NewArray<T>(touched.inputs.size() * columns);
+  GatherMultiplyScatter<T>(
+      touched.inputs.size(), packed,
+      [&](int64_t row, int64_t k, int64_t count, T* to) {
+        const int64_t input = touched.inputs[row];
+        const int64_t from = row_of == nullptr ? input : row_of[input];
+        before.Apply(rows + from * g.channels + k, k, count, to);
+      },
+      [&](int64_t row, int64_t column, int64_t count, const T* from) {
+        Copy(from, count, products + row * columns + column);
+      },
+      workers, last);
+  constexpr int64_t kChunk = 512;
+  workers.ForEach(CeilDiv(num_positions, kChunk), [&](int64_t chunk) {
+    const int64_t end = std::min(num_positions, (chunk + 1) * kChunk);
+    for (int64_t r = chunk * kChunk; r < end; ++r) {
+      T* to = output_row(r);
+      std::fill(to, to + g.filters, T(0));
+      for (int64_t tap = 0; tap < g.taps(); ++tap) {
+        const int64_t input = windows.Input(r, tap);
+        const int64_t row = input < 0 ? -1 : touched.row_of[input];
+        if (row < 0) continue;
+        const T* product = products + row * columns + tap * g.filters;
+        for (int64_t f = 0; f < g.filters; ++f) to[f] += product[f];
+      }
+      after.Apply(to, 0, g.filters, to);
+    }
+  });
+}
+
+// Writes output rows output_row(r) [filters] for every r-th active position, and does
+// `last` besides. `known` is what the convolution reads at them, or null. Factors are
+// of type F, sums of type T; `rows` may be of either, and so may the output.
+template <typename T, typename F, typename Row, typename Output>
+void Convolve(const Geometry& g, const Row* rows, const int64_t* row_of,
+              const Transform<T>& before, const PackedMatrix<F>& packed,
               const Transform<T>& after, const Positions& positions,
               const Touched* known, const Output& output_row, const Workers& workers,
               const Tasks& last = {}) {
-  const int64_t num_positions = positions.size();
-  const Windows windows(g, positions);
-  if (FewFilters<T>(g)) {
-    const TouchedInputs touched(g, positions, known);
-    const int64_t columns = g.taps() * g.filters;
-    T* const products = workers.NewArray<T>(touched.inputs.size() * columns);
-    GatherMultiplyScatter<T>(
-        touched.inputs.size(), packed,
-        [&](int64_t row, int64_t k, int64_t count, T* to) {
-          const int64_t input = touched.inputs[row];
-          const int64_t from = row_of == nullptr ? input : row_of[input];
-          before.Apply(rows + from * g.channels + k, k, count, to);
+  if constexpr (std::is_same_v<F, T>) {
+    if (FewFilters<F>(g)) {
+      ConvolveFew(g, rows, row_of, before, packed, after, positions, known, output_row,
+                  workers, last);
+      return;
+    }
+  }
+  const auto scatter = [&](int64_t row, int64_t column, int64_t count, const T* from) {
+    after.Apply(from, column, count, output_row(row) + column);
+  };
+  if (g.IsPointwise() && row_of == nullptr) {
+    GatherMultiplyScatter<F>(
+        positions.size(), packed,
+        [&](int64_t row, int64_t k, int64_t count, F* to) {
+          before.Apply(rows + positions[row] * g.channels + k, k, count, to);
         },
-        [&](int64_t row, int64_t column, int64_t count, const T* from) {
-          Copy(from, count, products + row * columns + column);
-        },
-        workers, last);
-    constexpr int64_t kChunk = 512;
-    workers.ForEach(CeilDiv(num_positions, kChunk), [&](int64_t chunk) {
-      const int64_t end = std::min(num_positions, (chunk + 1) * kChunk);
-      for (int64_t r = chunk * kChunk; r < end; ++r) {
-        T* to = output_row(r);
-        std::fill(to, to + g.filters, T(0));
-        for (int64_t tap = 0; tap < g.taps(); ++tap) {
-          const int64_t input = windows.Input(r, tap);
-          const int64_t row = input < 0 ? -1 : touched.row_of[input];
-          if (row < 0) continue;
-          const T* product = products + row * columns + tap * g.filters;
-          for (int64_t f = 0; f < g.filters; ++f) to[f] += product[f];
-        }
-        after.Apply(to, 0, g.filters, to);
-      }
-    });
+        scatter, workers, last);
     return;
   }
-  GatherMultiplyScatter<T>(
-      num_positions, packed,
-      [&](int64_t row, int64_t k, int64_t count, T* to) {
+  const Windows windows(g, positions);
+  GatherMultiplyScatter<F>(
+      positions.size(), packed,
+      [&](int64_t row, int64_t k, int64_t count, F* to) {
         GatherPatch(g, windows, rows, row_of, before, row, k, count, to);
       },
-      [&](int64_t row, int64_t column, int64_t count, const T* from) {
-        after.Apply(from, column, count, output_row(row) + column);
-      },
-      workers, last);
+      scatter, workers, last);
 }
 
 // Gradient with respect to the input: adds dy * filters^T to `input_gradient`, which

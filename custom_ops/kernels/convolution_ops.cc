@@ -48,6 +48,7 @@ class PerforatedConv2DOp : public Op {
     OP_REQUIRES_OK(context, window_.Read(context));
     OP_REQUIRES_OK(context, context->GetAttr("input_slope", &input_slope_));
     OP_REQUIRES_OK(context, context->GetAttr("slope", &slope_));
+    OP_REQUIRES_OK(context, ReadFactors<T>(context, &has_half_factors_));
   }
 
   void Run(OpKernelContext* context) override {
@@ -71,14 +72,16 @@ class PerforatedConv2DOp : public Op {
             0, TensorShape({g.batch, g.out_height, g.out_width, g.filters}), &output));
     T* const to = output->flat<T>().data();
     const PoolWorkers workers(context);
-    const auto packed = PackedCache<T>::Get().Pack(g, filters);
     const Transform<T> before{DataOrNull<T>(context->input(4)),
                               DataOrNull<T>(context->input(5)), T(input_slope_)};
     const Transform<T> after{nullptr, DataOrNull<T>(context->input(3)), T(slope_)};
-    Convolve(
-        g, input.flat<T>().data(), nullptr, before, *packed, after, positions,
-        active.TouchedBy(g), [&](int64_t r) { return to + positions[r] * g.filters; },
-        workers, FillInactive(g, positions, to));
+    WithFactors<T>(has_half_factors_, [&](auto factor) {
+      const auto packed = PackedCache<decltype(factor)>::Get().Pack(g, filters);
+      Convolve(
+          g, input.flat<T>().data(), nullptr, before, *packed, after, positions,
+          active.TouchedBy(g), [&](int64_t r) { return to + positions[r] * g.filters; },
+          workers, FillInactive(g, positions, to));
+    });
   }
 
  private:
@@ -99,6 +102,7 @@ class PerforatedConv2DOp : public Op {
   }
   WindowAttributes window_;
   float input_slope_, slope_;
+  bool has_half_factors_;
 };
 
 // What both gradient kernels do first.

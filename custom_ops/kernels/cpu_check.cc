@@ -7,6 +7,10 @@
 //     ./check 300
 //   done
 //
+// Products of bfloat16 are checked for all the instructions that there are here, with
+// small whole numbers, whose sums are exact whatever the order, so that all must agree
+// to the last bit.
+//
 // The argument is the number of cases. Exits with 1 at the first result that is wrong.
 
 #include <atomic>
@@ -16,9 +20,12 @@
 #include <memory>
 #include <random>
 #include <thread>
+#include <string>
 #include <vector>
 
+#include "bfloat16.h"
 #include "convolution.h"
+#include "multiply_bfloat16.h"
 #include "units.h"
 
 namespace perforated {
@@ -59,6 +66,11 @@ class Random {
   Values Numbers(int64_t size) {
     Values values(size);
     for (double& value : values) value = std::normal_distribution<>()(engine_);
+    return values;
+  }
+  Values WholeNumbers(int64_t size, int64_t limit) {
+    Values values(size);
+    for (double& value : values) value = Integer(-limit, limit);
     return values;
   }
   std::vector<int64_t> Positions(int64_t size) {
@@ -126,6 +138,101 @@ Geometry RandomGeometry(Random* random) {
   return g;
 }
 
+std::vector<float> Floats(const Values& values) {
+  return {values.begin(), values.end()};
+}
+
+template <typename T>
+Values Doubles(const std::vector<T>& values) {
+  Values doubles;
+  for (const T value : values) doubles.push_back(static_cast<float>(value));
+  return doubles;
+}
+
+constexpr Instructions kAllInstructions[] = {Instructions::kPlain, Instructions::kPairs,
+                                             Instructions::kTiles};
+
+// Any bits, whatever they mean: the nearest number of 8 bits, or infinity, or NaN.
+void CheckRounding(Random* random) {
+  float values[kLanes<float>];
+  for (float& value : values) {
+    // No number smaller than normal ones, which processors take for zero.
+    const uint32_t exponent = random->Integer(1, 255);
+    const uint32_t fraction = random->Integer(0, (1 << 23) - 1);
+    const uint32_t half = random->Integer(0, 3) == 0 ? fraction & 0xff8000 : fraction;
+    const uint32_t bits = random->Integer(0, 1) << 31 | exponent << 23 | half;
+    std::memcpy(&value, &bits, sizeof(value));
+  }
+  BFloat16 rounded[kLanes<float>];
+  Store(rounded, Load(values));
+  for (int i = 0; i < kLanes<float>; ++i) {
+    const float got = static_cast<float>(rounded[i]);
+    const double value = values[i];
+    if (std::isnan(value) && std::isnan(got)) continue;
+    const float once = static_cast<float>(BFloat16(values[i]));
+    bool is_right = got == once && rounded[i].bits == BFloat16(values[i]).bits;
+    if (!std::isinf(got)) {
+      // Half of the unit in the last of 8 places; even where it lies in the middle.
+      const double unit = std::ldexp(1.0, std::ilogb(values[i]) - 7);
+      const double error = std::abs(got - value);
+      is_right &= error <= unit / 2;
+      is_right &= error < unit / 2 || rounded[i].bits % 2 == 0;
+    } else {
+      is_right &= std::abs(value) >= std::ldexp(255.5, 120);
+    }
+    if (is_right) continue;
+    std::printf("rounding: %g became %g\n", value, got);
+    std::exit(1);
+  }
+}
+
+void CheckHalfConvolution(Random* random, const Workers& workers) {
+  const Geometry g = RandomGeometry(random);
+  const Values input = random->WholeNumbers(g.num_inputs() * g.channels, 9);
+  const Values filters = random->WholeNumbers(g.depth() * g.filters, 9);
+  const Values scale = random->WholeNumbers(g.channels, 2);
+  const Values shift = random->WholeNumbers(g.filters, 9);
+  const std::vector<int64_t> positions = random->Positions(g.num_outputs());
+  Values expected(g.num_outputs() * g.filters);
+  ForEachProduct(g, positions, [&](int64_t o, int64_t i, int64_t f) {
+    expected[o] += std::max(0.0, input[i] * scale[i % g.channels]) * filters[f];
+  });
+  for (const int64_t p : positions) {
+    for (int64_t f = 0; f < g.filters; ++f) expected[p * g.filters + f] += shift[f];
+  }
+  const std::vector<float> x = Floats(input), w = Floats(filters), b = Floats(shift);
+  const std::vector<float> scales = Floats(scale);
+  const Transform<float> before{scales.data(), nullptr, 0.0f};
+  const Transform<float> after{nullptr, b.data(), 1.0f};
+  for (const Instructions instructions : kAllInstructions) {
+    if (!Has(instructions)) continue;
+    const std::string name = std::to_string(static_cast<int>(instructions));
+    PackedMatrix<BFloat16> packed;
+    packed.set_instructions(instructions);
+    PackFilters(g, w.data(), &packed);
+    std::vector<float> output(expected.size());
+    Convolve(
+        g, x.data(), nullptr, before, packed, after, positions, nullptr,
+        [&](int64_t r) { return output.data() + positions[r] * g.filters; }, workers);
+    Expect(("bfloat16 output " + name).c_str(), Doubles(output), expected);
+    // Rounded, and of an input that is.
+    const std::vector<BFloat16> half_x(x.begin(), x.end());
+    std::vector<BFloat16> half(expected.size(), BFloat16(0));
+    Convolve(
+        g, half_x.data(), nullptr, before, packed, after, positions, nullptr,
+        [&](int64_t r) { return half.data() + positions[r] * g.filters; }, workers);
+    Values rounded(expected.size());
+    ForEachProduct(g, positions, [&](int64_t o, int64_t i, int64_t f) {
+      rounded[o] += input[i] * filters[f];
+    });
+    for (const int64_t p : positions) {
+      for (int64_t f = 0; f < g.filters; ++f) rounded[p * g.filters + f] += shift[f];
+    }
+    for (double& value : rounded) value = static_cast<float>(BFloat16(value));
+    Expect(("bfloat16 rows " + name).c_str(), Doubles(half), rounded);
+  }
+}
+
 void CheckConvolution(Random* random, const Workers& workers) {
   const Geometry g = RandomGeometry(random);
   const Values input = random->Numbers(g.num_inputs() * g.channels);
@@ -153,6 +260,71 @@ void CheckConvolution(Random* random, const Workers& workers) {
   ConvolveFilterGradient(g, input.data(), gradient.data(), positions,
                          filter_gradient.data(), workers);
   Expect("filter gradient", filter_gradient, expected[2]);
+}
+
+double Rounded(double value) { return static_cast<float>(BFloat16(value)); }
+
+// As CheckUnits below, where every stage rounds what it hands on.
+void CheckHalfUnits(Random* random, const Workers& workers) {
+  const int64_t channels = random->Integer(1, 70), inner = random->Integer(1, 40);
+  Geometry middle = RandomGeometry(random);
+  middle.kernel_height = middle.kernel_width = 3;
+  middle.stride_y = middle.stride_x = middle.dilation_y = middle.dilation_x = 1;
+  middle.pad_top = middle.pad_left = 1;
+  middle.out_height = middle.height;
+  middle.out_width = middle.width;
+  middle.channels = middle.filters = inner;
+  const Geometry first = Pointwise(middle, channels, inner);
+  const Geometry last = Pointwise(middle, inner, channels);
+  const Geometry* geometries[] = {&first, &middle, &last};
+  const Values x = random->WholeNumbers(middle.num_inputs() * channels, 3);
+  const std::vector<int64_t> positions = random->Positions(middle.num_outputs());
+  std::vector<int64_t> all(middle.num_outputs());
+  std::iota(all.begin(), all.end(), 0);
+  const Values shift = random->WholeNumbers(channels, 9);
+  const std::vector<float> shifts = Floats(shift);
+  std::vector<float> filters[3];
+  Values rows = x;
+  for (int i = 0; i < 3; ++i) {
+    const Geometry& g = *geometries[i];
+    const Values weights = random->WholeNumbers(g.depth() * g.filters, 1);
+    filters[i] = Floats(weights);
+    Values next(g.num_outputs() * g.filters);
+    ForEachProduct(g, i == 2 ? positions : all, [&](int64_t o, int64_t in, int64_t f) {
+      next[o] += rows[in] * weights[f];
+    });
+    if (i < 2) {
+      for (double& value : next) value = Rounded(value);
+    }
+    rows = next;
+  }
+  for (const int64_t p : positions) {
+    for (int64_t c = 0; c < channels; ++c) rows[p * channels + c] += shift[c];
+  }
+  Values expected = x, expected_sums(middle.batch * channels);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    expected[i] += rows[i];
+    const int64_t image =
+        static_cast<int64_t>(i) / (middle.height * middle.width * channels);
+    expected_sums[image * channels + i % channels] += rows[i];
+  }
+  for (const Instructions instructions : kAllInstructions) {
+    if (!Has(instructions)) continue;
+    const std::string name = std::to_string(static_cast<int>(instructions));
+    Stage<BFloat16> stages[3];
+    PackedMatrix<BFloat16> packed[3];
+    for (int i = 0; i < 3; ++i) {
+      packed[i].set_instructions(instructions);
+      PackFilters(*geometries[i], filters[i].data(), &packed[i]);
+      stages[i].filters = &packed[i];
+    }
+    stages[2].after.shift = shifts.data();
+    std::vector<float> y = Floats(x), sums(middle.batch * channels);
+    BottleneckUnit(middle, channels, y.data(), Transform<float>{}, stages, positions,
+                   nullptr, y.data(), sums.data(), workers);
+    Expect(("bfloat16 unit " + name).c_str(), Doubles(y), expected);
+    Expect(("bfloat16 sums " + name).c_str(), Doubles(sums), expected_sums);
+  }
 }
 
 // Without scales, shifts and activations a unit is two or three convolutions in a row.
@@ -221,6 +393,9 @@ int main(int argc, char** argv) {
     const perforated::Threads workers(1 + i % 4);
     perforated::CheckConvolution(&random, workers);
     perforated::CheckUnits(&random, workers);
+    perforated::CheckRounding(&random);
+    perforated::CheckHalfConvolution(&random, workers);
+    perforated::CheckHalfUnits(&random, workers);
   }
   std::printf("%d cases are right\n", cases);
 }

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <new>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "convolution.h"
@@ -86,14 +87,14 @@ class PoolWorkers : public Workers {
 // only where nobody else refers to its memory, so new values always come in new memory,
 // and an entry can not be stale. Entries that nobody but the cache refers to any more
 // are dropped when something new is packed.
-template <typename T>
+template <typename F>
 class PackedCache {
  public:
   static PackedCache& Get() {
     static PackedCache* cache = new PackedCache;
     return *cache;
   }
-  std::shared_ptr<const PackedMatrix<T>> Pack(const Geometry& g,
+  std::shared_ptr<const PackedMatrix<F>> Pack(const Geometry& g,
                                               const Tensor& filters) {
     const Key key(filters.data(), g.kernel_height, g.kernel_width, g.channels,
                   g.filters);
@@ -102,8 +103,8 @@ class PackedCache {
       const auto found = entries_.find(key);
       if (found != entries_.end()) return found->second.packed;
     }
-    auto packed = std::make_shared<PackedMatrix<T>>();
-    PackFilters(g, filters.flat<T>().data(), packed.get());
+    auto packed = std::make_shared<PackedMatrix<F>>();
+    PackFilters(g, filters.flat<typename Blocks<F>::Sum>().data(), packed.get());
     std::lock_guard<std::mutex> lock(mutex_);
     for (auto entry = entries_.begin(); entry != entries_.end();) {
       entry = entry->second.filters.RefCountIsOne() ? entries_.erase(entry)
@@ -117,7 +118,7 @@ class PackedCache {
   using Key = std::tuple<const void*, int64_t, int64_t, int64_t, int64_t>;
   struct Entry {
     Tensor filters;
-    std::shared_ptr<const PackedMatrix<T>> packed;
+    std::shared_ptr<const PackedMatrix<F>> packed;
   };
   std::mutex mutex_;
   std::map<Key, Entry> entries_;
@@ -211,6 +212,25 @@ class Op : public OpKernel {
  protected:
   virtual void Run(OpKernelContext* context) = 0;
 };
+
+// Whether an op of type T multiplies bfloat16, and only sums in T.
+template <typename T>
+absl::Status ReadFactors(OpKernelConstruction* context, bool* are_half) {
+  TF_RETURN_IF_ERROR(context->GetAttr("bfloat16_factors", are_half));
+  if (*are_half && !std::is_same_v<T, float>) {
+    return Invalid("bfloat16_factors needs T: float");
+  }
+  return absl::OkStatus();
+}
+
+// Calls function(F()), F being the type of factors.
+template <typename T, typename Function>
+void WithFactors(bool are_half, const Function& function) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (are_half) return function(BFloat16());
+  }
+  function(T());
+}
 
 // Registers a kernel, a class template, for the types that CPUs multiply.
 #define REGISTER_CPU_TYPE(name, kernel, type)                              \

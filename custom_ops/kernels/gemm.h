@@ -3,6 +3,8 @@
 // Rows come from a functor that copies a range of a row into a small tile, so that what
 // a convolution multiplies never lies in main memory as a whole; results go to a
 // functor that gets them block by block while they are in the nearest cache.
+//
+// Factors are of the type of the sums, or bfloat16 with sums in float.
 
 #ifndef CUSTOM_OPS_KERNELS_GEMM_H_
 #define CUSTOM_OPS_KERNELS_GEMM_H_
@@ -13,7 +15,11 @@
 #include <functional>
 #include <memory>
 #include <new>
+#include <optional>
+#include <type_traits>
 
+#include "bfloat16.h"
+#include "multiply_bfloat16.h"
 #include "vector.h"
 
 namespace perforated {
@@ -81,39 +87,75 @@ inline constexpr int kMaxColumns = 512;
 
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A matrix [depth, columns] in panels [depth, kPanelColumns], padded with zeros.
+// How products of factors T are computed, block by block.
+template <typename T>
+struct Blocks {
+  using Sum = T;
+  static constexpr int kRows = kBlockRows;      // of a block
+  static constexpr int kGroups = kTileGroups;   // blocks of rows in a tile
+  static constexpr int kDepth = kMaxDepth;      // of a tile, at most
+  static constexpr int kStride = kTileStride;   // of a tile's rows
+  static constexpr int kDepthUnit = 1;          // that depths are filled up to
+  static constexpr int kPair = 1;               // what stands together of a column
+};
+
+// Depth is shorter, so that a panel and a block of rows fit the nearest cache, and
+// tiles have more rows, for each of which the panels are read once.
+template <>
+struct Blocks<BFloat16> {
+  using Sum = float;
+  static constexpr int kRows = kHalfBlockRows;
+  static constexpr int kGroups = 8;
+  static constexpr int kDepth = 320;
+  static constexpr int kStride = kDepth + 32;  // an odd number of cache lines
+  static constexpr int kDepthUnit = kHalfDepthUnit;
+  static constexpr int kPair = 2;
+};
+
+// A matrix [depth, columns] in panels [depth, kPanelColumns], padded with zeros; of
+// bfloat16 [depth / 2, kPanelColumns, 2].
 template <typename T>
 class PackedMatrix {
  public:
+  using Sum = typename Blocks<T>::Sum;
+
   // element(k, n) gives the matrix.
   template <typename Element>
   void PackElements(int64_t depth, int64_t columns, const Element& element) {
     depth_ = depth;
     columns_ = columns;
-    constexpr int kWidth = kPanelColumns<T>;
+    constexpr int kUnit = Blocks<T>::kDepthUnit, kPair = Blocks<T>::kPair;
+    padded_depth_ = CeilDiv(depth, kUnit) * kUnit;
     const int64_t panels = CeilDiv(columns, kWidth);
-    T* to = buffer_.Reserve(panels * depth * kWidth);
+    T* to = buffer_.Reserve(panels * padded_depth_ * kWidth);
     for (int64_t p = 0; p < panels; ++p) {
-      for (int64_t k = 0; k < depth; ++k) {
+      for (int64_t first = 0; first < padded_depth_; first += kPair) {
         for (int64_t n = p * kWidth; n < (p + 1) * kWidth; ++n) {
-          *to++ = n < columns ? element(k, n) : T(0);
+          for (int64_t k = first; k < first + kPair; ++k) {
+            *to++ = T(n < columns && k < depth ? element(k, n) : Sum(0));
+          }
         }
       }
     }
   }
   // Of a row-major matrix.
-  void Pack(int64_t depth, int64_t columns, const T* matrix) {
+  void Pack(int64_t depth, int64_t columns, const Sum* matrix) {
     PackElements(depth, columns,
                  [=](int64_t k, int64_t n) { return matrix[k * columns + n]; });
   }
   int64_t depth() const { return depth_; }
   int64_t columns() const { return columns_; }
   const T* Panel(int64_t panel, int64_t k) const {
-    return buffer_.data() + (panel * depth_ + k) * kPanelColumns<T>;
+    return buffer_.data() + (panel * padded_depth_ + k) * kWidth;
   }
+  // What multiplies it, if it is of bfloat16; the processor must have them.
+  Instructions instructions() const { return instructions_; }
+  void set_instructions(Instructions instructions) { instructions_ = instructions; }
 
  private:
-  int64_t depth_ = 0, columns_ = 0;
+  static constexpr int kWidth = kPanelColumns<Sum>;
+  int64_t depth_ = 0, padded_depth_ = 0, columns_ = 0;
+  Instructions instructions_ = BestInstructions();
   Buffer<T> buffer_;
 };
 
@@ -179,12 +221,13 @@ void MultiplyRows(int rows, int columns, const T* left, const T* panel, int64_t 
 
 // How a product is cut into tasks: tiles of rows, ranges of panels.
 struct Partition {
-  Partition(int64_t rows, int64_t columns, int panel_columns, int num_threads) {
-    const int64_t groups = CeilDiv(rows, kBlockRows);
+  // Args: groups of rows that are computed as one, and how many a tile holds.
+  Partition(int64_t groups, int tile_groups, int64_t columns, int panel_columns,
+            int num_threads) {
     const int64_t panels = CeilDiv(columns, panel_columns);
     // At least so many tasks that no thread waits long for the last one.
     const int64_t wanted = num_threads == 1 ? 1 : 3 * num_threads;
-    row_tiles = CeilDiv(groups, kTileGroups);
+    row_tiles = CeilDiv(groups, tile_groups);
     column_tiles = CeilDiv(panels * panel_columns, kMaxColumns);
     if (row_tiles * column_tiles < wanted) {
       // Few rows. Every tile of rows reads all of the matrix, so cut its columns first.
@@ -206,55 +249,74 @@ template <typename T, typename Gather, typename Scatter>
 void GatherMultiplyScatter(int64_t rows, const PackedMatrix<T>& matrix,
                            const Gather& gather, const Scatter& scatter,
                            const Workers& workers, const Tasks& last = {}) {
-  constexpr int kWidth = kPanelColumns<T>;
-  constexpr int kBlock = kBlockRows * kWidth;
+  using Sum = typename Blocks<T>::Sum;
+  constexpr int kRows = Blocks<T>::kRows, kStride = Blocks<T>::kStride;
+  constexpr int kDepthUnit = Blocks<T>::kDepthUnit;
+  constexpr int kWidth = kPanelColumns<Sum>;
+  constexpr int kBlock = kRows * kWidth;
+  constexpr bool kIsHalf = std::is_same_v<T, BFloat16>;
   if (rows == 0 || matrix.columns() == 0) {
     workers.ForEach(last.count, last.run);
     return;
   }
   const int64_t panels = CeilDiv(matrix.columns(), kWidth);
-  const int64_t groups = CeilDiv(rows, kBlockRows);
-  const Partition partition(rows, matrix.columns(), kWidth, workers.num_threads());
+  const int64_t groups = CeilDiv(rows, kRows);
+  const Partition partition(groups, Blocks<T>::kGroups, matrix.columns(), kWidth,
+                            workers.num_threads());
   const int64_t depth = matrix.depth();
-  const int64_t steps = std::max<int64_t>(1, CeilDiv(depth, kMaxDepth));
-  const int64_t step = CeilDiv(CeilDiv(depth, steps), 16) * 16;
+  const int64_t steps = std::max<int64_t>(1, CeilDiv(depth, Blocks<T>::kDepth));
+  constexpr int kStepUnit = std::max(16, kDepthUnit);
+  const int64_t step = CeilDiv(CeilDiv(depth, steps), kStepUnit) * kStepUnit;
   const int64_t tasks = partition.row_tiles * partition.column_tiles;
   workers.ForEach(tasks + last.count, [&](int64_t task) {
     if (task >= tasks) return last.run(task - tasks);
     const int64_t row_tile = task / partition.column_tiles;
     const int64_t column_tile = task % partition.column_tiles;
-    const int64_t first_row = groups * row_tile / partition.row_tiles * kBlockRows;
+    const int64_t first_row = groups * row_tile / partition.row_tiles * kRows;
     const int64_t last_row =
-        std::min(rows, groups * (row_tile + 1) / partition.row_tiles * kBlockRows);
+        std::min(rows, groups * (row_tile + 1) / partition.row_tiles * kRows);
     const int64_t first_panel = panels * column_tile / partition.column_tiles;
     const int64_t last_panel = panels * (column_tile + 1) / partition.column_tiles;
     const int64_t num_rows = last_row - first_row;
-    const int64_t num_groups = CeilDiv(num_rows, kBlockRows);
+    const int64_t num_groups = CeilDiv(num_rows, kRows);
     const auto num_columns = [&](int64_t panel) {
       return std::min<int64_t>(kWidth, matrix.columns() - panel * kWidth);
     };
-    static thread_local Buffer<T> tile_buffer, sums_buffer;
-    T* const tile = tile_buffer.Reserve(kTileRows * kTileStride);
-    T* const sums =
+    static thread_local Buffer<T> tile_buffer;
+    static thread_local Buffer<Sum> sums_buffer;
+    T* const tile = tile_buffer.Reserve(Blocks<T>::kGroups * kRows * kStride);
+    Sum* const sums =
         sums_buffer.Reserve(num_groups * (last_panel - first_panel) * kBlock);
+    std::optional<TileConfiguration> tiles;
+    if (kIsHalf && matrix.instructions() == Instructions::kTiles) tiles.emplace();
     for (int64_t k = 0, s = 0; s < steps; ++s, k += step) {
       const int64_t count = std::max<int64_t>(0, std::min(step, depth - k));
+      const int64_t padded = CeilDiv(count, kDepthUnit) * kDepthUnit;
       for (int64_t r = 0; r < num_rows; ++r) {
-        gather(first_row + r, k, count, tile + r * kTileStride);
+        T* const to = tile + r * kStride;
+        gather(first_row + r, k, count, to);
+        std::fill(to + count, to + padded, T(0));
       }
-      T* block = sums;
+      Sum* block = sums;
       for (int64_t p = first_panel; p < last_panel; ++p) {
-        for (int64_t r = 0; r < num_rows; r += kBlockRows, block += kBlock) {
-          MultiplyRows<T, kTileStride, 1>(
-              static_cast<int>(std::min<int64_t>(kBlockRows, num_rows - r)),
-              static_cast<int>(num_columns(p)), tile + r * kTileStride,
-              matrix.Panel(p, k), count, s > 0, block);
+        for (int64_t r = 0; r < num_rows; r += kRows, block += kBlock) {
+          const int n = static_cast<int>(std::min<int64_t>(kRows, num_rows - r));
+          const int columns = static_cast<int>(num_columns(p));
+          const T* const left = tile + r * kStride;
+          if constexpr (kIsHalf) {
+            MultiplyHalfRows<kStride>(matrix.instructions(), n, columns, left,
+                                      matrix.Panel(p, k), padded, s > 0, block);
+          } else {
+            MultiplyRows<T, kStride, 1>(n, columns, left, matrix.Panel(p, k), count,
+                                        s > 0, block);
+          }
         }
       }
     }
     // Row by row: results that are far apart in memory would compete for cache sets.
+    // Blocks of a panel lie one after the other.
     for (int64_t r = 0; r < num_rows; ++r) {
-      const T* from = sums + r * kWidth;  // blocks of a panel lie one after the other
+      const Sum* from = sums + r * kWidth;
       for (int64_t p = first_panel; p < last_panel; ++p) {
         scatter(first_row + r, p * kWidth, num_columns(p), from);
         from += num_groups * kBlock;

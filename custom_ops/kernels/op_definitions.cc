@@ -75,6 +75,9 @@ absl::Status GradientShape(InferenceContext* c) {
   return absl::OkStatus();
 }
 
+// With `bfloat16_factors`, which is for T float on CPUs, convolutions round what they
+// multiply to bfloat16, and sum in float. GPUs multiply as they do without it.
+
 // Ops that compute at the set elements of a mask come in two forms: as SavedModels hold
 // them that were made when there was no other, and `At`, to which the results of
 // FindPositions may be given along with the mask they come from.
@@ -124,6 +127,7 @@ REGISTER_OP("FindPlaces")
       .Attr("explicit_paddings: list(int) = []")      \
       .Attr("input_slope: float = 1.0")               \
       .Attr("slope: float = 1.0")                     \
+      .Attr("bfloat16_factors: bool = false")         \
       .SetShapeFn(ConvolutionShape)
 
 BOTH_FORMS(CONV2D, "PerforatedConv2D");
@@ -173,6 +177,7 @@ REGISTER_OP("PerforatedConv2DFilterGradient")
       .Output("y: T")                             \
       .Output("new_sums: T")                      \
       .Attr("T: {half, bfloat16, float, double}") \
+      .Attr("bfloat16_factors: bool = false")     \
       .SetShapeFn([](InferenceContext* c) {       \
         c->set_output(0, c->input(0));            \
         c->set_output(1, c->input(2));            \
@@ -199,6 +204,7 @@ REGISTER_OP("ProjectionBottleneck")
     .Output("sums: T")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("stride: int")
+    .Attr("bfloat16_factors: bool = false")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle x, projection;
       int64_t stride;
@@ -231,6 +237,7 @@ REGISTER_OP("ProjectionBottleneck")
       .Output("y: T")                             \
       .Attr("T: {half, bfloat16, float, double}") \
       .Attr("slopes: list(float)")                \
+      .Attr("bfloat16_factors: bool = false")     \
       .SetShapeFn([](InferenceContext* c) {       \
         c->set_output(0, c->input(0));            \
         return absl::OkStatus();                  \

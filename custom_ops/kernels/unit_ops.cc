@@ -44,28 +44,30 @@ class UnitOp : public Op {
 template <typename T>
 class BottleneckOp : public UnitOp<T> {
  public:
-  using UnitOp<T>::UnitOp;
+  explicit BottleneckOp(OpKernelConstruction* context) : UnitOp<T>(context) {
+    OP_REQUIRES_OK(context, ReadFactors<T>(context, &has_half_factors_));
+  }
 
  protected:
+  // With factors F.
+  template <typename F>
   struct Parameters {
-    Geometry geometry[3];
-    std::shared_ptr<const PackedMatrix<T>> packed[3];
-    Transform<T> preactivation;
-    Stage<T> stages[3];
-  };
-  // The geometry must be there, and the inputs checked.
-  static void Read(OpKernelContext* context, int first, Parameters* parameters) {
-    const Geometry(&g)[3] = parameters->geometry;
-    for (int i = 0; i < 3; ++i) {
-      parameters->packed[i] =
-          PackedCache<T>::Get().Pack(g[i], context->input(first + 2 + i));
+    // The inputs must be checked; g is what that gave.
+    Parameters(OpKernelContext* context, int first, const Geometry (&g)[3]) {
+      for (int i = 0; i < 3; ++i) {
+        packed[i] = PackedCache<F>::Get().Pack(g[i], context->input(first + 2 + i));
+      }
+      const auto data = [&](int i) { return DataOrNull<T>(context->input(first + i)); };
+      preactivation = {data(0), data(1), T(0)};
+      stages[0] = {packed[0].get(), {data(5), data(7), T(0)}};
+      stages[1] = {packed[1].get(), {data(6), data(8), T(0)}};
+      stages[2] = {packed[2].get(), {nullptr, data(9), T(1)}};
     }
-    const auto data = [&](int i) { return DataOrNull<T>(context->input(first + i)); };
-    parameters->preactivation = {data(0), data(1), T(0)};
-    parameters->stages[0] = {parameters->packed[0].get(), {data(5), data(7), T(0)}};
-    parameters->stages[1] = {parameters->packed[1].get(), {data(6), data(8), T(0)}};
-    parameters->stages[2] = {parameters->packed[2].get(), {nullptr, data(9), T(1)}};
-  }
+    std::shared_ptr<const PackedMatrix<F>> packed[3];
+    Transform<T> preactivation;
+    Stage<F> stages[3];
+  };
+  bool has_half_factors_;
 };
 
 template <typename T>
@@ -77,13 +79,11 @@ class PerforatedBottleneckOp : public BottleneckOp<T> {
     const Tensor& x = context->input(0);
     const Tensor& mask = context->input(1);
     const int64_t sums_size = context->input(2).NumElements();
-    typename BottleneckOp<T>::Parameters parameters;
+    Geometry g[3];
     OP_REQUIRES_OK(context, CheckUnit(x, mask));
     const int64_t channels = x.dim_size(3);
-    OP_REQUIRES_OK(context,
-                   CheckBottleneck(context, x, 3, channels, parameters.geometry));
+    OP_REQUIRES_OK(context, CheckBottleneck(context, x, 3, channels, g));
     OP_REQUIRES_OK(context, CheckSums(x, context->input(2)));
-    this->Read(context, 3, &parameters);
     const PoolWorkers workers(context);
     ActiveInput active;
     OP_REQUIRES_OK(context, active.Read(context, mask, 13));
@@ -91,10 +91,13 @@ class PerforatedBottleneckOp : public BottleneckOp<T> {
     Tensor *y, *sums;
     OP_REQUIRES_OK(context, this->CopyOrForward(context, 0, 0, workers, &y));
     OP_REQUIRES_OK(context, this->CopyOrForward(context, 2, 1, workers, &sums));
-    BottleneckUnit(parameters.geometry[1], channels, from, parameters.preactivation,
-                   parameters.stages, active.positions(),
-                   active.TouchedBy(parameters.geometry[1]), y->flat<T>().data(),
-                   sums_size == 0 ? nullptr : sums->flat<T>().data(), workers);
+    WithFactors<T>(this->has_half_factors_, [&](auto factor) {
+      using F = decltype(factor);
+      const typename BottleneckOp<T>::template Parameters<F> parameters(context, 3, g);
+      BottleneckUnit(g[1], channels, from, parameters.preactivation, parameters.stages,
+                     active.positions(), active.TouchedBy(g[1]), y->flat<T>().data(),
+                     sums_size == 0 ? nullptr : sums->flat<T>().data(), workers);
+    });
   }
 };
 
@@ -110,10 +113,9 @@ class ProjectionBottleneckOp : public BottleneckOp<T> {
   void Run(OpKernelContext* context) override {
     const Tensor& x = context->input(0);
     const Tensor& projection = context->input(11);
-    typename BottleneckOp<T>::Parameters parameters;
-    OP_REQUIRES_OK(context, CheckProjection(context, stride_, parameters.geometry));
-    this->Read(context, 1, &parameters);
-    const Geometry& middle = parameters.geometry[1];
+    Geometry g[3];
+    OP_REQUIRES_OK(context, CheckProjection(context, stride_, g));
+    const Geometry& middle = g[1];
     const int64_t out_channels = projection.dim_size(3);
     Tensor *y, *sums;
     OP_REQUIRES_OK(
@@ -123,12 +125,16 @@ class ProjectionBottleneckOp : public BottleneckOp<T> {
                                           &y));
     OP_REQUIRES_OK(context, context->allocate_output(
                                 1, TensorShape({middle.batch, out_channels}), &sums));
-    const auto packed = PackedCache<T>::Get().Pack(
-        Pointwise(middle, x.dim_size(3), out_channels), projection);
-    ProjectionUnit(middle, x.dim_size(3), out_channels, x.flat<T>().data(),
-                   parameters.preactivation, parameters.stages,
-                   {packed.get(), {nullptr, DataOrNull<T>(context->input(12)), T(1)}},
-                   y->flat<T>().data(), sums->flat<T>().data(), PoolWorkers(context));
+    WithFactors<T>(this->has_half_factors_, [&](auto factor) {
+      using F = decltype(factor);
+      const typename BottleneckOp<T>::template Parameters<F> parameters(context, 1, g);
+      const auto packed = PackedCache<F>::Get().Pack(
+          Pointwise(middle, x.dim_size(3), out_channels), projection);
+      ProjectionUnit(middle, x.dim_size(3), out_channels, x.flat<T>().data(),
+                     parameters.preactivation, parameters.stages,
+                     {packed.get(), {nullptr, DataOrNull<T>(context->input(12)), T(1)}},
+                     y->flat<T>().data(), sums->flat<T>().data(), PoolWorkers(context));
+    });
   }
 
  private:
@@ -141,6 +147,7 @@ class PerforatedBasicUnitOp : public UnitOp<T> {
   explicit PerforatedBasicUnitOp(OpKernelConstruction* context) : UnitOp<T>(context) {
     OP_REQUIRES_OK(context, context->GetAttr("slopes", &slopes_));
     OP_REQUIRES(context, slopes_.size() == 2, Invalid("slopes must be two numbers"));
+    OP_REQUIRES_OK(context, ReadFactors<T>(context, &has_half_factors_));
   }
 
   void Run(OpKernelContext* context) override {
@@ -150,25 +157,29 @@ class PerforatedBasicUnitOp : public UnitOp<T> {
     Geometry g[2];
     OP_REQUIRES_OK(context, CheckBasicUnit(context, g));
     const PoolWorkers workers(context);
-    std::shared_ptr<const PackedMatrix<T>> packed[2];
-    for (int i = 0; i < 2; ++i) {
-      packed[i] = PackedCache<T>::Get().Pack(g[i], context->input(4 + i));
-    }
     const auto data = [&](int i) { return DataOrNull<T>(context->input(i)); };
-    const Stage<T> stages[2] = {{packed[0].get(), {data(6), data(7), T(slopes_[1])}},
-                                {packed[1].get(), {nullptr, data(8), T(1)}}};
     const Transform<T> preactivation{data(2), data(3), T(slopes_[0])};
     ActiveInput active;
     OP_REQUIRES_OK(context, active.Read(context, mask, 9));
     const T* from = x.flat<T>().data();
     Tensor* y;
     OP_REQUIRES_OK(context, this->CopyOrForward(context, 0, 0, workers, &y));
-    BasicUnit(g[0], g[1], from, preactivation, stages, active.positions(),
-              active.TouchedBy(g[1]), y->flat<T>().data(), workers);
+    WithFactors<T>(has_half_factors_, [&](auto factor) {
+      using F = decltype(factor);
+      std::shared_ptr<const PackedMatrix<F>> packed[2];
+      for (int i = 0; i < 2; ++i) {
+        packed[i] = PackedCache<F>::Get().Pack(g[i], context->input(4 + i));
+      }
+      const Stage<F> stages[2] = {{packed[0].get(), {data(6), data(7), T(slopes_[1])}},
+                                  {packed[1].get(), {nullptr, data(8), T(1)}}};
+      BasicUnit(g[0], g[1], from, preactivation, stages, active.positions(),
+                active.TouchedBy(g[1]), y->flat<T>().data(), workers);
+    });
   }
 
  private:
   std::vector<float> slopes_;
+  bool has_half_factors_;
 };
 
 template <typename T>

@@ -2,7 +2,8 @@
 //
 // Every stage keeps only the rows it computes. The unit's output y begins as its
 // shortcut; the last stage adds the residual to it. y may be the input itself: the
-// first stage has read all it needs before the last one writes.
+// first stage has read all it needs before the last one writes. Factors may be bfloat16:
+// then rows between the stages are, and x, y and all sums stay float.
 
 #ifndef CUSTOM_OPS_KERNELS_UNITS_H_
 #define CUSTOM_OPS_KERNELS_UNITS_H_
@@ -17,10 +18,10 @@
 namespace perforated {
 
 // A convolution by its packed filters, and what follows it.
-template <typename T>
+template <typename F>
 struct Stage {
-  const PackedMatrix<T>* filters;
-  Transform<T> after;
+  const PackedMatrix<F>* filters;
+  Transform<typename Blocks<F>::Sum> after;
 };
 
 // The geometry of a 1x1 convolution over all of another's input.
@@ -36,65 +37,90 @@ inline Geometry Pointwise(const Geometry& g, int64_t channels, int64_t filters) 
   return p;
 }
 
+// Splits numbers into as many parts, the largest first, as it takes to keep all of
+// their digits in factors of a product.
+template <typename T>
+inline constexpr int kParts = 1;
+template <>
+inline constexpr int kParts<BFloat16> = 3;
+
 // y[position] += rows * filters + shift. With `sums` [batch, channels of y] also adds
 // to it the residuals of every image: that sum is the same product of the summed rows,
-// so it costs `batch` rows more instead of a pass over y.
-template <typename T>
-void AddResidual(const Stage<T>& stage, const T* rows, const Positions& positions,
+// so it costs a few rows more instead of a pass over y.
+template <typename F, typename T>
+void AddResidual(const Stage<F>& stage, const F* rows, const Positions& positions,
                  int64_t image_size, int64_t batch, T* y, T* sums,
                  const Workers& workers) {
   const int64_t depth = stage.filters->depth();
   const int64_t channels = stage.filters->columns();
   const int64_t num_rows = positions.size();
+  const int64_t num_totals = sums == nullptr ? 0 : batch * kParts<F>;
   const T* shift = stage.after.shift;
   std::vector<T> totals(sums == nullptr ? 0 : batch * depth);
   std::vector<int64_t> counts(sums == nullptr ? 0 : batch);
+  std::vector<F> parts(num_totals * depth);
+  std::vector<T> products(num_totals * channels);
   if (sums != nullptr) {
     for (int64_t r = 0; r < num_rows; ++r) {
       const int64_t image = positions[r] / image_size;
       Add(rows + r * depth, depth, totals.data() + image * depth);
       ++counts[image];
     }
+    for (int64_t part = 0; part < kParts<F>; ++part) {
+      for (int64_t i = 0; i < batch * depth; ++i) {
+        const F rounded(totals[i]);
+        parts[part * batch * depth + i] = rounded;
+        totals[i] -= T(rounded);
+      }
+    }
   }
-  GatherMultiplyScatter<T>(
-      num_rows + static_cast<int64_t>(counts.size()), *stage.filters,
-      [&](int64_t row, int64_t k, int64_t count, T* to) {
-        const T* from = row < num_rows ? rows + row * depth
-                                       : totals.data() + (row - num_rows) * depth;
+  GatherMultiplyScatter<F>(
+      num_rows + num_totals, *stage.filters,
+      [&](int64_t row, int64_t k, int64_t count, F* to) {
+        const F* from = row < num_rows ? rows + row * depth
+                                       : parts.data() + (row - num_rows) * depth;
         Copy(from + k, count, to);
       },
       [&](int64_t row, int64_t column, int64_t count, const T* from) {
-        const bool is_position = row < num_rows;
-        T* to = (is_position ? y + positions[row] * channels
-                             : sums + (row - num_rows) * channels) +
-                column;
-        const T times = is_position ? T(1) : T(counts[row - num_rows]);
+        if (row >= num_rows) {
+          Copy(from, count, products.data() + (row - num_rows) * channels + column);
+          return;
+        }
+        T* to = y + positions[row] * channels + column;
         int64_t i = 0;
         for (; i + kLanes<T> <= count; i += kLanes<T>) {
           Vector<T> v = Load(from + i);
-          if (shift != nullptr) v += Load(shift + column + i) * times;
+          if (shift != nullptr) v += Load(shift + column + i);
           Store(to + i, Load(to + i) + v);
         }
         for (; i < count; ++i) {
           T v = from[i];
-          if (shift != nullptr) v += shift[column + i] * times;
+          if (shift != nullptr) v += shift[column + i];
           to[i] += v;
         }
       },
       workers);
+  for (int64_t row = 0; row < num_totals; ++row) {
+    const int64_t image = row % batch;
+    T* const to = sums + image * channels;
+    Add(products.data() + row * channels, channels, to);
+    if (shift == nullptr || row >= batch) continue;
+    const T count = T(counts[image]);
+    for (int64_t c = 0; c < channels; ++c) to[c] += shift[c] * count;
+  }
 }
 
 // 1x1, 3x3, 1x1 (ImageNet). `middle` is the geometry of the 3x3 convolution; the first
 // runs wherever the second reads, which `known` tells, or null.
-template <typename T>
+template <typename T, typename F>
 void BottleneckUnit(const Geometry& middle, int64_t channels, const T* x,
-                    const Transform<T>& preactivation, const Stage<T> (&stages)[3],
+                    const Transform<T>& preactivation, const Stage<F> (&stages)[3],
                     const Positions& positions, const Touched* known, T* y, T* sums,
                     const Workers& workers) {
   if (positions.empty()) return;
   const TouchedInputs touched(middle, positions, known);
-  T* const first = workers.NewArray<T>(touched.inputs.size() * middle.channels);
-  T* const second = workers.NewArray<T>(positions.size() * middle.filters);
+  F* const first = workers.NewArray<F>(touched.inputs.size() * middle.channels);
+  F* const second = workers.NewArray<F>(positions.size() * middle.filters);
   Convolve(
       Pointwise(middle, channels, middle.channels), x, nullptr, preactivation,
       *stages[0].filters, stages[0].after, touched.inputs, nullptr,
@@ -132,10 +158,10 @@ void SumPositions(const T* y, int64_t batch, int64_t image_size, int64_t channel
 
 // The first unit of a block, at all positions: its shortcut is a strided 1x1
 // convolution of the preactivation. Also sums y over positions.
-template <typename T>
+template <typename T, typename F>
 void ProjectionUnit(const Geometry& middle, int64_t channels, int64_t out_channels,
                     const T* x, const Transform<T>& preactivation,
-                    const Stage<T> (&stages)[3], const Stage<T>& projection, T* y,
+                    const Stage<F> (&stages)[3], const Stage<F>& projection, T* y,
                     T* sums, const Workers& workers) {
   std::vector<int64_t> positions(middle.num_outputs());
   std::iota(positions.begin(), positions.end(), 0);
@@ -155,14 +181,14 @@ void ProjectionUnit(const Geometry& middle, int64_t channels, int64_t out_channe
 
 // Two 3x3 convolutions (CIFAR), `first` and `second`. `known` is what the second reads,
 // or null.
-template <typename T>
+template <typename T, typename F>
 void BasicUnit(const Geometry& first, const Geometry& second, const T* x,
-               const Transform<T>& preactivation, const Stage<T> (&stages)[2],
+               const Transform<T>& preactivation, const Stage<F> (&stages)[2],
                const Positions& positions, const Touched* known, T* y,
                const Workers& workers) {
   if (positions.empty()) return;
   const TouchedInputs touched(second, positions, known);
-  T* const inner = workers.NewArray<T>(touched.inputs.size() * first.filters);
+  F* const inner = workers.NewArray<F>(touched.inputs.size() * first.filters);
   T* const residual = workers.NewArray<T>(positions.size() * second.filters);
   Convolve(
       first, x, nullptr, preactivation, *stages[0].filters, stages[0].after,

@@ -12,7 +12,6 @@ from object_detection.data import coco, datasets, scenes
 from object_detection.data.examples import LONG_SIDE, SHORT_SIDE, DetectionExamples
 from object_detection.faster_rcnn import FasterRCNN, Options
 from sact_tf.data.examples import DataError
-from sact_tf.executions import EXECUTIONS
 
 FLAGS = flags.FLAGS
 # Flags defined here belong to the program that asks for them, and to its --help.
@@ -139,7 +138,7 @@ def define_model_flags() -> None:
 
 
 def define_detection_flags() -> None:
-    """Defines --nms_iou, --score_threshold, --max_detections and --execution."""
+    """Defines --nms_iou, --score_threshold, --max_detections, and how blocks run."""
     flags.DEFINE_float(
         "nms_iou",
         _DEFAULTS.nms_iou,
@@ -161,12 +160,9 @@ def define_detection_flags() -> None:
         "Largest number of detections in an image.",
         lower_bound=1,
     )
-    flags.DEFINE_enum(
-        "execution",
-        "masked",
-        EXECUTIONS,
+    programs.define_execution_flags(
         "masked: blocks run densely; perforated: at active positions only; tiled: on "
-        "active tiles only, with a --tile_size above 1.",
+        "active tiles only, with a --tile_size above 1."
     )
 
 

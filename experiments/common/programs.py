@@ -176,12 +176,30 @@ def network_options(**others) -> dict[str, object]:
     names = (*_OPTIONS, *_RULE_OPTIONS)
     defined = {name: flags.FLAGS[name].value for name in names if name in flags.FLAGS}
     given = {name: value for name, value in defined.items() if value is not None}
-    return {**given, **others}
+    options = {**given, **others}
+    # Or somebody would believe to have measured what has not run.
+    execution, precision = options.get("execution"), options.get("precision")
+    if precision == "bfloat16" and execution != "perforated":
+        raise ValueError(
+            f"--precision={precision}: needs --execution=perforated; got "
+            f"--execution={execution}"
+        )
+    return options
 
 
 def define_model_type(default: str = "vanilla") -> None:
     """Defines --model_type."""
     define_option("model_type", default)
+
+
+def define_execution_flags(description: str | None = None) -> None:
+    """Defines --execution and --precision.
+
+    Args:
+        description: Of --execution; None: the option's own.
+    """
+    define_option("execution", description=description)
+    define_option("precision")
 
 
 def define_forms() -> None:

@@ -104,9 +104,9 @@ def cifar_resnet(
         name: Keras name of the model.
         include_top: False: as `num_classes=0`, without a classifier.
         **options: Of the halting rule, such as `epsilon` (SACT) or `test_mode` (PACT),
-            and others of `ResidualNetwork`: `group_grid`, `weight_decay`, `dtype`,
-            `block_strides`, `halting_bias`, and without a classifier `pooling`, "avg"
-            or "max" over positions.
+            and others of `ResidualNetwork`: `precision` (as of `imagenet_resnet`),
+            `group_grid`, `weight_decay`, `dtype`, `block_strides`, `halting_bias`, and
+            without a classifier `pooling`, "avg" or "max" over positions.
 
     Returns:
         A `tf_keras.Model` from standardised images [batch, height, width, 3] to logits

@@ -119,8 +119,10 @@ def imagenet_resnet(
             are fresh.
         include_top: False: as `num_classes=0`, without a classifier.
         **options: Of the halting rule, such as `epsilon` (SACT) or `test_mode` (PACT),
-            and others of `ResidualNetwork`: `group_grid`, `dtype`, `block_strides` (as
-            detectors give block 4 stride 1), `halting_bias`, `rate` (with 2, 4 or 8 the
+            and others of `ResidualNetwork`: `precision` (with "bfloat16" units round
+            what they multiply in perforated execution), `group_grid`, `dtype`,
+            `block_strides` (as detectors give block 4 stride 1), `halting_bias`, `rate`
+            (with 2, 4 or 8 the
             strides of the last one, two or three blocks become dilations of their 3x3
             convolutions: the features are that much denser), and the forms that weights
             from elsewhere ask for, `stem_pool` ("same", "symmetric" or "zeros") and

@@ -123,6 +123,11 @@ class IterativeOptions(NetworkOptions):
                 "tile_size, group_grid must be 1 and None in an iterative network, "
                 f"whose images halt; got {self.tile_size} and {self.group_grid}"
             )
+        if self.precision != "float32":
+            raise ValueError(
+                "precision must be float32 in an iterative network, whose units are "
+                f"TensorFlow's convolutions; got {brief(self.precision)}"
+            )
 
     def make_rule(self):
         try:
@@ -241,7 +246,7 @@ class IterativeNet(ResidualNetwork):
     def get_config(self):
         config = super().get_config()
         names = ("model", "tile_size", "group_grid", "block_strides", "rate")
-        for name in (*names, "stem_pool", "downsample"):
+        for name in (*names, "precision", "stem_pool", "downsample"):
             del config[name]
         return {"variant": config.pop("model_type"), **config}
 

@@ -98,16 +98,22 @@ class Network(keras.Model):
         policy = keras.layers.Layer.get_config(self)["dtype"]
         return {**self.options.get_config(), "name": self.name, "dtype": policy}
 
-    def with_execution(self, execution: str) -> Network:
+    def with_execution(
+        self, execution: str | None, precision: str | None = None
+    ) -> Network:
         """Returns this network, or a copy of it that runs another way.
 
         Args:
-            execution: One of `EXECUTIONS`.
+            execution: One of `EXECUTIONS`; None: its own.
+            precision: One of `custom_ops.PRECISIONS`; None: its own.
 
         Raises:
             ValueError: If the network cannot run that way.
         """
-        return self.with_options(execution=execution)
+        changes = {"execution": execution, "precision": precision}
+        return self.with_options(
+            **{name: value for name, value in changes.items() if value is not None}
+        )
 
     def with_options(self, **changes) -> Network:
         """Returns this network, or a copy with the same weights and other options.
@@ -116,7 +122,7 @@ class Network(keras.Model):
             **changes: Options that leave the weights as they are.
         """
         config = self.get_config()
-        if all(config[name] == value for name, value in changes.items()):
+        if all(config.get(name) == value for name, value in changes.items()):
             return self
         copy = type(self).from_config({**config, **changes})
         copy.set_weights(self.get_weights())

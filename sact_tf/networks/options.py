@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from custom_ops import PRECISIONS
 from sact_tf import halting
 from sact_tf.domains import AT_LEAST_0, COUNT, FINITE, MAX_UNITS, Domain
 from sact_tf.executions import EXECUTIONS
@@ -103,6 +104,7 @@ def read_form(text: str) -> Form | IterativeForm:
 
 _CHOICES = {
     "execution": EXECUTIONS,
+    "precision": PRECISIONS,
     "stem_pool": STEM_POOLS,
     "downsample": DOWNSAMPLES,
 }
@@ -126,6 +128,10 @@ class NetworkOptions:
         base_channels: Scales the channels of all blocks.
         tau: Weight of the ponder cost in the losses, at least 0; or one of each block.
         execution: One of `EXECUTIONS`.
+        precision: One of `custom_ops.PRECISIONS`: what convolutions of units multiply
+            in perforated execution. Everything else is float32 whatever it is: masked
+            and tiled execution, training, the stem and the classifier. Not together
+            with a mixed precision policy, in which features are of fewer bits too.
         tile_size: Side of the tiles that halt together, as in `SACTBlock`.
         group_grid: As in `AdaptiveBlock`; None: each position alone.
         weight_decay: L2 coefficient c of the loss c * sum(w^2) / 2 of every
@@ -157,6 +163,12 @@ class NetworkOptions:
     )
     execution: str = _option(
         "masked", "How units are computed in inference.", choices=_CHOICES["execution"]
+    )
+    precision: str = _option(
+        PRECISIONS[0],
+        "What convolutions of units multiply in perforated execution: float32; or "
+        "bfloat16, summed in float32, in less time on CPUs that multiply it.",
+        choices=_CHOICES["precision"],
     )
     tile_size: int = _option(
         1,
@@ -194,7 +206,7 @@ class NetworkOptions:
 
     def __post_init__(self):
         self.make_rule()
-        for name in ("execution", "stem_pool", "downsample"):
+        for name in _CHOICES:
             value, choices = getattr(self, name), _CHOICES[name]
             if value not in choices:
                 raise ValueError(

@@ -217,7 +217,7 @@ class ResidualNetwork(Network):
         kind = halting.model_type(options.model_type)
         name = plan.block_name.format(b + 1)
         if kind.last_block_only and b + 1 < len(plan.block_strides):
-            return PlainBlock(units, options.execution, name)
+            return PlainBlock(units, options.execution, name, options.precision)
         return make_block(
             options.model_type,
             units,
@@ -229,6 +229,7 @@ class ResidualNetwork(Network):
             weight_decay=options.weight_decay,
             tile_size=options.tile_size,
             group_grid=options.group_grid,
+            precision=options.precision,
             name=name,
         )
 

@@ -44,6 +44,8 @@ class BasicUnit(Unit):
         weight_decay: L2 coefficient of the convolutions.
     """
 
+    takes_precision = True
+
     def __init__(
         self,
         channels: int,
@@ -108,7 +110,7 @@ class BasicUnit(Unit):
         return parts.add_residual(shortcut, self.conv2(residual), active)
 
     def run_active(
-        self, x: tf.Tensor, active, sums: tf.Tensor | None
+        self, x: tf.Tensor, active, sums: tf.Tensor | None, precision: str = "float32"
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """As `BottleneckUnit.run_active`."""
         slopes = [slope_of(bn.activation) for bn in (self.preact, self.conv1_bn)]
@@ -125,6 +127,7 @@ class BasicUnit(Unit):
             self.conv1_bn.folded(x.dtype),
             tf.cast(self.conv2.bias, x.dtype),
             slopes,
+            precision=precision,
         )
         return x, tf.reduce_sum(x, [1, 2])
 

@@ -50,7 +50,7 @@ class BottleneckUnit(Unit):
         ValueError: There are a stride and a dilation.
     """
 
-    takes_valid = True
+    takes_valid = takes_precision = True
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class BottleneckUnit(Unit):
         return x if x is None or stride == 1 else x[:, ::stride, ::stride]
 
     def run_active(
-        self, x: tf.Tensor, active, sums: tf.Tensor | None
+        self, x: tf.Tensor, active, sums: tf.Tensor | None, precision: str = "float32"
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs the unit in inference, computing active positions only.
 
@@ -176,6 +176,8 @@ class BottleneckUnit(Unit):
             active: Bool [batch, height, width], or None: everywhere. Ignored by units
                 with a projection shortcut, which run everywhere.
             sums: Sums of x over positions, [batch, channels], or None.
+            precision: One of `custom_ops.PRECISIONS`, of the convolutions. Units whose
+                activations are other than ReLU are always "float32".
 
         Returns:
             The output, and its sums over positions.
@@ -186,7 +188,7 @@ class BottleneckUnit(Unit):
             return super().run_active(x, active, sums)
         x = self._subsampled(x)
         if self.rate > 1:
-            return self._run_active_dilated(x, active, sums)
+            return self._run_active_dilated(x, active, sums, precision)
         preactivation, *norms = (bn.folded(x.dtype) for bn in norms)
         convolutions = (self.conv1, self.conv2, self.conv3)
         filters = [tf.cast(conv.kernel, x.dtype) for conv in convolutions]
@@ -194,18 +196,20 @@ class BottleneckUnit(Unit):
         if self.shortcut is not None:
             projection = [tf.cast(v, x.dtype) for v in self.shortcut.weights]
             return custom_ops.projection_bottleneck(
-                x, preactivation, filters, norms, bias, *projection, self._stride
+                *(x, preactivation, filters, norms, bias, *projection, self._stride),
+                precision=precision,
             )
         if active is None:
             active = tf.ones(tf.shape(x)[:3], tf.bool)
         outputs = custom_ops.perforated_bottleneck(
-            x, active, preactivation, filters, norms, bias, sums
+            *(x, active, preactivation, filters, norms, bias, sums),
+            precision=precision,
         )
         if sums is None:
             return outputs, tf.reduce_sum(outputs, [1, 2])
         return outputs
 
-    def _run_active_dilated(self, x, active, sums):
+    def _run_active_dilated(self, x, active, sums, precision):
         """As `run_active`, of single convolutions: the fused unit has no dilation."""
         if self.shortcut is not None or active is None:
             return super().run_active(x, active, sums)
@@ -220,6 +224,7 @@ class BottleneckUnit(Unit):
                 input_scale=scale,
                 input_shift=shift,
                 input_slope=0.0,
+                precision=precision,
                 **options,
             )
 

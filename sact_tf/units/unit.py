@@ -27,6 +27,8 @@ class Unit(keras.layers.Layer):
     * `takes_step`: `call` has the argument `step`, how often the block has run units
       before (an int). For a unit that stands in a block several times.
     * `takes_inputs`: `call` has the argument `inputs`, the input of the block.
+    * `takes_precision`: `run_active` has the argument `precision`, one of
+      `custom_ops.PRECISIONS`, which is given unless it is "float32".
     * `starts_at_zero`: What it adds in the first step, it adds to 0 and not to x.
 
     Arguments of `call`:
@@ -42,6 +44,7 @@ class Unit(keras.layers.Layer):
     takes_valid: bool = False
     takes_step: bool = False
     takes_inputs: bool = False
+    takes_precision: bool = False
     starts_at_zero: bool = False
 
     def run_active(
@@ -56,7 +59,7 @@ class Unit(keras.layers.Layer):
             active: Bool [batch, height, width] or `custom_ops.ActivePositions`, or
                 None: everywhere.
             sums: Sums of x over positions, [batch, channels], or None.
-            **options: `step` and `inputs`, for a unit that takes them.
+            **options: `step`, `inputs` and `precision`, for a unit that takes them.
 
         Returns:
             The output, and its sums over positions.
@@ -103,7 +106,8 @@ class OrdinaryUnit:
         layer: Any layer that keeps the shape of its input, but for a block's first.
     """
 
-    takes_valid = takes_step = takes_inputs = starts_at_zero = False
+    takes_valid = takes_step = takes_inputs = takes_precision = False
+    starts_at_zero = False
 
     def __init__(self, layer: keras.layers.Layer):
         self._layer = layer
