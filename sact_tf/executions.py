@@ -1,7 +1,9 @@
 """How one step of a block is computed: masked, perforated, or by tiles.
 
 All executions use the same weights, and give the same results at every position that
-counts. `Masked` is the reference, and what training runs.
+counts. `Masked` is the reference, and what training runs whose batch normalization
+takes the moments of the batch: these are over all positions, halted ones included, so
+that none can be skipped. With stored moments all executions have gradients.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ import tf_keras as keras
 
 import custom_ops
 from sact_tf.halting import HaltingDomain, HaltingHead
+from sact_tf.units.unit import Unit
 
 EXECUTIONS = ("masked", "perforated", "tiled")
 """Ways to run a block.
 
 `masked` runs every unit densely and multiplies residuals by the active mask. The others
-compute active positions only, in inference (training always runs masked): `perforated`
-gathers positions, `tiled` whole tiles, for blocks whose positions halt tile by tile.
+compute active positions only, where batch normalization uses stored moments (with those
+of batches all run masked): `perforated` gathers positions, `tiled` whole tiles, for
+blocks whose positions halt tile by tile.
 """
 
 
@@ -119,16 +123,21 @@ class Masked:
 
 
 class Perforated(Masked):
-    """Runs units at active positions only, in inference.
+    """Runs units at active positions only.
 
     Active positions are found once in every step, and serve the unit, its head and the
     sum of outputs. The sums of x over positions travel with x.
+
+    Args:
+        domain: What halts.
+        trains: Whether gradients are going to be asked for.
     """
 
     is_masked = False
 
-    def __init__(self, domain: HaltingDomain):
+    def __init__(self, domain: HaltingDomain, trains: bool = False):
         super().__init__(domain, False)
+        self._trains = trains
         self._sums = None
         self._positions = None
 
@@ -142,6 +151,10 @@ class Perforated(Masked):
         return x
 
     def _run(self, unit, x, options):
+        if self._trains and self._positions is None:
+            # Nothing is skipped, and TensorFlow's operations keep what their gradients
+            # need, where the fused unit would be run again.
+            return Unit.run_active(unit, x, None, self._sums, **options)
         return unit.run_active(x, self._positions, self._sums, **options)
 
     def score(self, head, x, residual, step, logits):
@@ -167,15 +180,16 @@ class Perforated(Masked):
 
 
 class Tiled(Perforated):
-    """Runs units on active tiles, in inference.
+    """Runs units on active tiles.
 
     Args:
         domain: What halts.
         tile_size: Side of the tiles.
+        trains: Whether gradients are going to be asked for.
     """
 
-    def __init__(self, domain: HaltingDomain, tile_size: int):
-        super().__init__(domain)
+    def __init__(self, domain: HaltingDomain, tile_size: int, trains: bool = False):
+        super().__init__(domain, trains)
         self._tile_size = tile_size
 
     def _run(self, unit, x, options):
