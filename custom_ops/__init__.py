@@ -1,8 +1,10 @@
 """Convolutions and residual units computed at chosen positions only.
 
-Native kernels, compiled on first use, with a plain TensorFlow twin of each.
+Native kernels, compiled on first use, with a plain TensorFlow twin of each, and their
+gradients.
 """
 
+from custom_ops import unit_gradients
 from custom_ops.convolution import perforated_conv2d
 from custom_ops.implementation import (
     IMPLEMENTATIONS,
@@ -44,4 +46,5 @@ __all__ = [
     "perforated_bottleneck",
     "perforated_conv2d",
     "projection_bottleneck",
+    "unit_gradients",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from custom_ops.chains import chain_gradient
 from custom_ops.implementation import load, native_library
 from custom_ops.positions import ActivePositions, coordinates, split, where_flat
 from custom_ops.precision import as_factor, check_precision
@@ -158,9 +159,17 @@ def _native_conv2d(library):
 @tf.RegisterGradient("PerforatedConv2D")
 @tf.RegisterGradient("PerforatedConv2DAt")
 def _native_gradient(op, gradient):
-    library = load()
     input, filters, mask, bias, scale, shift, *found = op.inputs
     gradient = _activation_gradient(op.outputs[0], gradient, op.get_attr("slope"))
+    results = _fused_gradient(op, gradient)
+    if results is not None:
+        to_input, (to_filters,), (to_scale,), (to_shift,), to_bias = results
+        has_bias = bias.shape[0] != 0
+        return (
+            *(to_input, to_filters, None, to_bias if has_bias else None),
+            *(to_scale, to_shift, *[None] * len(found)),
+        )
+    library = load()
     has_scale, has_shift = (vector.shape[0] != 0 for vector in (scale, shift))
     transformed = input
     if has_scale:
@@ -201,6 +210,28 @@ def _native_gradient(op, gradient):
         scale_gradient,
         shift_gradient,
         *[None] * len(found),
+    )
+
+
+def _fused_gradient(op, gradient):
+    """Returns the gradients by one operation, where the convolution keeps size."""
+    input, filters, mask, _, scale, shift, *found = op.inputs
+    height, width = filters.shape[:2]
+    keeps_size = (
+        mask.shape.rank == 3
+        and height is not None
+        and height == width
+        and height % 2 == 1
+        and op.get_attr("padding") == b"SAME"
+        and list(op.get_attr("strides")) == [1, 1]
+        and list(op.get_attr("dilations")) == [1, 1]
+    )
+    if not keeps_size:
+        return None
+    slopes = [op.get_attr("input_slope")]
+    vectors = [scale], [shift]
+    return chain_gradient(
+        *(input, mask, found, gradient, [filters], *vectors, slopes), shortcut=False
     )
 
 

@@ -1,9 +1,10 @@
-"""Residual units and what surrounds them at active positions only, for inference.
+"""Residual units and what surrounds them at active positions only.
 
 Each is one native operation, because launching ten of them for a tenth of the
 positions costs more than it saves; the plain TensorFlow twin beside it says what it
-computes. Batch normalizations come folded to scale and shift (`fold_batch_norm`). None
-of them has a gradient.
+computes. Batch normalizations come folded to scale and shift (`fold_batch_norm`), as
+they are with stored moments. So do their gradients (`custom_ops.unit_gradients`), which
+skip what the units skip.
 """
 
 from __future__ import annotations
@@ -372,22 +373,3 @@ def _matmul(rows, matrix, precision):
 
 def _affine_relu(rows, affine):
     return tf.nn.relu(rows * affine[0] + affine[1])
-
-
-def _no_gradient(op, *gradients):
-    raise LookupError(
-        f"{op.type} is for inference and has no gradient; train with "
-        "execution='masked', or with perforated_conv2d, which has one"
-    )
-
-
-for _op in (
-    "PerforatedBottleneck",
-    "PerforatedBottleneckAt",
-    "ProjectionBottleneck",
-    "PerforatedBasicUnit",
-    "PerforatedBasicUnitAt",
-    "MaskedAccumulate",
-    "MaskedAccumulateAt",
-):
-    tf.RegisterGradient(_op)(_no_gradient)

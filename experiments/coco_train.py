@@ -64,6 +64,12 @@ programs.define_finetune_flags(
 flags.DEFINE_integer("seed", None, "Seed of initial weights and data order.")
 detection.define_data_flags("train")
 detection.define_model_flags()
+programs.define_option(
+    "execution",
+    description="How units are computed; other than masked with --batch_size=1 and "
+    "without --train_batch_norm: moments of batches are over all positions, so that "
+    "none can be skipped.",
+)
 programs.define_option("halting_bias")
 distribution.define_flags()
 

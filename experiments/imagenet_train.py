@@ -18,6 +18,12 @@ An iterative network (docs/iterative.md):
     python -m experiments.imagenet_train --dataset_dir=DIR --train_log_dir=/tmp/iter \\
         --model_type=iterative --expansion=4 --tau=0.001 --batch_size=256
 
+Fine-tuning with stored moments, which skips what has halted in training too:
+
+    python -m experiments.imagenet_train --dataset_dir=DIR --train_log_dir=/tmp/tuned \\
+        --model_type=sact --tau=0.005 --finetune_path=/tmp/sact --notrain_batch_norm \\
+        --execution=perforated
+
 Training that was stopped, for any reason, continues from its newest checkpoint when you
 start it again.
 """
@@ -59,8 +65,20 @@ programs.define_finetune_flags(
 flags.DEFINE_integer(
     "seed", None, "Seed of initial weights, data order and augmentation."
 )
+flags.DEFINE_bool(
+    "train_batch_norm",
+    True,
+    "Normalize with the moments of batches, and average them, rather than with those "
+    "stored in --finetune_path, as may do for fine-tuning.",
+)
 imagenet.define_data_flags("train")
 imagenet.define_model_flags()
+programs.define_option(
+    "execution",
+    description="How units are computed in training; other than masked with "
+    "--notrain_batch_norm: moments of batches are over all positions, so that none can "
+    "be skipped.",
+)
 programs.define_option("halting_bias")
 programs.define_target()
 distribution.define_flags()
@@ -76,9 +94,19 @@ def initial_learning_rate() -> float:
     return 0.01 if is_default and iterative.is_asked_for() else FLAGS.learning_rate
 
 
+def check_execution() -> None:
+    """Refuses to skip positions that batch normalization has to see."""
+    if FLAGS.train_batch_norm and FLAGS.execution != "masked":
+        raise ValueError(
+            f"--execution={FLAGS.execution}: must be masked with --train_batch_norm; "
+            "--notrain_batch_norm normalizes with stored moments"
+        )
+
+
 def main() -> None:
     """Trains, or goes on training."""
     programs.note_unused_flags()
+    check_execution()
     strategy = distribution.make_strategy()
     if FLAGS.seed is not None:
         keras.utils.set_random_seed(FLAGS.seed)
@@ -114,6 +142,7 @@ def main() -> None:
         save_summaries_secs=FLAGS.save_summaries_secs,
         seed=FLAGS.seed,
         target=target,
+        freeze_moments=not FLAGS.train_batch_norm,
         **distribution.training_options(model),
     )
     programs.print_target(target)

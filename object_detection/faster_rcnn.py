@@ -96,8 +96,8 @@ class FasterRCNN(keras.Model):
         model_type: "vanilla", "act", "act_early_stopping" or "sact".
         base_channels: Scales the channels of all blocks.
         tau: Weight of the feature extractor's ponder cost in the losses.
-        execution: "masked"; or, for inference, "perforated", or "tiled" with a
-            `tile_size` above 1.
+        execution: "masked"; or, for inference and for training with stored moments,
+            "perforated", or "tiled" with a `tile_size` above 1.
         options: What it is beside its network.
         **network_options: As of `sact_tf.imagenet_resnet`, such as `tile_size` and
             `precision`, which is that of the units of all four blocks.

@@ -127,6 +127,24 @@ class _Summaries(Summaries):
         tf.summary.image(f"detections/{k}", drawn[np.newaxis])
 
 
+def _check_execution(model, batch_size):
+    """Raises ValueError where nothing can be skipped in training."""
+    if model.execution == "masked":
+        return
+    if model.options.train_batch_norm:
+        raise ValueError(
+            "execution must be 'masked' to train with train_batch_norm, since moments "
+            f"of batches are over all positions; got {model.execution}"
+        )
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if batch_size > replicas:
+        raise ValueError(
+            f"batch_size must be 1 (and 1 for each replica) to train with execution="
+            f"{model.execution!r}, which takes no padded images; got {batch_size} for "
+            f"{replicas}"
+        )
+
+
 def train(
     model: FasterRCNN,
     examples: DetectionExamples,
@@ -149,7 +167,8 @@ def train(
     with it.
 
     Args:
-        model: With `execution="masked"`.
+        model: With `execution="masked"`; or, with stored moments and one image at a
+            time, any.
         examples: Training images with boxes.
         log_dir: Where checkpoints and TensorBoard summaries are written.
         max_number_of_steps: Steps of the whole run, those before a resume included.
@@ -174,8 +193,7 @@ def train(
         ValueError: The detector cannot be trained, or there are fewer images than
             `batch_size`.
     """
-    if model.execution != "masked":
-        raise ValueError(f"execution must be 'masked' to train; got {model.execution}")
+    _check_execution(model, batch_size)
     with model.distribute_strategy.scope():
         model.compile(
             optimization.Momentum(

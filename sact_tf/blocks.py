@@ -247,7 +247,9 @@ class AdaptiveBlock(Block):
         # Batch normalization may be kept from training where the rule is not.
         trains = training if trains_rule is None else trains_rule
         is_hard = rule.is_hard(trains)
-        run = self._run(self.domain, training, valid, is_masked=not is_hard)
+        run = self._run(
+            self.domain, training, valid, is_masked=not is_hard, trains=bool(trains)
+        )
         inputs, state, output = x, None, None
         weights, scores, flops, expected, outputs = [], [], [], [], []
         if seed is None and rule.needs_seed(trains):

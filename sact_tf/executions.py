@@ -1,7 +1,9 @@
 """How one step of a block is computed: masked, perforated, or by tiles.
 
 All executions use the same weights, and give the same results at every position that
-counts. `Masked` is the reference, and what training runs.
+counts. `Masked` is the reference, and what training runs whose batch normalization
+takes the moments of the batch: these are over all positions, halted ones included, so
+that none can be skipped. With stored moments all executions have gradients.
 
 With the precision "bfloat16" (`custom_ops.PRECISIONS`), convolutions of units that
 `Perforated` runs round what they multiply to bfloat16, and sum in float32. Features
@@ -18,13 +20,15 @@ import tf_keras as keras
 
 import custom_ops
 from sact_tf.halting import HaltingDomain, HaltingHead
+from sact_tf.units.unit import Unit
 
 EXECUTIONS = ("masked", "perforated", "tiled")
 """Ways to run a block.
 
 `masked` runs every unit densely and multiplies residuals by the active mask. The others
-compute active positions only, in inference (training always runs masked): `perforated`
-gathers positions, `tiled` whole tiles, for blocks whose positions halt tile by tile.
+compute active positions only, where batch normalization uses stored moments (with those
+of batches all run masked): `perforated` gathers positions, `tiled` whole tiles, for
+blocks whose positions halt tile by tile.
 """
 
 
@@ -124,7 +128,7 @@ class Masked:
 
 
 class Perforated(Masked):
-    """Runs units at active positions only, in inference.
+    """Runs units at active positions only.
 
     Active positions are found once in every step, and serve the unit, its head and the
     sum of outputs. The sums of x over positions travel with x.
@@ -132,13 +136,17 @@ class Perforated(Masked):
     Args:
         domain: What halts.
         precision: One of `custom_ops.PRECISIONS`, of units that take it.
+        trains: Whether gradients are going to be asked for.
     """
 
     is_masked = False
 
-    def __init__(self, domain: HaltingDomain, precision: str = "float32"):
+    def __init__(
+        self, domain: HaltingDomain, precision: str = "float32", trains: bool = False
+    ):
         super().__init__(domain, False)
         self._precision = precision
+        self._trains = trains
         self._sums = None
         self._positions = None
 
@@ -152,7 +160,13 @@ class Perforated(Masked):
         return x
 
     def _run(self, unit, x, options):
-        if unit.takes_precision and self._precision != "float32":
+        if self._trains and self._positions is None:
+            # Nothing is skipped, and TensorFlow's operations keep what their gradients
+            # need, where the fused unit would be run again.
+            return Unit.run_active(unit, x, None, self._sums, **options)
+        # Gradients are those of float32 units.
+        is_other = self._precision != "float32" and not self._trains
+        if unit.takes_precision and is_other:
             options = {**options, "precision": self._precision}
         return unit.run_active(x, self._positions, self._sums, **options)
 
@@ -179,15 +193,16 @@ class Perforated(Masked):
 
 
 class Tiled(Perforated):
-    """Runs units on active tiles, in inference.
+    """Runs units on active tiles.
 
     Args:
         domain: What halts.
         tile_size: Side of the tiles.
+        trains: Whether gradients are going to be asked for.
     """
 
-    def __init__(self, domain: HaltingDomain, tile_size: int):
-        super().__init__(domain)
+    def __init__(self, domain: HaltingDomain, tile_size: int, trains: bool = False):
+        super().__init__(domain, trains)
         self._tile_size = tile_size
 
     def _run(self, unit, x, options):

@@ -156,8 +156,16 @@ class Block(keras.layers.Layer):
             valid = unit.valid_after(valid)
         return total
 
-    def _run(self, domain, training, valid, is_masked=False):
-        """Returns how steps are computed in this call."""
+    def _run(self, domain, training, valid, is_masked=False, trains=False):
+        """Returns how steps are computed in this call.
+
+        Args:
+            domain: What halts.
+            training: As in the call.
+            valid: The same.
+            is_masked: Whether nothing may be skipped.
+            trains: Whether gradients are going to be asked for, whatever `training`.
+        """
         if self.execution == "masked" or training or is_masked:
             return Masked(domain, training)
         if valid is not None:
@@ -165,8 +173,8 @@ class Block(keras.layers.Layer):
                 f"valid: needs execution='masked'; {self.name} has {self.execution!r}"
             )
         if self.execution == "tiled":
-            return Tiled(domain, self.tile_size)
-        return Perforated(domain, self.precision)
+            return Tiled(domain, self.tile_size, trains)
+        return Perforated(domain, self.precision, trains)
 
 
 @keras.utils.register_keras_serializable("sact_tf")

@@ -351,6 +351,7 @@ def train(
     verbose: bool = True,
     optimizer: keras.optimizers.Optimizer | None = None,
     target: TargetFlops | None = None,
+    freeze_moments: bool = False,
 ) -> str:
     """Trains a network, by default as the original does.
 
@@ -382,6 +383,8 @@ def train(
             its own; None: `Momentum`. Make it in the scope of the model's strategy.
         target: Steers tau; its state is kept in the checkpoints. It looks at the
             operations of inference on the first examples.
+        freeze_moments: Whether to normalize with the moments that the model holds; see
+            `Network.freeze_moments`.
 
     Returns:
         Prefix of the last checkpoint.
@@ -399,6 +402,8 @@ def train(
             by the number of replicas.
     """
     keras3.refuse([learning_rate, optimizer], "learning_rate, optimizer")
+    if freeze_moments:
+        model.freeze_moments()
     with model.distribute_strategy.scope():
         if optimizer is None:
             rate = learning_rate

@@ -6,6 +6,7 @@
 
 #include "convolution.h"
 #include "cpu_ops.h"
+#include "gradients.h"
 
 namespace perforated {
 namespace {
@@ -153,9 +154,11 @@ class InputGradientOp : public GradientOp<T> {
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &output));
     output->flat<T>().setZero();
-    ConvolveInputGradient(g, context->input(3).flat<T>().data(),
-                          filters.flat<T>().data(), positions, output->flat<T>().data(),
-                          PoolWorkers(context));
+    const T* const gradient = context->input(3).flat<T>().data();
+    ConvolveInputGradient(
+        g, [&](int64_t r) { return gradient + positions[r] * g.filters; },
+        filters.flat<T>().data(), positions, nullptr, output->flat<T>().data(),
+        PoolWorkers(context));
   }
 };
 
@@ -174,9 +177,11 @@ class FilterGradientOp : public GradientOp<T> {
                    this->Prepare(context, input.shape(), shape, &g, &positions));
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &output));
-    ConvolveFilterGradient(g, input.flat<T>().data(),
-                           context->input(3).flat<T>().data(), positions,
-                           output->flat<T>().data(), PoolWorkers(context));
+    const T* const gradient = context->input(3).flat<T>().data();
+    ConvolveFilterGradient(
+        g, input.flat<T>().data(), nullptr, Transform<T>{},
+        [&](int64_t r) { return gradient + positions[r] * g.filters; }, positions,
+        nullptr, output->flat<T>().data(), PoolWorkers(context));
   }
 };
 

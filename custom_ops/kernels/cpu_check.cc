@@ -19,12 +19,13 @@
 #include <cstdlib>
 #include <memory>
 #include <random>
-#include <thread>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "bfloat16.h"
 #include "convolution.h"
+#include "gradients.h"
 #include "multiply_bfloat16.h"
 #include "units.h"
 
@@ -254,12 +255,119 @@ void CheckConvolution(Random* random, const Workers& workers) {
       positions, nullptr,
       [&](int64_t r) { return output.data() + positions[r] * g.filters; }, workers);
   Expect("output", output, expected[0]);
-  ConvolveInputGradient(g, gradient.data(), filters.data(), positions,
+  const auto gradient_row = [&](int64_t r) {
+    return gradient.data() + positions[r] * g.filters;
+  };
+  ConvolveInputGradient(g, gradient_row, filters.data(), positions, nullptr,
                         input_gradient.data(), workers);
   Expect("input gradient", input_gradient, expected[1]);
-  ConvolveFilterGradient(g, input.data(), gradient.data(), positions,
-                         filter_gradient.data(), workers);
+  ConvolveFilterGradient(g, input.data(), nullptr, Transform<double>{}, gradient_row,
+                         positions, nullptr, filter_gradient.data(), workers);
   Expect("filter gradient", filter_gradient, expected[2]);
+
+  // The same by what outputs pass back, whatever the number of filters.
+  const TouchedInputs touched(g, positions, nullptr);
+  std::fill(input_gradient.begin(), input_gradient.end(), 0.0);
+  InputGradientOfFew(
+      g, positions, gradient_row, filters.data(), touched.inputs,
+      [&](int64_t row, int64_t c, int64_t count, const double* from) {
+        std::copy_n(from, count,
+                    input_gradient.data() + touched.inputs[row] * g.channels + c);
+      },
+      workers);
+  Expect("input gradient of few", input_gradient, expected[1]);
+}
+
+// Gradients of random chains against plain loops over all their convolutions.
+void CheckChains(Random* random, const Workers& workers) {
+  Geometry image = RandomGeometry(random);
+  const int64_t n = random->Integer(1, 3);
+  const std::vector<int64_t> positions = random->Positions(image.num_inputs());
+  std::vector<Link<double>> links(n);
+  std::vector<Values> filters(n), scales(n), shifts(n), inputs(n), transformed(n);
+  std::vector<PackedMatrix<double>> packed(n);
+  int64_t channels = random->Integer(1, 40);
+  const Values x = random->Numbers(image.num_inputs() * channels);
+  std::vector<int64_t> all(image.num_inputs());
+  std::iota(all.begin(), all.end(), 0);
+  Values values = x;
+  for (int64_t i = 0; i < n; ++i) {
+    Geometry g = Pointwise(image, channels, random->Integer(1, 3) == 1
+                                                ? random->Integer(1, 3)
+                                                : random->Integer(1, 40));
+    g.kernel_height = g.kernel_width = random->Integer(0, 1) * 2 + 1;
+    g.pad_top = g.pad_left = g.kernel_height / 2;
+    filters[i] = random->Numbers(g.depth() * g.filters);
+    PackFilters(g, filters[i].data(), &packed[i]);
+    links[i].geometry = g;
+    links[i].filters = filters[i].data();
+    links[i].packed = &packed[i];
+    const bool has_affine = random->Integer(0, 3) > 0;
+    if (has_affine) {
+      scales[i] = random->Numbers(channels);
+      shifts[i] = random->Numbers(channels);
+    }
+    const double slope = random->Integer(0, 2) / 2.0;
+    links[i].before = {has_affine ? scales[i].data() : nullptr,
+                       has_affine ? shifts[i].data() : nullptr, slope};
+    inputs[i] = transformed[i] = values;
+    for (std::size_t k = 0; k < values.size(); k += channels) {
+      links[i].before.Apply(values.data() + k, 0, channels, transformed[i].data() + k);
+    }
+    values.assign(g.num_outputs() * g.filters, 0.0);
+    ForEachProduct(g, all, [&](int64_t o, int64_t in, int64_t f) {
+      values[o] += transformed[i][in] * filters[i][f];
+    });
+    channels = g.filters;
+  }
+  const Values gradient = random->Numbers(values.size());
+  const Values sums = random->Numbers(image.batch * channels);
+  const bool has_sums = random->Integer(0, 1);
+  Values passed(gradient.size()), bias(channels), expected_bias = bias;
+  const int64_t image_size = image.height * image.width;
+  for (const int64_t p : positions) {
+    for (int64_t c = 0; c < channels; ++c) {
+      passed[p * channels + c] = gradient[p * channels + c];
+      if (has_sums) passed[p * channels + c] += sums[p / image_size * channels + c];
+      expected_bias[c] += passed[p * channels + c];
+    }
+  }
+  std::vector<Values> got(3 * n), expected(3 * n);
+  for (int64_t i = n - 1; i >= 0; --i) {
+    const Geometry& g = links[i].geometry;
+    Values before(inputs[i].size());
+    expected[3 * i].resize(filters[i].size());
+    expected[3 * i + 1].resize(scales[i].size());
+    expected[3 * i + 2].resize(shifts[i].size());
+    for (int k = 0; k < 3; ++k) got[3 * i + k].resize(expected[3 * i + k].size());
+    links[i].filter_gradient = got[3 * i].data();
+    links[i].scale_gradient = scales[i].empty() ? nullptr : got[3 * i + 1].data();
+    links[i].shift_gradient = shifts[i].empty() ? nullptr : got[3 * i + 2].data();
+    ForEachProduct(g, all, [&](int64_t o, int64_t in, int64_t f) {
+      before[in] += passed[o] * filters[i][f];
+      expected[3 * i][f] += passed[o] * transformed[i][in];
+    });
+    for (std::size_t k = 0; k < before.size(); ++k) {
+      const int64_t c = k % g.channels;
+      const double scale = scales[i].empty() ? 1.0 : scales[i][c];
+      const double shift = shifts[i].empty() ? 0.0 : shifts[i][c];
+      if (inputs[i][k] * scale + shift <= 0) before[k] *= links[i].before.slope;
+      if (!scales[i].empty()) {
+        expected[3 * i + 1][c] += before[k] * inputs[i][k];
+        expected[3 * i + 2][c] += before[k];
+      }
+      before[k] *= scale;
+    }
+    passed = before;
+  }
+  Values x_gradient = random->Numbers(x.size());
+  for (std::size_t k = 0; k < x.size(); ++k) passed[k] += x_gradient[k];
+  ChainGradient(links, x.data(), positions, nullptr, gradient.data(),
+                has_sums ? sums.data() : nullptr, bias.data(), x_gradient.data(),
+                workers);
+  Expect("chain: x", x_gradient, passed);
+  Expect("chain: bias", bias, expected_bias);
+  for (int64_t i = 0; i < 3 * n; ++i) Expect("chain: parameters", got[i], expected[i]);
 }
 
 double Rounded(double value) { return static_cast<float>(BFloat16(value)); }
@@ -396,6 +504,7 @@ int main(int argc, char** argv) {
     perforated::CheckRounding(&random);
     perforated::CheckHalfConvolution(&random, workers);
     perforated::CheckHalfUnits(&random, workers);
+    perforated::CheckChains(&random, workers);
   }
   std::printf("%d cases are right\n", cases);
 }

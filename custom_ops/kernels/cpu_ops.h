@@ -7,6 +7,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -173,6 +174,10 @@ class ActiveInput {
     return absl::OkStatus();
   }
   const Positions& positions() const { return positions_; }
+  // What any 3x3 convolution that keeps size reads at them; null where nobody has told.
+  const Touched* TouchedBySame3x3() const {
+    return touched_.row_of != nullptr ? &touched_ : nullptr;
+  }
   // What a convolution reads at them; null where nobody has told.
   const Touched* TouchedBy(const Geometry& g) const {
     return touched_.row_of != nullptr && g.IsSame3x3() ? &touched_ : nullptr;
@@ -231,6 +236,32 @@ void WithFactors(bool are_half, const Function& function) {
   }
   function(T());
 }
+
+// What ops that change x at some positions do around their arithmetic.
+template <typename T>
+class UnitOp : public Op {
+ public:
+  using Op::Op;
+
+ protected:
+  // y as a copy of x, or x itself where nobody else needs it.
+  static absl::Status CopyOrForward(OpKernelContext* context, int input, int output,
+                                    const Workers& workers, Tensor** y) {
+    const Tensor& x = context->input(input);
+    TF_RETURN_IF_ERROR(
+        context->forward_input_or_allocate_output({input}, output, x.shape(), y));
+    const T* from = x.flat<T>().data();
+    T* to = (*y)->template flat<T>().data();
+    if (from == to) return absl::OkStatus();
+    constexpr int64_t kChunk = 1 << 16;
+    workers.ForEach(CeilDiv(x.NumElements(), kChunk), [&](int64_t chunk) {
+      const int64_t first = chunk * kChunk;
+      const int64_t last = std::min(x.NumElements(), first + kChunk);
+      std::memcpy(to + first, from + first, (last - first) * sizeof(T));
+    });
+    return absl::OkStatus();
+  }
+};
 
 // Registers a kernel, a class template, for the types that CPUs multiply.
 #define REGISTER_CPU_TYPE(name, kernel, type)                              \

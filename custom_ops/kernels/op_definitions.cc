@@ -261,6 +261,40 @@ BOTH_FORMS(BASIC_UNIT, "PerforatedBasicUnit");
 
 BOTH_FORMS(ACCUMULATE, "MaskedAccumulate");
 
+// Gradients of a chain of convolutions that keep size: each of its input's scale and
+// shift, activation max(v, slope * v), and filters; a bias follows the last. With
+// `shortcut`, which such a chain is the residual of, the gradient passes by it as well.
+// Of the bottleneck and the basic unit, and of a convolution to few channels.
+REGISTER_OP("PerforatedChainGradient")
+    .Input("x: T")
+    .Input("mask: bool")
+    .Input("output_gradient: T")
+    .Input("sums_gradient: T")
+    .Input("filters: K * T")
+    .Input("scales: K * T")
+    .Input("shifts: K * T")
+    .Input("found: N * int64")
+    .Output("x_gradient: T")
+    .Output("filter_gradients: K * T")
+    .Output("scale_gradients: K * T")
+    .Output("shift_gradients: K * T")
+    .Output("bias_gradient: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("K: int >= 1")
+    .Attr("N: int >= 0")
+    .Attr("slopes: list(float)")
+    .Attr("shortcut: bool")
+    .SetShapeFn([](InferenceContext* c) {
+      int64_t count;
+      TF_RETURN_IF_ERROR(c->GetAttr("K", &count));
+      c->set_output(0, c->input(0));
+      for (int64_t i = 0; i < 3 * count; ++i) c->set_output(1 + i, c->input(4 + i));
+      ShapeHandle gradient;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 4, &gradient));
+      c->set_output(1 + 3 * count, c->Vector(c->Dim(gradient, 3)));
+      return absl::OkStatus();
+    });
+
 REGISTER_OP("FoldBatchNorm")
     .Input("gamma: T")
     .Input("beta: T")

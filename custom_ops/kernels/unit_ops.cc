@@ -13,32 +13,6 @@
 namespace perforated {
 namespace {
 
-// What both units do around their arithmetic.
-template <typename T>
-class UnitOp : public Op {
- public:
-  using Op::Op;
-
- protected:
-  // y as a copy of x, or x itself where nobody else needs it.
-  static absl::Status CopyOrForward(OpKernelContext* context, int input, int output,
-                                    const Workers& workers, Tensor** y) {
-    const Tensor& x = context->input(input);
-    TF_RETURN_IF_ERROR(
-        context->forward_input_or_allocate_output({input}, output, x.shape(), y));
-    const T* from = x.flat<T>().data();
-    T* to = (*y)->template flat<T>().data();
-    if (from == to) return absl::OkStatus();
-    constexpr int64_t kChunk = 1 << 16;
-    workers.ForEach(CeilDiv(x.NumElements(), kChunk), [&](int64_t chunk) {
-      const int64_t first = chunk * kChunk;
-      const int64_t last = std::min(x.NumElements(), first + kChunk);
-      std::memcpy(to + first, from + first, (last - first) * sizeof(T));
-    });
-    return absl::OkStatus();
-  }
-};
-
 // Three convolutions whose parameters begin at some input: preactivation (2), filters
 // (3), scales (2), shifts (3).
 template <typename T>

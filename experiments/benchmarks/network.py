@@ -5,16 +5,24 @@
     python -m experiments.benchmarks.network --layer=3x3,256,256,38x63 \\
         --active=0.1,0.5,1
 
-All sides run in one process, by turns, and are told apart by their medians. Halting is
-imposed: heads run as usual, then a pattern decides where they halt, so that no trained
-network is needed. Networks do as many blocks as --units_per_block has numbers; fewer
-than all give the features a detector would take.
+All sides run in one process, by turns, with the same number of threads, and are told
+apart by their medians. Halting is imposed: heads run as usual, then a pattern decides
+where they halt, so that no trained network is needed. Networks do as many blocks as
+--units_per_block has numbers; fewer than all give the features a detector would take.
+
+Times are told beside what the machine can do at most, by `custom_ops.peak`: a side's
+share is that of its operations per second, in the type of number it multiplies.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,19 +30,23 @@ import tf_keras as keras
 from absl import flags
 
 import custom_ops
+from custom_ops import build, peak
+from experiments.benchmarks import in_openvino, layers
 from experiments.benchmarks.tools import (
     impose_halting,
     parse_numbers,
     parse_sides,
-    ranks,
     time_by_turns,
 )
 from experiments.common import programs
+from sact_tf.networks.options import NetworkOptions
+from sact_tf.optional import MissingPackageError
 
 FLAGS = flags.FLAGS
 
-SIDES = ("dense", "masked", "native", "twin", "tiled", "xla")
-_LAYER_RUNS = 5
+_DEFAULT_SIDES = ("dense", "masked", "native", "twin", "tiled")
+SIDES = (*_DEFAULT_SIDES, "native_bf16", "xla", "openvino", "openvino_bf16")
+_DENSE = ("dense", "xla", "openvino", "openvino_bf16")
 
 flags.DEFINE_enum("network", "imagenet", list(programs.FAMILIES), "Family of networks.")
 flags.DEFINE_string("model", "101", "Residual units per block, as in the networks.")
@@ -55,11 +67,20 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_list(
     "sides",
-    list(SIDES[:-1]),
+    list(_DEFAULT_SIDES),
     "What to time: dense (the ordinary network), masked, native and twin (perforated "
     "execution by compiled kernels and by TensorFlow operations), tiled (positions "
-    "halt in tiles, which are gathered whole), xla (dense, compiled by XLA).",
+    "halt in tiles), native_bf16 (native, multiplying in bfloat16), xla (dense, "
+    "compiled by XLA), openvino and openvino_bf16 (dense, by OpenVINO). What cannot "
+    "run here is left out, and said.",
 )
+flags.DEFINE_integer(
+    "threads",
+    None,
+    "Threads of every side; by default TF_NUM_INTRAOP_THREADS, or all processors.",
+    lower_bound=1,
+)
+flags.DEFINE_bool("by_block", False, "Time every block by itself, 1 with the stem.")
 flags.DEFINE_integer("tile_size", 8, "Side of the tiles of `tiled`.", lower_bound=2)
 flags.DEFINE_integer("repetitions", 15, "Timed calls of each side.", lower_bound=1)
 flags.DEFINE_enum(
@@ -77,10 +98,52 @@ flags.DEFINE_list("active", ["0.1", "0.25", "0.5", "0.75", "1"], "Active fractio
 flags.DEFINE_bool("json", False, "Print JSON lines, not a table.")
 
 
-def make_side(side: str):
-    """Builds one side; returns a function that runs it, and one that counts FLOPs."""
+class LeftOut(Exception):
+    """A side cannot run here; says why."""
+
+
+class Side(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        run: Runs it, and waits for the result.
+        flops: Returns the operations per image that this takes.
+    """
+
+    run: Callable[[], object]
+    flops: Callable[[], float]
+
+
+def num_threads() -> int:
+    """Returns how many threads every side gets."""
+    if FLAGS.threads:
+        return FLAGS.threads
+    chosen = int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0)
+    return (
+        tf.config.threading.get_intra_op_parallelism_threads()
+        or chosen
+        or peak.num_processors()
+    )
+
+
+def _set_threads() -> None:
+    if FLAGS.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)
+
+
+def multiplies_in(side: str) -> str:
+    """Returns the type of number that a side multiplies."""
+    is_half = side.endswith("_bf16") or FLAGS.precision == "bfloat16"
+    return "bfloat16" if is_half else "float32"
+
+
+def make_model(side: str) -> keras.Model:
+    """Builds the network of a side, with halting imposed.
+
+    Raises:
+        LeftOut: There is none here.
+    """
     means = parse_numbers("units_per_block", FLAGS.units_per_block, 1, 1000)
-    height, width = parse_sides("image_size", FLAGS.image_size)
     tf.config.experimental.enable_tensor_float_32_execution(FLAGS.precision == "tf32")
     is_mixed = FLAGS.precision == "bfloat16"
     keras.mixed_precision.set_global_policy("mixed_bfloat16" if is_mixed else "float32")
@@ -91,9 +154,13 @@ def make_side(side: str):
             )
         options = dict(execution="tiled", tile_size=FLAGS.tile_size)
     else:
-        masked = side in ("dense", "masked", "xla")
+        masked = side in (*_DENSE, "masked")
         options = dict(execution="masked" if masked else "perforated")
-    model_type = "vanilla" if side in ("dense", "xla") else FLAGS.model_type
+    if side == "native_bf16":
+        if "precision" not in {f.name for f in dataclasses.fields(NetworkOptions)}:
+            raise LeftOut("networks have no option `precision`")
+        options["precision"] = "bfloat16"
+    model_type = "vanilla" if side in _DENSE else FLAGS.model_type
     keras.utils.set_random_seed(0)
     model = programs.FAMILIES[FLAGS.network](FLAGS.model, model_type, **options)
     if len(means) > len(model.blocks):
@@ -103,14 +170,38 @@ def make_side(side: str):
         )
     tile_size = FLAGS.tile_size if side == "tiled" else 1
     impose_halting(model.blocks, means, FLAGS.pattern, tile_size)
-    images = tf.random.stateless_uniform([FLAGS.batch_size, height, width, 3], [1, 2])
-    blocks = model.block_scopes[: len(means)]
+    return model
+
+
+def make_images() -> tf.Tensor:
+    """Returns random images of the size and number that flags say."""
+    height, width = parse_sides("image_size", FLAGS.image_size)
+    return tf.random.stateless_uniform([FLAGS.batch_size, height, width, 3], [1, 2])
+
+
+def _compiled(side: str, function: Callable):
+    """Returns a function of a tensor as a side runs it in TensorFlow."""
     implementation = "tensorflow" if side == "twin" else "auto"
 
     @tf.function(jit_compile=side == "xla" or None)
-    def network(images):
+    def run(x):
         with custom_ops.default_implementation(implementation):
-            logits, end_points = model.with_end_points(images, training=False)
+            return function(x)
+
+    return run
+
+
+def make_side(side: str) -> Side:
+    """Builds one side that runs a network whole.
+
+    Raises:
+        LeftOut: It cannot run here.
+    """
+    model, images = make_model(side), make_images()
+    blocks = model.block_scopes[: len(FLAGS.units_per_block)]
+
+    def network(images):
+        logits, end_points = model.with_end_points(images, training=False)
         whole = len(blocks) == len(model.blocks)
         return logits if whole else end_points[blocks[-1]]
 
@@ -119,7 +210,100 @@ def make_side(side: str):
         end_points = model.with_end_points(images, training=False)[1]
         return sum(end_points[f"{block}/flops"] for block in blocks)
 
-    return lambda: network(images).numpy(), lambda: float(np.mean(count(images)))
+    def flops():
+        return float(np.mean(count(images)))
+
+    if side.startswith("openvino"):
+        return Side(_run_by_openvino(side, network, model, images), flops)
+    compiled = _compiled(side, network)
+    return Side(lambda: compiled(images).numpy(), flops)
+
+
+def _run_by_openvino(side, function, model, images):
+    precision = multiplies_in(side)
+    try:
+        return in_openvino.runner(
+            function, model.variables, images, precision, num_threads()
+        )
+    except (MissingPackageError, ValueError) as error:
+        raise LeftOut(str(error)) from error
+
+
+def make_blocks(side: str) -> dict[str, Side]:
+    """Builds the blocks of one side, each by itself on what it is given by the others.
+
+    The first comes with the stem.
+
+    Raises:
+        LeftOut: They cannot run here.
+    """
+    model, x = make_model(side), make_images()
+    sides = {}
+    for b, block in enumerate(model.blocks[: len(FLAGS.units_per_block)]):
+
+        def output(x, b=b, block=block):
+            if b == 0:
+                return model.run_blocks(x, False, num_blocks=1)[0]
+            return block(x, training=False)
+
+        @tf.function
+        def count(x, b=b, block=block):
+            if b == 0:
+                key = f"{block.name}/flops"
+                return model.run_blocks(x, False, True, num_blocks=1)[1][key]
+            return block(x, training=False, return_end_points=True)[1]["flops"]
+
+        if side.startswith("openvino"):
+            run = _run_by_openvino(side, output, model, x)
+        else:
+            compiled = _compiled(side, output)
+
+            # One element waits for all of them.
+            def run(compiled=compiled, x=x):
+                return compiled(x)[0, 0, 0, 0].numpy()
+
+        sides[block.name] = Side(run, lambda x=x, count=count: np.mean(count(x)))
+        x = tf.function(output)(x)
+    return sides
+
+
+def make_sides(make: Callable[[str], object]) -> dict[str, object]:
+    """Makes the sides of --sides by a function; says which cannot run here."""
+    unknown = set(FLAGS.sides) - set(SIDES)
+    if unknown or "dense" not in FLAGS.sides:
+        raise ValueError(
+            f"--sides: expected dense and any of {', '.join(SIDES[1:])}; got "
+            f"{','.join(FLAGS.sides)}"
+        )
+    sides = {}
+    for side in FLAGS.sides:
+        try:
+            sides[side] = make(side)
+        except LeftOut as reason:
+            print(f"--sides: {side} is left out: {reason}", file=sys.stderr)
+    return sides
+
+
+def measure_peak() -> dict[str, float]:
+    """Measures and prints what the machine can do at most, by type of number."""
+    try:
+        speeds = peak.measure(num_threads())
+    except build.BuildError as error:
+        print(f"no share of the machine's peak is told: {error}", file=sys.stderr)
+        return {}
+    print(peak.describe(num_threads(), speeds), file=sys.stderr)
+    best: dict[str, float] = {}
+    for kind, speed in speeds.items():
+        number = kind.partition(" ")[0]
+        best[number] = max(speed, best.get(number, 0.0))
+    return best
+
+
+def _speed(flops: float, seconds: float, number: str, peaks: dict) -> dict[str, float]:
+    """Returns GFLOP/s, and which share of the peak that is where this is known."""
+    speed = flops / seconds
+    row = {"gflops_per_second": speed / 1e9}
+    return {**row, "share_of_peak": speed / peaks[number]} if number in peaks else row
 
 
 def _resident(key: str) -> float:
@@ -133,7 +317,8 @@ def _measure_memory(values: dict, side: str, result) -> None:
     FLAGS(["benchmark"])
     for name, value in values.items():
         FLAGS[name].value = value
-    run, _ = make_side(side)
+    _set_threads()
+    run = make_side(side).run
     with open("/proc/self/clear_refs", "w") as reset:  # forgets the peak so far
         reset.write("5")
     before = _resident("VmRSS")
@@ -147,7 +332,7 @@ def peak_memory(side: str) -> float:
     context = multiprocessing.get_context("spawn")
     result = context.Queue()
     names = ("network", "model", "model_type", "image_size", "batch_size", "pattern")
-    names += ("units_per_block", "tile_size", "precision")
+    names += ("units_per_block", "tile_size", "precision", "threads")
     values = {name: FLAGS[name].value for name in names}
     process = context.Process(target=_measure_memory, args=(values, side, result))
     process.start()
@@ -156,121 +341,92 @@ def peak_memory(side: str) -> float:
     return peak
 
 
-def network_rows() -> list[dict]:
-    """Times the sides of --sides; one row each, the dense one first."""
-    unknown = set(FLAGS.sides) - set(SIDES)
-    if unknown or "dense" not in FLAGS.sides:
-        raise ValueError(
-            f"--sides: expected dense and any of {', '.join(SIDES[1:])}; got "
-            f"{','.join(FLAGS.sides)}"
-        )
-    sides = {side: make_side(side) for side in FLAGS.sides}
+def _shared() -> dict[str, object]:
+    """What all rows about a network begin with."""
+    return {
+        "network": f"{FLAGS.network} {FLAGS.model}",
+        "image_size": FLAGS.image_size,
+        "batch_size": FLAGS.batch_size,
+        "units_per_block": [float(mean) for mean in FLAGS.units_per_block],
+        "pattern": FLAGS.pattern,
+        "threads": num_threads(),
+        "processor": peak.processor(),
+    }
+
+
+def network_rows(peaks: dict[str, float]) -> list[dict]:
+    """Times the sides of --sides; one row each."""
+    sides = make_sides(make_side)
     seconds = time_by_turns(
-        {s: call for s, (call, _) in sides.items()}, FLAGS.repetitions
+        {name: side.run for name, side in sides.items()}, FLAGS.repetitions
     )
+    flops = {name: side.flops() for name, side in sides.items()}
     rows = []
-    flops = {side: count() for side, (_, count) in sides.items()}
-    for side in sides:
-        relative_flops = flops[side] / flops["dense"]
-        ratio = seconds[side] / seconds["dense"]
+    for name in sides:
+        relative_flops = flops[name] / flops["dense"]
+        ratio = seconds[name] / seconds["dense"]
+        done = flops[name] * FLAGS.batch_size
         row = {
-            "network": f"{FLAGS.network} {FLAGS.model}",
-            "image_size": FLAGS.image_size,
-            "batch_size": FLAGS.batch_size,
-            "units_per_block": [float(mean) for mean in FLAGS.units_per_block],
-            "pattern": FLAGS.pattern,
-            "side": side,
+            **_shared(),
+            "side": name,
             "relative_flops": relative_flops,
-            "seconds": seconds[side],
+            "seconds": seconds[name],
             "relative_time": ratio,
             "realised_speed_up": relative_flops / ratio,
+            **_speed(done, seconds[name], multiplies_in(name), peaks),
         }
         if FLAGS.memory:
-            row["peak_memory_mb"] = peak_memory(side)
+            row["peak_memory_mb"] = peak_memory(name)
         rows.append(row)
     return rows
 
 
-def layer_rows() -> list[dict]:
-    """Times the convolution of --layer at the fractions of --active."""
-    parts = FLAGS.layer.split(",")
-    if len(parts) != 4 or not (parts[1].isdigit() and parts[2].isdigit()):
-        raise ValueError(
-            "--layer: expected KHxKW,IN,OUT,HEIGHTxWIDTH such as 3x3,256,256,38x63; "
-            f"got {FLAGS.layer!r}"
-        )
-    kernel = parse_sides("layer", parts[0])
-    height, width = parse_sides("layer", parts[3])
-    fractions = parse_numbers("active", FLAGS.active, 0, 1)
-    inputs, outputs = int(parts[1]), int(parts[2])
-    x = tf.random.normal([FLAGS.batch_size, height, width, inputs])
-    filters = tf.random.normal([*kernel, inputs, outputs])
-    order = tf.constant(ranks(height, width, FLAGS.pattern))
-
-    def in_loop(layer):
-        """Runs a layer several times in a graph, as a network does, not in Python."""
-
-        @tf.function
-        def run(mask):
-            def body(k, total):
-                return k + 1, total + layer(mask)[0, 0, 0, 0]
-
-            start = (tf.constant(0), tf.constant(0.0))
-            return tf.while_loop(
-                lambda k, _: k < _LAYER_RUNS, body, start, parallel_iterations=1
-            )
-
-        return run
-
-    dense = in_loop(lambda mask: tf.nn.conv2d(x, filters, 1, "SAME"))
-    calls = {("dense", 1.0): lambda: dense(order < 1.0)}
-    for side, implementation in (("native", "auto"), ("twin", "tensorflow")):
-        perforated = in_loop(
-            lambda mask, implementation=implementation: custom_ops.perforated_conv2d(
-                x, filters, mask, implementation=implementation
-            )
-        )
-        for fraction in fractions if side in FLAGS.sides else []:
-            mask = order < fraction
-            calls[side, fraction] = lambda run=perforated, mask=mask: run(mask)
-    seconds = {
-        key: time_ / _LAYER_RUNS
-        for key, time_ in time_by_turns(calls, FLAGS.repetitions).items()
-    }
+def block_rows(peaks: dict[str, float]) -> list[dict]:
+    """Times every block of the sides of --sides; a row for each block and side."""
+    sides = make_sides(make_blocks)
+    seconds = time_by_turns(
+        {
+            (block, name): part.run
+            for name, parts in sides.items()
+            for block, part in parts.items()
+        },
+        FLAGS.repetitions,
+    )
     rows = []
-    for (side, fraction), time_ in seconds.items():
-        active = float(np.mean(order < fraction))
-        ratio = time_ / seconds["dense", 1.0]
+    for block, name in sorted(seconds, key=lambda key: key[0]):
+        flops, dense = (sides[s][block].flops() for s in (name, "dense"))
+        ratio = seconds[block, name] / seconds[block, "dense"]
+        done = flops * FLAGS.batch_size
         rows.append(
             {
-                "layer": FLAGS.layer,
-                "batch_size": FLAGS.batch_size,
-                "pattern": FLAGS.pattern,
-                "side": side,
-                "relative_flops": active,
-                "seconds": time_,
+                **_shared(),
+                "block": block,
+                "side": name,
+                "relative_flops": flops / dense,
+                "seconds": seconds[block, name],
                 "relative_time": ratio,
-                "realised_speed_up": active / ratio,
+                "realised_speed_up": flops / dense / ratio,
+                **_speed(done, seconds[block, name], multiplies_in(name), peaks),
             }
         )
     return rows
 
 
+_NAMES = ("block", "side")
+_MEASURED = (
+    *("relative_flops", "seconds", "relative_time", "realised_speed_up"),
+    *("gflops_per_second", "share_of_peak", "peak_memory_mb"),
+)
+
+
 def print_rows(rows: list[dict]) -> None:
     """Prints a table under one line that says what all its rows share."""
-    columns = (
-        "side",
-        "relative_flops",
-        "seconds",
-        "relative_time",
-        "realised_speed_up",
-    )
-    columns += ("peak_memory_mb",) if "peak_memory_mb" in rows[0] else ()
+    columns = [name for name in (*_NAMES, *_MEASURED) if name in rows[0]]
     print(*(f"{key}={value}" for key, value in rows[0].items() if key not in columns))
     print(*(f"{column:>18}" for column in columns))
     for row in rows:
         texts = [
-            row[column] if column == "side" else f"{row[column]:.4g}"
+            row[column] if column in _NAMES else f"{row[column]:.4g}"
             for column in columns
         ]
         print(*(f"{text:>18}" for text in texts))
@@ -278,7 +434,11 @@ def print_rows(rows: list[dict]) -> None:
 
 def main() -> None:
     """Runs what the flags say."""
-    rows = layer_rows() if FLAGS.layer else network_rows()
+    _set_threads()
+    if FLAGS.layer:
+        rows = layers.layer_rows()
+    else:
+        rows = (block_rows if FLAGS.by_block else network_rows)(measure_peak())
     if FLAGS.json:
         for row in rows:
             print(json.dumps(row))

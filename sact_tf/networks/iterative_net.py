@@ -322,8 +322,15 @@ class IterativeNet(ResidualNetwork):
         return x, end_points
 
     @tf.autograph.experimental.do_not_convert
-    def call(self, images, training=None, return_end_points=False, seed=None):
-        results = super().call(images, training, return_end_points, seed)
+    def call(
+        self,
+        images,
+        training=None,
+        return_end_points=False,
+        seed=None,
+        trains_rule=None,
+    ):
+        results = super().call(images, training, return_end_points, seed, trains_rule)
         if return_end_points and self.classifier is not None:
             results[1]["macs"] += int(np.prod(self.classifier.kernel.shape))
         return results

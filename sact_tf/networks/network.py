@@ -62,7 +62,7 @@ class Network(keras.Model):
         # In namespaces, where Keras does not look for layers and variables.
         self._made_with = types.SimpleNamespace(options=options)
         self._tracked = types.SimpleNamespace(
-            metrics=[], reports=False, target=None, baseline=None
+            metrics=[], reports=False, target=None, baseline=None, is_frozen=False
         )
 
     def _finish(self):
@@ -190,6 +190,19 @@ class Network(keras.Model):
                 block.steer(None if target is None else target.factor)
         self.train_function = None  # which was traced without it
 
+    def freeze_moments(self, is_frozen: bool = True) -> None:
+        """Sets whether training normalizes with stored moments, and keeps them.
+
+        For fine-tuning. Scales and shifts of batch normalizations train all the same.
+        Moments of batches are over all positions, halted ones included; with stored
+        ones training skips what its `execution` skips.
+
+        Args:
+            is_frozen: Whether it does, from the next function traced on.
+        """
+        self._tracked.is_frozen = is_frozen
+        self.train_function = None  # which was traced otherwise
+
     def dense_flops(self, images: tf.Tensor, num_units: int | None = None) -> tf.Tensor:
         """Counts what the network would take if all its units ran everywhere.
 
@@ -252,9 +265,18 @@ class Network(keras.Model):
     # Nothing below is for AutoGraph to convert, and its conversion takes longer than
     # all the rest of tracing.
     @tf.autograph.experimental.do_not_convert
-    def call(self, images, training=None, return_end_points=False, seed=None):
+    def call(
+        self,
+        images,
+        training=None,
+        return_end_points=False,
+        seed=None,
+        trains_rule=None,
+    ):
         asks = return_end_points or self._tracked.reports
         options = {} if seed is None else {"seed": seed}
+        if trains_rule is not None:
+            options["trains_rule"] = trains_rule
         x, end_points = self.run_blocks(images, training, asks, **options)
         logits, flops = self._classify(x, training)
         logits = tf.cast(logits, tf.float32) if x.dtype != tf.float64 else logits
@@ -273,6 +295,7 @@ class Network(keras.Model):
         images: tf.Tensor,
         training: bool | None = None,
         seed: tf.Tensor | None = None,
+        **options,
     ) -> tuple[tf.Tensor, dict[str, object]]:
         """Runs the network and tells what happened inside.
 
@@ -280,6 +303,7 @@ class Network(keras.Model):
             images: Float [batch, height, width, 3], preprocessed.
             training: Whether batch statistics are used, and moving averages updated.
             seed: int32 [2], of networks that halt at random; None: one is drawn.
+            **options: `trains_rule`, as of `run_blocks`.
 
         Returns:
             Logits [batch, num_classes] and the end points: `inputs`, `block_scopes` and
@@ -287,7 +311,9 @@ class Network(keras.Model):
             [batch, num_classes], the softmax of the logits); for each block `<block>`
             (its output) and `<block>/...` as in `sact_tf.blocks`.
         """
-        return self(images, training=training, return_end_points=True, seed=seed)
+        return self(
+            images, training=training, return_end_points=True, seed=seed, **options
+        )
 
     @property
     def metrics(self):
@@ -317,8 +343,12 @@ class Network(keras.Model):
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        is_frozen = self._tracked.is_frozen
+        options = {"trains_rule": True} if is_frozen else {}
         with tf.GradientTape() as tape:
-            logits, end_points = self.with_end_points(x, training=True)
+            logits, end_points = self.with_end_points(
+                x, training=not is_frozen, **options
+            )
             loss = self._training_loss(x, y, logits, end_points, sample_weight)
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
         logs = self._logs(x, y, logits, end_points, sample_weight)
@@ -335,7 +365,9 @@ class Network(keras.Model):
                 *latent_losses.averaged_over_units(
                     end_points[f"{last.name}/states"],
                     end_points[f"{last.name}/log_prob"],
-                    lambda x: tf.cast(self._classify(x, True)[0], logits.dtype),
+                    lambda x: tf.cast(
+                        self._classify(x, not self._tracked.is_frozen)[0], logits.dtype
+                    ),
                     y,
                     sample_weight,
                 ),

@@ -136,6 +136,10 @@ class BasicUnit(Unit):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """As `BottleneckUnit.run_tiled`."""
 
+        if parts.has_kernel("PerforatedBasicUnitAt", x.dtype):
+            # It reads tiles in place; dense convolutions need a copy with surroundings.
+            return self.run_active(x, active, sums)
+
         def residual(tiles, inside):
             tiles = parts.valid_conv(
                 self.conv1, parts.zero_outside_image(self.preact(tiles), inside)

@@ -252,6 +252,10 @@ class BottleneckUnit(Unit):
             tile_size: Side of the tiles.
         """
 
+        if parts.has_kernel("PerforatedBottleneckAt", x.dtype):
+            # It reads tiles in place; dense convolutions need a copy with surroundings.
+            return self.run_active(x, active, sums)
+
         def residual(tiles, inside):
             tiles = self.conv1_bn(self.conv1(self.preact(tiles)))
             tiles = parts.valid_conv(

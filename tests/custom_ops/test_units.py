@@ -217,14 +217,3 @@ def test_errors_name_the_argument():
     ):
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             custom_ops.perforated_bottleneck(x, **arguments)
-
-
-def test_no_gradient_of_units():
-    if custom_ops.load() is None:
-        pytest.skip("the native kernels can not be compiled here")
-    x, unit = normal(1, 6, 6, 20), bottleneck()
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = custom_ops.perforated_bottleneck(x, np.ones([1, 6, 6], bool), **unit)
-    with pytest.raises(LookupError, match="execution='masked'"):
-        tape.gradient(y, x)

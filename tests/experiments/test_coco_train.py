@@ -83,6 +83,11 @@ def test_stages_of_the_paper(run, tmp_path, capsys):
     assert "rpn/conv/weights" in names and "rpn/conv/weights/Momentum" in names
 
 
+def test_training_skips(run, tmp_path):
+    run(max_number_of_steps=1, model_type="sact", execution="perforated")
+    assert sact_tf.checkpoint_step(str(tmp_path / "log")) == 1
+
+
 def test_halting_bias(program):
     options = {**TINY, "model": "1_2_1_1", "model_type": "sact", "halting_bias": -1.5}
     with flagsaver.flagsaver(**options):
@@ -106,6 +111,14 @@ def test_halting_bias(program):
         (dict(batch_size=9), "batch_size 9 is larger than the 4 examples"),
         (dict(train_log_dir="/proc/x"), "--train_log_dir=/proc/x: cannot be written"),
         (dict(finetune_path="/nowhere"), "/nowhere"),
+        (
+            dict(execution="perforated", train_batch_norm=True),
+            "execution must be 'masked' to train with train_batch_norm",
+        ),
+        (
+            dict(execution="perforated", batch_size=2),
+            "batch_size must be 1 .* execution='perforated'",
+        ),
         (dict(crop_size=8), "crop_size must be a multiple of pool_size 7; got 8"),
     ],
 )

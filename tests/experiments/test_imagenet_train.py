@@ -37,6 +37,8 @@ def test_original_defaults(program):
         replicas_to_aggregate=1,
         moving_average_decay=0.9999,
         halting_bias=-3.0,
+        train_batch_norm=True,
+        execution="masked",
     )
     assert {name: flags.FLAGS[name].default for name in expected} == expected
 
@@ -104,6 +106,7 @@ def test_stages_of_the_paper(run_imagenet, tmp_path, capsys):
         (dict(batch_size=64), "batch_size 64 is larger than the 12 examples"),
         (dict(train_log_dir="/proc/x"), "--train_log_dir=/proc/x: cannot be written"),
         (dict(finetune_path="/nowhere"), "/nowhere"),
+        (dict(execution="perforated"), "--execution=perforated: must be masked with"),
     ],
 )
 def test_errors_name_the_flag(run_imagenet, tmp_path, values, message):

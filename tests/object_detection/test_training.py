@@ -1,5 +1,6 @@
 """Detectors learn; what they write while they do."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
@@ -68,7 +69,41 @@ def test_schedule_of_the_paper():
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.1, 0.01, 0.001])
 
 
-def test_only_masked_execution_trains(make_detector, tmp_path):
-    model = make_detector("sact", execution="perforated")
-    with pytest.raises(ValueError, match="execution must be 'masked' to train"):
-        training.train(model, scenes.load("train", 2), str(tmp_path), 1)
+@pytest.mark.parametrize(
+    "batch_size, options, message",
+    [
+        (1, {"train_batch_norm": True}, "execution must be 'masked' to train with"),
+        (2, {}, "batch_size must be 1 .*; got 2 for 1"),
+    ],
+)
+def test_what_cannot_be_skipped(make_detector, tmp_path, batch_size, options, message):
+    model = make_detector("sact", execution="perforated", **options)
+    with pytest.raises(ValueError, match=message):
+        training.train(model, scenes.load("train", 2), str(tmp_path), 1, batch_size)
+
+
+def test_perforated_training_is_that_of_masked_execution(make_detector):
+    masked = make_detector("sact")
+    perforated = masked.with_execution("perforated")
+    (batch,) = scenes.load("train", 1, short_side=64).evaluation_batches(1).take(1)
+    data = {
+        "image": batch["image"],
+        "size": batch["size"],
+        "boxes": tf.constant([[[4.0, 6.0, 40.0, 50.0], [20.0, 8.0, 60.0, 44.0]]]),
+        "classes": tf.constant([[1, 2]]),
+    }
+    gradients = []
+    for model in (masked, perforated):
+        keras.utils.set_random_seed(3)  # of regions
+        with tf.GradientTape() as tape:
+            terms, end_points = model.detection_losses(data, trains_rule=True)
+            loss = tf.add_n([*terms.values(), *model.losses])
+        gradients.append(tape.gradient(loss, model.trainable_variables))
+    assert end_points["flops"] < end_points["dense_flops"]
+    for a, b, variable in zip(*gradients, masked.trainable_variables):
+        if a is None:
+            assert b is None, variable.name
+            continue
+        a, b = tf.convert_to_tensor(a), tf.convert_to_tensor(b)
+        atol = 1e-3 * np.abs(a).max() + 1e-6
+        np.testing.assert_allclose(b, a, atol=atol, rtol=0, err_msg=variable.name)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+from custom_ops import build, peak
 from experiments.benchmarks.tools import imposed_units, in_tiles
+from sact_tf.optional import MissingPackageError
 
 
 @pytest.fixture
@@ -71,3 +73,55 @@ def test_layer(run):
 def test_errors_name_the_flag(run, values, message):
     with pytest.raises(ValueError, match=message):
         run(**values)
+
+
+_TINY = dict(network="cifar", model="1", image_size="8x8")
+
+
+def test_shares_of_the_peak(run, monkeypatch):
+    monkeypatch.setattr(peak, "measure", lambda threads: {"float32": 2e9})
+    (row,) = run(**_TINY, units_per_block=["1"], sides=["dense"])
+    assert row["threads"] >= 1 and row["processor"] == peak.processor()
+    speed = row["gflops_per_second"]
+    assert row["share_of_peak"] == pytest.approx(speed / 2)
+    # 8x8 positions: stem of 3 to 16 channels, two convolutions of 16 channels.
+    flops = 2 * 64 * 9 * (16 * 16 * 2)
+    assert speed == pytest.approx(flops / row["seconds"] / 1e9)
+
+
+def test_without_compiler_there_are_no_shares(run, monkeypatch, capsys):
+    def fail(threads):
+        raise build.BuildError("there is no C++ compiler")
+
+    monkeypatch.setattr(peak, "measure", fail)
+    (row,) = run(**_TINY, units_per_block=["1"], sides=["dense"])
+    assert "share_of_peak" not in row
+
+
+def test_blocks_by_themselves(run):
+    values = dict(units_per_block=["1", "1"], sides=["dense", "native"])
+    rows = run(**_TINY, **values, by_block=True)
+    found = [(row["block"], row["side"]) for row in rows]
+    assert found == [(f"block_{b}", s) for b in (1, 2) for s in ("dense", "native")]
+    assert all(row["relative_flops"] == 1 for row in rows)  # one unit, which all run
+
+
+def test_sides_that_cannot_run_are_left_out(program, monkeypatch, capsys):
+    def load(name):
+        raise MissingPackageError(f"this needs the package {name}")
+
+    monkeypatch.setattr("sact_tf.optional.load", load)
+    values = dict(**_TINY, units_per_block=["1"], sides=["dense", "openvino"])
+    with flagsaver.flagsaver(json=True, repetitions=1, **values):
+        program.main()
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 1
+    assert "--sides: openvino is left out: this needs the package" in output.err
+
+
+def test_openvino_computes_the_same(program):
+    pytest.importorskip("openvino", reason="needs the extra [openvino]")
+    with flagsaver.flagsaver(**_TINY, units_per_block=["1", "1"]):
+        dense, other = (program.make_side(side) for side in ("dense", "openvino"))
+    assert dense.flops() == other.flops()
+    np.testing.assert_allclose(other.run(), dense.run(), rtol=1e-4, atol=1e-5)
