@@ -106,12 +106,14 @@ class FasterRCNN(keras.Model):
         rpn: `RegionProposalNetwork`.
         box_classifier: `BoxClassifier`.
         slim_scope: Root of the variables' names in checkpoints.
+        card: Of a detector that `sact_tf.load` loaded, its `sact_tf.zoo.Card`.
 
     Raises:
         ValueError: On a bad argument, naming it.
     """
 
     slim_scope = ""
+    card = None
 
     def __init__(
         self,
@@ -226,6 +228,7 @@ class FasterRCNN(keras.Model):
             return self
         copy = type(self)(**{**self._config, "execution": execution}, name=self.name)
         copy.set_weights(self.get_weights())
+        copy.card = self.card
         return copy
 
     def extract(
