@@ -206,6 +206,8 @@ def make_card(
         "image_size": list(model.image_shape[:1]) if is_grey else row["image_size"],
         "data": {"name": plan.data.name, "terms": plan.data.terms},
         "evaluation": {
+            "program": row["program"],
+            "dataset": row["dataset"],
             "metric": metric,
             "value": stored[key],
             "value_float32": row[key],

@@ -27,6 +27,7 @@ FLAGS = flags.FLAGS
 
 FILE = "run.json"
 VERSION = 1
+_SOON = 900.0  # seconds; summaries are usually at most 600 apart
 _DIRECTORY_FLAG = "train_log_dir"
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _FIELDS = {
@@ -133,18 +134,27 @@ def write(started_with: str) -> None:
 
 
 def seconds_of(directory: str) -> float:
-    """Returns how long a run has trained, from first to last summary of every start."""
-    total = 0.0
-    pattern = os.path.join(glob.escape(directory), "events.out.tfevents.*")
-    for path in glob.glob(pattern):
+    """Returns how long a run has trained, all its starts together.
+
+    That is from the first summary of every start to its last, or to a checkpoint that
+    was written soon after.
+    """
+    inside = glob.escape(directory)
+    starts = []
+    for path in glob.glob(os.path.join(inside, "events.out.tfevents.*")):
         times = []
         with contextlib.suppress(tf.errors.DataLossError):  # cut off by a kill
             for record in tf.data.TFRecordDataset(path):
                 event = tf.compat.v1.Event.FromString(record.numpy())
-                if event.HasField("summary"):
-                    times.append(event.wall_time)
+                times.append(event.wall_time)
         if times:
-            total += max(times) - min(times)
+            starts.append((min(times), max(times)))
+    saved = [os.path.getmtime(p) for p in glob.glob(os.path.join(inside, "*.index"))]
+    total = 0.0
+    for first, last in starts:
+        later = [start for start, _ in starts if start > first]
+        limit = min([last + _SOON, *later])
+        total += max([last, *(t for t in saved if last < t < limit)]) - first
     return total
 
 

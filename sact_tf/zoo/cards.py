@@ -55,6 +55,8 @@ _FIELDS = {
 }
 _DATA = {"name": reading.text(), "terms": reading.text()}
 _EVALUATION = {
+    "program": reading.text(),
+    "dataset": reading.text(),
     "metric": reading.text(),
     "value": reading.number(FINITE),
     "value_float32": reading.number(FINITE),
