@@ -34,7 +34,7 @@ SHAPES_NETWORK = "sact-shapes64"
 
 PHOTOGRAPH_NETWORK = "sact-resnet32-cifar10"
 
-_NUM_SHOWN = 400  # generated images that the trained network looks at
+NUM_SHOWN = 400  # generated images that the trained network looks at
 _SHORT_SIDE = 192  # of the photograph, in pixels
 _FOR_TRAINING = ("image_size", "num_examples", "steps", "batch_size", "model")
 _FOR_TRAINING += ("base_channels", "tau", "tile_size", "seed")
@@ -197,8 +197,8 @@ def show() -> dict[str, object]:
     output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
     model = sact_tf.load(SHAPES_NETWORK)
     size = model.card.image_size[0]
-    print(f"Making {_NUM_SHOWN} images of {size}x{size} pixels")
-    test = shapes.load("test", size, _NUM_SHOWN)
+    print(f"Making {NUM_SHOWN} images of {size}x{size} pixels")
+    test = shapes.load("test", size, NUM_SHOWN)
     results = evaluation.evaluate(model, test.evaluation_batches(100))
     images = tf.zeros([1, size, size, 3])
     relative = results["Total Flops/mean"] / float(model.dense_flops(images)[0])
