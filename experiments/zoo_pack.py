@@ -103,8 +103,16 @@ def training_of(row: Mapping[str, object]) -> Mapping[str, object]:
             "Start the training again with the same flags, which writes it at once, "
             "and evaluate again; or name a file, --training_record"
         )
-    fields = {"program": reading.text(), "commit": reading.text()}
-    return reading.checked_row(record, fields, "the training record")
+    fields = {
+        "program": reading.text(),
+        "commit": reading.text(),
+        "machine": reading.text(),
+        "seconds": reading.number(AT_LEAST_0),
+    }
+    record = reading.checked_row(record, fields, "the training record")
+    if not isinstance(record.get("flags"), list):
+        raise DataError("the training record has no list of flags")
+    return record
 
 
 def evaluate_again(row: Mapping[str, object], checkpoint: str, work: str) -> dict:

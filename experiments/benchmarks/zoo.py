@@ -104,7 +104,10 @@ def of_zoo(name: str) -> Subject:
     Raises:
         ValueError: There is none of that name, or it classifies no images here.
     """
-    card = zoo.card(name)
+    try:
+        card = zoo.card(name)
+    except ValueError as error:
+        raise ValueError(f"--networks={name}: {error}") from error
     if card.evaluation["program"] != "cifar_main":
         raise ValueError(
             f"--networks={name}: was evaluated by {card.evaluation['program']}; this "

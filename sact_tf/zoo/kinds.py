@@ -24,6 +24,8 @@ Those of packages that use this one are imported when such a network is made, no
 before; what else a description names is never imported.
 """
 
+_NESTED = "options"  # of a detector, what it is beside its network
+
 
 def describe(model: keras.Model) -> dict[str, object]:
     """Returns the kind of a network and what it is made with, as JSON holds it.
@@ -38,6 +40,8 @@ def describe(model: keras.Model) -> dict[str, object]:
         )
     config = dict(model.get_config())
     config.pop("name", None)
+    if not isinstance(config.get("dtype", ""), str):
+        del config["dtype"]  # a policy of mixed precision, no part of the weights
     return {"kind": kind, "config": json.loads(json.dumps(config))}
 
 
@@ -55,7 +59,10 @@ def make(description: Mapping[str, object], **changes) -> keras.Model:
     kind, config = description.get("kind"), description.get("config")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {brief(kind)}")
-    if not isinstance(config, Mapping) or not all(map(_is_plain, config.values())):
+    if not isinstance(config, Mapping) or not all(
+        _is_plain(value) or (name == _NESTED and _are_plain(value))
+        for name, value in config.items()
+    ):
         raise ValueError(f"config must be plain options; got {brief(config)}")
     if has_too_many_units(config.get("model")):
         raise ValueError(
@@ -74,8 +81,9 @@ def make(description: Mapping[str, object], **changes) -> keras.Model:
 
 
 def _is_plain(value):
-    if isinstance(value, Mapping):
-        return all(map(_is_plain, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
+    values = value if isinstance(value, list) else [value]
+    return all(v is None or isinstance(v, (bool, int, float, str)) for v in values)
+
+
+def _are_plain(options):
+    return isinstance(options, Mapping) and all(map(_is_plain, options.values()))
