@@ -69,7 +69,8 @@ class Options:
     def __post_init__(self):
         """Raises ValueError on a bad option, naming it."""
         for name in ("anchor_sizes", "aspect_ratios"):
-            values = getattr(self, name)
+            values = tuple(getattr(self, name))  # lists where they come from files
+            object.__setattr__(self, name, values)
             if not values or not all(0 < v < float("inf") for v in values):
                 raise ValueError(f"{name} must be numbers > 0; got {values}")
         if self.block4_stride not in (1, 2):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tf_keras as keras
 
@@ -42,7 +41,16 @@ def describe(model: keras.Model) -> dict[str, object]:
     config.pop("name", None)
     if not isinstance(config.get("dtype", ""), str):
         del config["dtype"]  # a policy of mixed precision, no part of the weights
-    return {"kind": kind, "config": json.loads(json.dumps(config))}
+    return {"kind": kind, "config": _unwrapped(config)}
+
+
+def _unwrapped(value):
+    """Returns a value without what Keras wraps dictionaries and lists in."""
+    if isinstance(value, Mapping):
+        return {key: _unwrapped(v) for key, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_unwrapped(v) for v in value]
+    return value
 
 
 def make(description: Mapping[str, object], **changes) -> keras.Model:

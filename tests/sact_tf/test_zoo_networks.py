@@ -105,7 +105,18 @@ def run(model):
     return model(tf.random.stateless_normal([2, *shape], [1, 2]), training=False)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+def some(*names):
+    """All networks, those beside the named ones in the long tests alone."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            n if n in names else pytest.param(n, marks=pytest.mark.long)
+            for n in NETWORKS
+        ],
+    )
+
+
+@some("sact", "pact", "iterative", "dt_ram", "detector")
 def test_a_network_comes_back_with_rounded_weights(packed, name):
     path, model = packed(NETWORKS[name])
     loaded = zoo.load_file(path)
@@ -121,7 +132,7 @@ def test_a_network_comes_back_with_rounded_weights(packed, name):
     assert loaded.card.size == os.path.getsize(path)
 
 
-@pytest.mark.parametrize("name", ["sact", "iterative", "dt_ram", "detector"])
+@some("sact", "detector")
 def test_perforated_execution(packed, name):
     path, _ = packed(NETWORKS[name])
     masked, perforated = zoo.load_file(path), zoo.load_file(path, "perforated")
@@ -164,7 +175,7 @@ def test_the_same_content_gives_the_same_bytes(packed, tmp_path):
 
 
 @given(
-    st.lists(st.floats(-1e30, 1e30, width=32), min_size=1, max_size=20),
+    st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=20),
     st.booleans(),
 )
 def test_rounding_keeps_what_float16_cannot_hold(values, is_kernel):
@@ -187,7 +198,7 @@ def whole(tmp_path_factory):
     return path.read_bytes(), path
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(st.floats(0, 1), st.integers(0, 255), st.booleans())
 def test_damaged_files_give_one_clear_error(whole, place, byte, is_cut):
     content, path = whole
