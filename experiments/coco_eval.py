@@ -97,6 +97,8 @@ def evaluate_detector(eval_dir: str) -> dict[str, object]:
             image_size=[FLAGS.short_side, FLAGS.long_side],
             dataset=FLAGS.dataset,
         ),
+        **evaluating.provenance(model, checkpoint),
+        "class_names": detection.category_names(examples.categories),
         "num_examples": examples.num_examples,
         "reference_model": FLAGS.reference_model or FLAGS.model,
         **metrics,

@@ -173,6 +173,7 @@ def evaluate_checkpoint(model, examples, checkpoint: str, eval_dir: str) -> None
             "checkpoint": checkpoint,
             "global_step": step,
             **about,
+            **evaluating.provenance(model, checkpoint),
             "num_examples": examples.num_examples,
             **results,
         },

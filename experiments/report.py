@@ -9,6 +9,8 @@ them, and writes `report.md` with pictures beside it:
 * figures 7a and 7b: accuracy over operations, for every size of the images;
 * figures 7c and 7d: accuracy over the size of the images, and over operations where it
   varies, for every network;
+* dead units of adaptive networks, beside what their training did against them: the
+  start from an ordinary network, and the bias of halting heads (section 4.1);
 * table 1 and its figure: mean average precision and operations of detectors.
 
 What was evaluated on different data stands apart. Files of other programs or versions
@@ -21,7 +23,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from absl import flags
 
@@ -101,6 +103,54 @@ def classification_table(evaluations: Sequence[Evaluation]) -> str:
                 percent(e, "eval/Recall@5"),
             ]
             for e in sorted(evaluations, key=by_flops)
+        ),
+    )
+
+
+def _began(evaluation: Evaluation) -> tuple[str, str]:
+    """Returns how an adaptive network's training began, empty where it is not told.
+
+    That is whether it started from another network, and the bias that the halting
+    heads of that start had.
+    """
+    training, network = (evaluation.row.get(k) for k in ("training", "network"))
+    if not isinstance(training, Mapping) or not isinstance(training.get("flags"), list):
+        return "", ""
+    given = dict(
+        str(flag).removeprefix("--").partition("=")[::2] for flag in training["flags"]
+    )
+    config = network.get("config") if isinstance(network, Mapping) else None
+    usual = config.get("halting_bias", "") if isinstance(config, Mapping) else ""
+    return (
+        "yes" if "finetune_path" in given else "no",
+        str(given.get("halting_bias", usual)),
+    )
+
+
+def dead_units(evaluation: Evaluation) -> list[int]:
+    """Returns how many units of every block no image runs; empty: it does not tell."""
+    row = evaluation.row
+    names = [name for name in sorted(row) if name.endswith("/dead_units")]
+    return [row[name] for name in names if isinstance(row[name], int)]
+
+
+def dead_units_table(evaluations: Sequence[Evaluation]) -> str:
+    """Returns dead units and how training began (SACT, section 4.1)."""
+    header = ["network", "from an ordinary network", "bias of heads", "steps"]
+    header += ["dead units per block", "in all", "accuracy, %", "FLOPs"]
+    return table(
+        header,
+        (
+            [
+                e.network,
+                *_began(e),
+                str(e.row["global_step"]),
+                ", ".join(map(str, dead_units(e))),
+                str(sum(dead_units(e))),
+                percent(e, "eval/Accuracy"),
+                flops(e),
+            ]
+            for e in sorted(evaluations, key=lambda e: (e.network, _began(e)))
         ),
     )
 
@@ -204,6 +254,10 @@ def add_classification(
     for (size,), some in grouped(evaluations, lambda e: e.image_size).items():
         report.add(f"### Images of {size}x{size} (SACT, table 3)")
         report.add(classification_table(some))
+        adaptive = [e for e in some if dead_units(e)]
+        if adaptive:
+            report.add("#### Dead units (SACT, section 4.1)")
+            report.add(dead_units_table(adaptive))
         families = grouped(some, lambda e: e.family)
         report.draw(
             f"{source}_{size}",

@@ -69,7 +69,8 @@ class Options:
     def __post_init__(self):
         """Raises ValueError on a bad option, naming it."""
         for name in ("anchor_sizes", "aspect_ratios"):
-            values = getattr(self, name)
+            values = tuple(getattr(self, name))  # lists where they come from files
+            object.__setattr__(self, name, values)
             if not values or not all(0 < v < float("inf") for v in values):
                 raise ValueError(f"{name} must be numbers > 0; got {values}")
         if self.block4_stride not in (1, 2):
@@ -107,12 +108,14 @@ class FasterRCNN(keras.Model):
         rpn: `RegionProposalNetwork`.
         box_classifier: `BoxClassifier`.
         slim_scope: Root of the variables' names in checkpoints.
+        card: Of a detector that `sact_tf.load` loaded, its `sact_tf.zoo.Card`.
 
     Raises:
         ValueError: On a bad argument, naming it.
     """
 
     slim_scope = ""
+    card = None
 
     def __init__(
         self,
@@ -234,6 +237,7 @@ class FasterRCNN(keras.Model):
             return self
         copy = type(self)(**{**self._config, **changes}, name=self.name)
         copy.set_weights(self.get_weights())
+        copy.card = self.card
         return copy
 
     def extract(

@@ -27,6 +27,7 @@ from sact_tf.preprocessing import decode_predictions, preprocess_input
 from sact_tf.pretrained import Pretrained, load_pretrained
 from sact_tf.target_flops import TargetFlops
 from sact_tf.units import Unit
+from sact_tf.zoo import list_networks, load
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,8 @@ __all__ = [
     "freeze_backbone",
     "imagenet_resnet",
     "iterative_net",
+    "list_networks",
+    "load",
     "load_pretrained",
     "load_slim_checkpoint",
     "newest_checkpoint",

@@ -380,15 +380,28 @@ def curves_figure(
         x: What the first number is.
         y: What the second is.
     """
-    figure = figures.Figure(figsize=(5.6, 3.8), layout="constrained")
-    axis = figure.subplots()
-    markers = itertools.cycle("osD^vP*X")
-    for (label, points), marker in zip(curves.items(), markers):
-        xs, ys, deviations = np.transpose(sorted(points))
-        bars = deviations if deviations.any() else None
-        axis.errorbar(xs, ys, xerr=bars, marker=marker, capsize=3, label=label)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    return curves_side_by_side({x: curves}, y)
+
+
+def curves_side_by_side(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]], y: str
+) -> figures.Figure:
+    """Draws the curves of `curves_figure` in panels that share what is upward.
+
+    Args:
+        panels: What is to the right in a panel, to its curves.
+        y: What is upward in all of them.
+    """
+    figure = figures.Figure(figsize=(5.6 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (x, curves) in zip(axes, panels.items()):
+        markers = itertools.cycle("osD^vP*X")
+        for (label, points), marker in zip(curves.items(), markers):
+            xs, ys, deviations = np.transpose(sorted(points))
+            bars = deviations if deviations.any() else None
+            axis.errorbar(xs, ys, xerr=bars, marker=marker, capsize=3, label=label)
+        axis.set_xlabel(x)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    axes[0].set_ylabel(y)
     return figure

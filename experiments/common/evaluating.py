@@ -12,11 +12,12 @@ import tf_keras as keras
 from absl import flags
 
 import sact_tf
-from experiments.common import programs
+from experiments.common import programs, run_record
 from sact_tf import evaluation, visualization
 from sact_tf.end_points import ADAPTIVE_METRICS
 from sact_tf.networks.options import NetworkOptions
 from sact_tf.writing import atomic_file, write_json
+from sact_tf.zoo import kinds
 
 # Flags defined here belong to the program that asks for them, and to its --help.
 flags.disclaim_key_flags()
@@ -84,6 +85,25 @@ def record(
     return {name: value for name, value in entries.items() if value is not None}
 
 
+def provenance(model: keras.Model, checkpoint: str) -> dict[str, object]:
+    """Returns what eval.json says of where a network is from.
+
+    Args:
+        model: Any that `sact_tf.zoo.kinds` describes.
+        checkpoint: That was evaluated.
+
+    Returns:
+        `network`, how it is made again; `flags`, those of this evaluation; `training`,
+        what the run's `run.json` says, left out where there is none.
+    """
+    entries = {
+        "network": kinds.describe(model),
+        "flags": run_record.given_flags(),
+        "training": run_record.read(os.path.dirname(checkpoint)),
+    }
+    return {name: value for name, value in entries.items() if value is not None}
+
+
 def evaluate_checkpoint(
     model: keras.Model,
     examples,
@@ -134,6 +154,7 @@ def evaluate_checkpoint(
         os.path.join(eval_dir, "eval.json"),
         {
             **record(options=model.options, checkpoint=checkpoint, **about),
+            **provenance(model, checkpoint),
             "num_examples": examples.num_examples,
             **results,
         },

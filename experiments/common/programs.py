@@ -14,7 +14,7 @@ import tf_keras as keras
 from absl import app, flags, logging
 
 import sact_tf
-from experiments.common import numbers
+from experiments.common import numbers, run_record
 from experiments.common.refusals import explain, explain_parsing
 from sact_tf import halting, optional
 from sact_tf.checkpoint_files import open_checkpoint
@@ -43,17 +43,24 @@ USER_ERRORS = (
 )
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses flags and runs `main`; errors users can mend end it with one message."""
+def run(main: Callable[..., None], max_arguments: int = 0) -> None:
+    """Parses flags and runs `main`; errors users can mend end it with one message.
+
+    Args:
+        main: The program; called with the words that are no flags.
+        max_arguments: How many of them it takes.
+    """
     keep_freed_memory()
 
     def checked_main(argv: Sequence[str]):
         if not flags.FLAGS["verbosity"].present:
             tf.get_logger().setLevel("ERROR")
             logging.set_verbosity(logging.ERROR)
-        if len(argv) > 1:
-            raise app.UsageError(f"unknown argument {argv[1]!r}; flags start with --")
-        run_checked(main)
+        words = argv[1:]
+        if len(words) > max_arguments:
+            word = words[max_arguments]
+            raise app.UsageError(f"unknown argument {word!r}; flags start with --")
+        run_checked(lambda: main(*words))
 
     app.run(checked_main, flags_parser=parse_flags)
 
@@ -74,7 +81,8 @@ def run_checked(main: Callable[[], None]) -> None:
     """Runs `main` once the numbers of all flags are such; see `run`."""
     try:
         numbers.check()
-        main()
+        with run_record.kept():
+            main()
     except USER_ERRORS as error:
         _end(explain(error), sys.argv[0])
 

@@ -12,7 +12,19 @@ from sact_tf.optional import lazy
 
 tfds = lazy("tensorflow_datasets")
 
-NUM_CLASSES = 10
+CLASS_NAMES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+NUM_CLASSES = len(CLASS_NAMES)
 IMAGE_SHAPE = (32, 32, 3)
 SPLITS = ("train", "test")
 _RECORD_OVERHEAD = 16  # bytes of length and checksums around a TFRecord's content

@@ -51,7 +51,10 @@ class Network(keras.Model):
     Attributes:
         options: The same.
         blocks: The block layers.
+        card: Of a network that `sact_tf.load` loaded, its `sact_tf.zoo.Card`.
     """
+
+    card = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -126,6 +129,7 @@ class Network(keras.Model):
             return self
         copy = type(self).from_config({**config, **changes})
         copy.set_weights(self.get_weights())
+        copy.card = self.card
         return copy
 
     def export_saved_model(self, path: str, **options) -> str:

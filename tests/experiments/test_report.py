@@ -102,6 +102,27 @@ def test_tables_and_figures_of_the_paper(run, write, tmp_path):
     assert "Of one point only: SACT baseline; SACT, ResNet-101." in page
 
 
+def test_dead_units_beside_how_training_began(run, write):
+    dead = {"block1/dead_units": 0, "block2/dead_units": 2}
+    sact = classification(model_type="sact", **dead)
+    network = {"kind": "ImagenetResNet", "config": {"halting_bias": -3.0}}
+    for name, given in (
+        ("a", ["--finetune_path=/x/y", "--tau=0.005"]),
+        ("b", ["--halting_bias=0.0"]),
+        ("c", None),
+    ):
+        training = {} if given is None else {"training": {"flags": given}}
+        write(name, **sact, network=network, **training)
+    write("vanilla", **classification())
+    page, _ = run()
+    start = "| SACT, ResNet-101, tau 0.005 | "
+    end = " | 9 | 0, 2 | 2 | 75.12 | 7e+09 ± 3.5e+08 |"
+    rows = page.splitlines()
+    for middle in ("yes | -3.0", "no | 0.0", " | "):
+        assert start + middle + end in rows
+    assert page.count("Dead units") == 1
+
+
 def test_data_of_several_kinds_stand_apart(run, write):
     write("a", **classification())
     write("b", **classification(dataset="shapes"))
