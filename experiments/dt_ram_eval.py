@@ -21,7 +21,7 @@ import sact_tf
 from experiments.common import attention, evaluating, programs
 from sact_tf import glimpse_pictures, visualization
 from sact_tf.data.images import read_image
-from sact_tf.networks.recurrent_attention import RecurrentAttention
+from sact_tf.networks.attention import AttentionNetwork
 from sact_tf.writing import atomic_file, write_json
 
 FLAGS = flags.FLAGS
@@ -61,7 +61,7 @@ attention.define_data_flags("test")
 attention.define_model_flags()
 
 
-def run_all(model: RecurrentAttention, batches) -> dict[str, np.ndarray]:
+def run_all(model: AttentionNetwork, batches) -> dict[str, np.ndarray]:
     """Returns what the network makes of every image.
 
     Args:
@@ -69,8 +69,8 @@ def run_all(model: RecurrentAttention, batches) -> dict[str, np.ndarray]:
         batches: Of images and labels.
 
     Returns:
-        By name, of all images: `answer`, `label`, `loss`, `num_units`, and `is_wrong`
-        [images, steps], had it stopped there.
+        By name, of all images: `answer`, `label`, `loss`, `num_units`, `flops`, and
+        `is_wrong` [images, steps], had it stopped there.
     """
 
     @tf.function(reduce_retracing=True)
@@ -83,6 +83,7 @@ def run_all(model: RecurrentAttention, batches) -> dict[str, np.ndarray]:
             "label": labels,
             "loss": tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits),
             "num_units": end_points["num_units"],
+            "flops": end_points["flops"],
             "is_wrong": every != labels[:, tf.newaxis],
         }
 
@@ -90,7 +91,7 @@ def run_all(model: RecurrentAttention, batches) -> dict[str, np.ndarray]:
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def results_of(model: RecurrentAttention, found) -> dict[str, object]:
+def results_of(model: AttentionNetwork, found) -> dict[str, object]:
     """Returns the entries of eval.json."""
     accuracy = float(np.mean(found["answer"] == found["label"]))
     units = found["num_units"]
@@ -102,11 +103,11 @@ def results_of(model: RecurrentAttention, found) -> dict[str, object]:
         "steps/std": float(np.std(units)),
         "steps/histogram": np.bincount(units, minlength=model.steps + 1)[1:].tolist(),
         "error_by_step": np.mean(found["is_wrong"], 0).tolist(),
-        "flops_per_step": model.flops_per_step,
+        "flops/mean": float(np.mean(found["flops"], dtype=np.float64)),
     }
 
 
-def draw(model: RecurrentAttention, images, labels, found, results, eval_dir: str):
+def draw(model: AttentionNetwork, images, labels, found, results, eval_dir: str):
     """Writes the pictures of an evaluation.
 
     Args:
@@ -132,12 +133,13 @@ def draw(model: RecurrentAttention, images, labels, found, results, eval_dir: st
             np.argmax(logits, -1),
             np.asarray(labels),
             model.glimpse_size,
+            model.looks_at_whole_first,
         )
     for name, figure in figures.items():
         visualization.save_figure(figure, os.path.join(eval_dir, f"{name}.png"))
 
 
-def draw_own(model: RecurrentAttention, path: str, eval_dir: str) -> None:
+def draw_own(model: AttentionNetwork, path: str, eval_dir: str) -> None:
     """Writes glimpses.gif of a file."""
     image = model.preprocess(read_image(os.path.expanduser(path)))
     logits, end_points = model(image[tf.newaxis], return_end_points=True)
@@ -147,6 +149,7 @@ def draw_own(model: RecurrentAttention, path: str, eval_dir: str) -> None:
         image.numpy(),
         end_points["locations"][0, :count].numpy(),
         model.glimpse_size,
+        whole_first=model.looks_at_whole_first,
     )
     print(f"{path}: class {int(tf.argmax(logits[0]))} after {count} glimpses")
 
@@ -163,9 +166,10 @@ def evaluate_checkpoint(model, examples, checkpoint: str, eval_dir: str) -> None
     print(f"Evaluated {checkpoint} on {examples.num_examples} images")
     for name, value in results.items():
         print(f"{name}[{value:.8g}]" if isinstance(value, float) else f"{name}{value}")
-    names = "dataset split_name steps dynamic gamma stop stop_threshold"
-    names += " confidence_threshold scales glimpse_size"
-    about = {name: FLAGS[name].value for name in names.split()}
+    about = {name: FLAGS[name].value for name in ("dataset", "split_name", "network")}
+    of_model = "steps dynamic gamma stop stop_threshold confidence_threshold"
+    about.update({name: getattr(model.options, name) for name in of_model.split()})
+    about["glimpse_size"] = model.glimpse_size
     write_json(
         os.path.join(eval_dir, "eval.json"),
         {
@@ -179,7 +183,7 @@ def evaluate_checkpoint(model, examples, checkpoint: str, eval_dir: str) -> None
         },
     )
     if FLAGS.write_images:
-        write_images(model, found, os.path.join(eval_dir, "images.npz"))
+        write_images(found, os.path.join(eval_dir, "images.npz"))
     shown = slice(FLAGS.num_figures)
     draw(model, images[shown], labels[shown], found, results, eval_dir)
     if FLAGS.image:
@@ -196,12 +200,12 @@ def evaluate_checkpoint(model, examples, checkpoint: str, eval_dir: str) -> None
         print(f"Wrote {FLAGS.export_dir}")
 
 
-def write_images(model, found, path: str) -> None:
+def write_images(found, path: str) -> None:
     """Writes what paired_bootstrap reads."""
     values = {
         "Accuracy": found["answer"] == found["label"],
         "Log Loss": found["loss"],
-        "Flops": model.flops_per_step * found["num_units"],
+        "Flops": found["flops"],
     }
     with atomic_file(path) as name, open(name, "wb") as file:
         np.savez(file, **{f"network/{k}": np.float32(v) for k, v in values.items()})

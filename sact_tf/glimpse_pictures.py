@@ -36,12 +36,19 @@ def windows(locations: np.ndarray, side: Sequence[int], size: int) -> np.ndarray
 
 
 def shown(image: np.ndarray) -> np.ndarray:
-    """Returns a network's input as a picture, uint8 [height, width, 3]."""
+    """Returns a network's input as a picture, uint8 [height, width, 3].
+
+    Args:
+        image: [height, width, channels]: grey in [0, 1], of colours in [-1, 1], or
+            standardised, which is shown from its darkest value to its lightest.
+    """
     image = np.asarray(image, np.float32)
     if image.shape[-1] == 1:
         image = np.repeat(image, 3, -1)
-    else:
+    elif np.abs(image).max() <= 1:
         image = (image + 1) / 2
+    else:
+        image = (image - image.min()) / (image.max() - image.min())
     return np.clip(image * 255, 0, 255).astype(np.uint8)
 
 
@@ -52,6 +59,7 @@ def path_figure(
     answers: np.ndarray,
     labels: np.ndarray,
     size: int,
+    whole_first: bool = False,
 ) -> mpl_figure.Figure:
     """Draws glimpses on images, numbered, sorted by when the network stopped.
 
@@ -62,6 +70,7 @@ def path_figure(
         answers: int [n], classes that the network tells.
         labels: int [n].
         size: Of the glimpse.
+        whole_first: Whether the first is the whole image, which is not drawn.
 
     Returns:
         The figure; `visualization.save_figure` writes it.
@@ -76,8 +85,9 @@ def path_figure(
     for axis, k in zip(axes, np.argsort(num_units, kind="stable")):
         image = shown(images[k])
         axis.imshow(image)
-        corners = windows(locations[k, : num_units[k]], image.shape[:2], size)
-        for step, (y, x) in enumerate(corners, 1):
+        first = int(whole_first)
+        corners = windows(locations[k, first : num_units[k]], image.shape[:2], size)
+        for step, (y, x) in enumerate(corners, 1 + first):
             axis.add_patch(
                 patches.Rectangle(
                     (x - 0.5, y - 0.5), size, size, fill=False, edgecolor="orange"
@@ -135,6 +145,7 @@ def write_gif(
     locations: np.ndarray,
     size: int,
     milliseconds: int = 700,
+    whole_first: bool = False,
 ) -> None:
     """Writes an animated GIF of one image: what is seen so far, glimpse by glimpse.
 
@@ -144,6 +155,7 @@ def write_gif(
         locations: [n, 2], of the glimpses taken.
         size: Of the glimpse.
         milliseconds: That a frame lasts.
+        whole_first: Whether the first is the whole image, which is shown half dark.
 
     Raises:
         WritingError: Naming the file.
@@ -153,14 +165,18 @@ def write_gif(
     zoom = max(_SHOWN_SIDE // max(height, width), 1)
     seen = picture // 4  # dark where it has not looked
     frames = [_frame(seen, [], size, zoom)]
-    corners = windows(locations, (height, width), size)
+    first = int(whole_first)
+    if whole_first:
+        seen = picture // 2
+        frames.append(_frame(seen, [], size, zoom))
+    corners = windows(locations[first:], (height, width), size)
     for n, (y, x) in enumerate(corners, 1):
         inside = (
             slice(max(y, 0), max(y + size, 0)),
             slice(max(x, 0), max(x + size, 0)),
         )
         seen[inside] = picture[inside]
-        frames.append(_frame(seen, corners[:n], size, zoom))
+        frames.append(_frame(seen, corners[:n], size, zoom, 1 + first))
     with atomic_file(path) as temporary:
         frames[0].save(
             temporary,
@@ -172,12 +188,12 @@ def write_gif(
         )
 
 
-def _frame(picture, corners, size, zoom):
+def _frame(picture, corners, size, zoom, first=1):
     height, width = picture.shape[:2]
     frame = pil_image.fromarray(picture).resize((width * zoom, height * zoom), 0)
     draw = pil_draw.Draw(frame)
-    for n, (y, x) in enumerate(corners, 1):
-        colour = "orange" if n == len(corners) else "gray"
+    for n, (y, x) in enumerate(corners, first):
+        colour = "orange" if n == len(corners) + first - 1 else "gray"
         box = [x * zoom, y * zoom, (x + size) * zoom - 1, (y + size) * zoom - 1]
         draw.rectangle(box, outline=colour)
         place = (max(box[0], 0) + 2, max(box[1], 0))

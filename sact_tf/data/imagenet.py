@@ -22,6 +22,7 @@ from sact_tf.data import inception, shapes
 from sact_tf.data.examples import (
     UNREADABLE,
     DataError,
+    Examples,
     Shard,
     check_records,
     fetch_ahead,
@@ -393,19 +394,23 @@ def load_tfds(
 
 
 def load_shapes(
-    split: str, image_size: int = 224, num_examples: int | None = None
+    split: str,
+    image_size: int = 224,
+    num_examples: int | None = None,
+    make: Callable[..., Examples] = shapes.load,
 ) -> ImageExamples:
     """Makes `shapes` images, a seventh larger than their centre that is evaluated.
 
     Args:
         split: "train" or "validation".
         image_size: Side of the preprocessed images.
-        num_examples: How many; None is a default of `shapes.load`.
+        num_examples: How many; None is a default of `make`.
+        make: `shapes.load`, or `shapes.load_details`.
     """
     _check_split(split)
     INPUT_SIDE.check(image_size, "image_size")
     side = max(shapes.MIN_SIZE, round(image_size / inception.CENTRAL_FRACTION))
-    made = shapes.load("train" if split == "train" else "test", side, num_examples)
+    made = make("train" if split == "train" else "test", side, num_examples)
 
     def elements(shuffle, seed, shard):
         tensors = (made.images, made.labels, (made.boxes / side).astype("float32"))

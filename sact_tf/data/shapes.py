@@ -16,6 +16,7 @@ from sact_tf import domains
 from sact_tf.data.examples import Examples
 
 MIN_SIZE = 16
+MIN_DETAILS_SIZE = 64
 MAX_BYTES = 2**36
 """Most memory for the images of a split."""
 SPLIT_SIZES = {"train": 10000, "test": 2000}
@@ -67,6 +68,8 @@ _CLASSES: dict[str, Callable[..., np.ndarray]] = {
 }
 
 CLASS_NAMES = tuple(_CLASSES)
+_CARRIERS = ("disc", "square", "triangle")
+_MARK_DISTANCE = 0.35  # from the centre of the large object, in its radii: inside of it
 
 
 def load(
@@ -87,6 +90,39 @@ def load(
     Raises:
         ValueError: On any other split, or an image too small or too large.
     """
+    return _load(split, image_size, num_examples, seed, _render)
+
+
+def load_details(
+    split: str, image_size: int = 128, num_examples: int | None = None, seed: int = 0
+) -> Examples:
+    """Makes images whose classes differ in a small detail of a large object.
+
+    As in fine-grained recognition, the object tells nothing: it is a disc, square or
+    triangle of a radius of 26 to 32 % of the image side, whatever the class. On it is a
+    small mark of one of the ten classes, its radius 5 to 6.5 %.
+
+    Args:
+        split: As of `load`, and so are all others.
+        image_size: The same.
+        num_examples: The same.
+        seed: The same.
+
+    Returns:
+        Examples with the boxes of the marks.
+
+    Raises:
+        ValueError: As `load`, and on images smaller than 64 pixels.
+    """
+    if domains.INPUT_SIDE.check(image_size, "image_size") < MIN_DETAILS_SIZE:
+        raise ValueError(
+            f"image_size must be at least {MIN_DETAILS_SIZE} for details to show; got "
+            f"{image_size}"
+        )
+    return _load(split, image_size, num_examples, seed, _render_detail)
+
+
+def _load(split, image_size, num_examples, seed, render):
     if split not in SPLIT_SIZES:
         raise ValueError(
             f"split must be one of {', '.join(SPLIT_SIZES)}; got {split!r}"
@@ -104,7 +140,7 @@ def load(
     split_id = list(SPLIT_SIZES).index(split)
     for k in range(num_examples):
         rng = np.random.default_rng([seed, split_id, image_size, k])
-        images[k], labels[k], boxes[k] = _render(image_size, rng)
+        images[k], labels[k], boxes[k] = render(image_size, rng)
     return Examples(images, labels, len(_CLASSES), boxes)
 
 
@@ -124,6 +160,26 @@ def _render(size, rng):
     radius = size * rng.uniform(0.11, 0.16)
     centre = rng.uniform(radius + 1, size - radius - 1, 2)
     image, box = draw_object(image, label, radius, centre, rng)
+    return to_pixels(image, rng), label, box
+
+
+def _render_detail(size, rng):
+    """Draws a mark on a large object; returns image, label and the mark's box."""
+    image = background(size, rng)
+    radius = size * rng.uniform(0.26, 0.32)
+    centre = rng.uniform(radius + 1, size - radius - 1, 2)
+    carrier = CLASS_NAMES.index(_CARRIERS[rng.integers(len(_CARRIERS))])
+    image, _ = draw_object(image, carrier, radius, centre, rng)
+    label = int(rng.integers(len(_CLASSES)))
+    angle = rng.uniform(0, 2 * np.pi)
+    away = _MARK_DISTANCE * radius * np.sqrt(rng.uniform())
+    place = centre + away * np.array([np.sin(angle), np.cos(angle)])
+    mark = size * rng.uniform(0.05, 0.065)
+    # Dark around it, so that it shows whatever the colours of both.
+    rows, columns = np.mgrid[:size, :size]
+    around = np.hypot(rows - place[0], columns - place[1]) < 1.3 * mark
+    image[around] = 0.1
+    image, box = draw_object(image, label, mark, place, rng)
     return to_pixels(image, rng), label, box
 
 

@@ -8,7 +8,7 @@ import tf_keras as keras
 import sact_tf
 from sact_tf import latent_losses
 from sact_tf.halting import BernoulliStop, ConfidenceThreshold
-from sact_tf.networks import recurrent_attention as ram
+from sact_tf.networks import glimpses
 from sact_tf.networks.recurrent_attention import recurrent_attention
 
 SEED = tf.constant([3, 5])
@@ -37,14 +37,14 @@ def spread_stops(model, images):
     """Has half of the images stop after the first glimpse."""
     head = model.decider or model.classifier
     head.kernel.assign(30 * head.kernel)
-    padded, rows = model._padded(images), tf.range(len(images))
-    h = tf.zeros([len(images), model.units])
-    h = model._update(padded, rows, model._location(h)[0], h)
+    first = model._first_carry(tf.constant(len(images)))
+    rows = tf.range(len(images))
+    taken = model._step(0, model._prepare(images), rows, first, None, False)
     if model.decider is None:
-        scores = np.sort(model._score(h))
+        scores = np.sort(model._score(0, taken))
         model.rule = ConfidenceThreshold((scores[2] + scores[3]) / 2)
     else:
-        scores = np.sort(model.decider(model.decider_hidden(h))[:, 0])
+        scores = np.sort(model._decide(0, taken.carry))
         model.decider.bias.assign([-(scores[2] + scores[3]) / 2])
 
 
@@ -60,7 +60,7 @@ def test_glimpses_are_slices_of_the_padded_image(images, y, x):
     corner = {-1: 0, 0: 13, 1: 26}  # of the padded image, 34 pixels wide
     top, left = corner[y], corner[x]
     place = tf.fill([6, 1], 1.0) * [[y, x]]
-    window = ram.glimpse(images, place).numpy()
+    window = glimpses.glimpse(images, place).numpy()
     np.testing.assert_array_equal(window, padded[:, top : top + 8, left : left + 8])
     if y == -1:
         assert not window[:, :3].any() and window[:, 3:, 4].any()
@@ -70,7 +70,7 @@ def test_glimpses_are_slices_of_the_padded_image(images, y, x):
 
 
 def test_wider_glimpses_are_averaged(images):
-    window = ram.glimpse(images, tf.zeros([6, 2]), scales=2).numpy()
+    window = glimpses.glimpse(images, tf.zeros([6, 2]), scales=2).numpy()
     assert window.shape == (6, 8, 8, 2)
     wide = images.numpy()[:, 6:22, 6:22, 0].reshape(6, 8, 2, 8, 2).mean((2, 4))
     np.testing.assert_allclose(window[..., 1], wide, rtol=1e-5)
@@ -125,7 +125,7 @@ def test_gradient_of_the_gaussian_is_that_of_its_density():
     mean, sample = rng.normal(size=[2, 3, 2])
     variable = tf.Variable(mean)
     with tf.GradientTape() as tape:
-        density = ram.log_density(tf.constant(sample), variable, 0.22)
+        density = glimpses.log_density(tf.constant(sample), variable, 0.22)
     expected = -0.5 * ((sample - mean) / 0.22) ** 2 - np.log(0.22 * np.sqrt(2 * np.pi))
     np.testing.assert_allclose(density, expected.sum(1))
     got, step = tape.gradient(density, variable).numpy(), 1e-5
@@ -133,7 +133,7 @@ def test_gradient_of_the_gaussian_is_that_of_its_density():
         moved = [mean.copy(), mean.copy()]
         moved[0][place] += step
         moved[1][place] -= step
-        high, low = (ram.log_density(sample, tf.constant(m), 0.22) for m in moved)
+        high, low = (glimpses.log_density(sample, tf.constant(m), 0.22) for m in moved)
         slope = (tf.reduce_sum(high) - tf.reduce_sum(low)) / (2 * step)
         np.testing.assert_allclose(got[place], slope, rtol=1e-6)
 
@@ -168,14 +168,15 @@ def test_gradient_of_the_stops_is_that_of_their_probability():
     np.testing.assert_allclose(gradient, decided * (drawn - p), atol=1e-5)
 
 
-def test_a_constant_reward_with_its_baseline_has_no_gradient(images):
-    model = make(gamma=1.0, steps=3)
+@pytest.mark.parametrize("baseline", ["scalar", "state"])
+def test_a_constant_reward_with_its_baseline_has_no_gradient(images, baseline):
+    model = make(gamma=1.0, steps=3, baseline=baseline)
     model.classifier.kernel.assign(tf.zeros_like(model.classifier.kernel))
     model.classifier.bias.assign(10 * tf.one_hot(2, 10))  # right whatever it saw
     policy = [model.locator.kernel, model.decider.kernel]
 
-    def gradients(baseline):
-        model.baseline.assign(baseline)
+    def gradients(expected):
+        model.baseline.assign(tf.fill(model.baseline.shape, expected))
         with tf.GradientTape() as tape:
             loss, end_points = model.losses_of(images, tf.fill([6], 2), SEED)
         assert (end_points["reward"].numpy() == 1).all()
@@ -250,7 +251,7 @@ def test_losses_are_those_of_the_paper(images):
     labels = tf.range(6) % 3
     for supervision in (False, True):
         model = make(gamma=0.9, intermediate_supervision=supervision)
-        model.baseline.assign(0.3)
+        model.baseline.assign([0.3] * 4)
         loss, points = model.losses_of(images, labels, SEED)
         units, logits = points["num_units"].numpy(), points["logits"].numpy()
         right = logits.argmax(1) == labels.numpy()
