@@ -219,6 +219,17 @@ class TouchedInputs : public Touched {
   std::vector<int64_t> inputs_, row_of_;
 };
 
+// Asks for memory that is going to be read (or written, too): rows lie in pages of
+// their own, where the processor does not guess what comes next.
+template <bool kWrites = false, typename T>
+inline void Prefetch(const T* from, int64_t count) {
+  constexpr int kLine = 64 / static_cast<int>(sizeof(T));
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(from + i, kWrites);
+}
+
+// How many rows ahead.
+inline constexpr int kPrefetchRows = 2;
+
 // Inline, because it is called for a few hundred bytes at a time.
 template <typename T>
 inline void Copy(const T* from, int64_t count, T* to) {
@@ -319,19 +330,94 @@ bool FewFilters(const Geometry& g) {
          g.taps() * g.filters <= kPanelColumns<Sum>;
 }
 
-// Packs filters for `Convolve`: [depth, filters], or [channels, taps * filters] where
-// there are few.
+// Packs filters for `Convolve`: [depth, filters], or where there are few [taps *
+// filters, channels].
 template <typename F>
 void PackFilters(const Geometry& g, const typename Blocks<F>::Sum* filters,
                  PackedMatrix<F>* packed) {
   if (FewFilters<F>(g)) {
     const int64_t filters_count = g.filters, channels = g.channels;
-    packed->PackElements(channels, g.taps() * filters_count, [=](int64_t c, int64_t n) {
+    packed->PackElements(g.taps() * filters_count, channels, [=](int64_t n, int64_t c) {
       const int64_t tap = n / filters_count;
       return filters[(tap * channels + c) * filters_count + n % filters_count];
     });
   } else {
     packed->Pack(g.depth(), g.filters, filters);
+  }
+}
+
+// products[r][n] = the product of kRows transformed rows and kColumns others, which are
+// panels of kPanelColumns channels; `stride` leads from panel to panel.
+template <int kColumns, int kRows, typename T>
+void MultiplyFew(const T* const* rows, const Transform<T>& before, const T* panel,
+                 int64_t stride, int64_t channels, T* const* products) {
+  Vector<T> sums[kRows][kColumns] = {};
+  T ends[3][kLanes<T>];
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    const bool is_whole = c + kLanes<T> <= channels;
+    const auto load = [&](const T* from, int64_t end) {
+      if (is_whole) return Load(from + c);
+      for (int64_t i = 0; i < kLanes<T>; ++i) {
+        ends[end][i] = c + i < channels ? from[c + i] : T(0);
+      }
+      return Load(ends[end]);
+    };
+    Vector<T> v[kRows];
+    for (int r = 0; r < kRows; ++r) v[r] = load(rows[r], 0);
+    if (before.scale != nullptr) {
+      const Vector<T> scale = load(before.scale, 1);
+      for (int r = 0; r < kRows; ++r) v[r] *= scale;
+    }
+    if (before.shift != nullptr) {
+      const Vector<T> shift = load(before.shift, 2);
+      for (int r = 0; r < kRows; ++r) v[r] += shift;
+    }
+    if (before.slope != T(1)) {
+      for (int r = 0; r < kRows; ++r) v[r] = Activate(v[r], before.slope);
+    }
+    const T* weights = panel + c / kPanelColumns<T> * stride + c % kPanelColumns<T>;
+#pragma GCC unroll 9
+    for (int n = 0; n < kColumns; ++n) {
+      const Vector<T> weight = Load(weights + n * kPanelColumns<T>);
+      for (int r = 0; r < kRows; ++r) sums[r][n] += v[r] * weight;
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int n = 0; n < kColumns; ++n) {
+      T lanes[kLanes<T>];
+      Store(lanes, sums[r][n]);
+      for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+      }
+      products[r][n] = lanes[0];
+    }
+  }
+}
+
+// The same of any number of columns and one or two rows.
+template <typename T, int kColumns = 9>
+void MultiplyFewColumns(int num_rows, int64_t columns, const T* const* rows,
+                        const Transform<T>& before, const T* panel, int64_t stride,
+                        int64_t channels, T* const* products) {
+  if constexpr (kColumns > 1) {
+    if (columns < kColumns) {
+      return MultiplyFewColumns<T, kColumns - 1>(num_rows, columns, rows, before, panel,
+                                                 stride, channels, products);
+    }
+  }
+  T* next[2] = {products[0], products[num_rows - 1]};
+  for (; columns >= kColumns; columns -= kColumns) {
+    if (num_rows == 2) {
+      MultiplyFew<kColumns, 2>(rows, before, panel, stride, channels, next);
+    } else {
+      MultiplyFew<kColumns, 1>(rows, before, panel, stride, channels, next);
+    }
+    for (T*& product : next) product += kColumns;
+    panel += kColumns * kPanelColumns<T>;
+  }
+  if (columns > 0) {
+    MultiplyFewColumns<T, kColumns>(num_rows, columns, rows, before, panel, stride,
+                                    channels, next);
   }
 }
 
@@ -342,26 +428,34 @@ void ConvolveFew(const Geometry& g, const T* rows, const int64_t* row_of,
                  const Transform<T>& after, const Positions& positions,
                  const Touched* known, const Output& output_row, const Workers& workers,
                  const Tasks& last) {
+  constexpr int64_t kInputs = 64, kOutputs = 512;
   const int64_t num_positions = positions.size();
   const Windows windows(g, positions);
   const TouchedInputs touched(g, positions, known);
-  const int64_t columns = g.taps() * g.filters;
-  T* const products = workers.NewArray<T>(touched.inputs.size() * columns);
-  GatherMultiplyScatter<T>(
-      touched.inputs.size(), packed,
-      [&](int64_t row, int64_t k, int64_t count, T* to) {
-        const int64_t input = touched.inputs[row];
-        const int64_t from = row_of == nullptr ? input : row_of[input];
-        before.Apply(rows + from * g.channels + k, k, count, to);
-      },
-      [&](int64_t row, int64_t column, int64_t count, const T* from) {
-        Copy(from, count, products + row * columns + column);
-      },
-      workers, last);
-  constexpr int64_t kChunk = 512;
-  workers.ForEach(CeilDiv(num_positions, kChunk), [&](int64_t chunk) {
-    const int64_t end = std::min(num_positions, (chunk + 1) * kChunk);
-    for (int64_t r = chunk * kChunk; r < end; ++r) {
+  const int64_t num_inputs = touched.inputs.size();
+  const int64_t columns = packed.depth();
+  const int64_t stride = columns * kPanelColumns<T>;
+  T* const products = workers.NewArray<T>(num_inputs * columns);
+  const int64_t chunks = CeilDiv(num_inputs, kInputs);
+  workers.ForEach(chunks + last.count, [&](int64_t chunk) {
+    if (chunk >= chunks) return last.run(chunk - chunks);
+    const int64_t end = std::min(num_inputs, (chunk + 1) * kInputs);
+    for (int64_t row = chunk * kInputs; row < end; row += 2) {
+      const int count = static_cast<int>(std::min<int64_t>(2, end - row));
+      const T* from[2];
+      T* to[2];
+      for (int i = 0; i < count; ++i) {
+        const int64_t input = touched.inputs[row + i];
+        from[i] = rows + (row_of == nullptr ? input : row_of[input]) * g.channels;
+        to[i] = products + (row + i) * columns;
+      }
+      MultiplyFewColumns(count, columns, from, before, packed.Panel(0, 0), stride,
+                         g.channels, to);
+    }
+  });
+  workers.ForEach(CeilDiv(num_positions, kOutputs), [&](int64_t chunk) {
+    const int64_t end = std::min(num_positions, (chunk + 1) * kOutputs);
+    for (int64_t r = chunk * kOutputs; r < end; ++r) {
       T* to = output_row(r);
       std::fill(to, to + g.filters, T(0));
       for (int64_t tap = 0; tap < g.taps(); ++tap) {
@@ -399,6 +493,8 @@ void Convolve(const Geometry& g, const Row* rows, const int64_t* row_of,
     GatherMultiplyScatter<F>(
         positions.size(), packed,
         [&](int64_t row, int64_t k, int64_t count, F* to) {
+          const int64_t next = std::min(row + kPrefetchRows, positions.size() - 1);
+          Prefetch(rows + positions[next] * g.channels + k, count);
           before.Apply(rows + positions[row] * g.channels + k, k, count, to);
         },
         scatter, workers, last);

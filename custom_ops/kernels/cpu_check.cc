@@ -435,6 +435,85 @@ void CheckHalfUnits(Random* random, const Workers& workers) {
   }
 }
 
+// The first unit of a block, with small whole numbers, in which every stage rounds what
+// it hands on to factors F.
+template <typename F>
+void CheckProjection(const char* name, Instructions instructions, Random* random,
+                     const Workers& workers) {
+  using T = typename Blocks<F>::Sum;
+  const int64_t channels = random->Integer(1, 50), inner = random->Integer(1, 40);
+  const int64_t out_channels = random->Integer(1, 70);
+  Geometry middle = RandomGeometry(random);
+  middle.kernel_height = middle.kernel_width = 3;
+  middle.stride_y = middle.stride_x = random->Integer(1, 2);
+  middle.dilation_y = middle.dilation_x = middle.pad_top = middle.pad_left = 1;
+  middle.out_height = CeilDiv(middle.height, middle.stride_y);
+  middle.out_width = CeilDiv(middle.width, middle.stride_x);
+  middle.channels = middle.filters = inner;
+  Geometry last = Pointwise(middle, inner, out_channels);
+  last.height = last.out_height = middle.out_height;
+  last.width = last.out_width = middle.out_width;
+  Geometry shortcut = Pointwise(middle, channels, out_channels);
+  shortcut.stride_y = shortcut.stride_x = middle.stride_y;
+  shortcut.out_height = middle.out_height;
+  shortcut.out_width = middle.out_width;
+  const Geometry geometries[] = {Pointwise(middle, channels, inner), middle, last,
+                                 shortcut};
+  const Values x = random->WholeNumbers(middle.num_inputs() * channels, 3);
+  const Values shift = random->WholeNumbers(out_channels, 9);
+  Stage<F> stages[4];
+  PackedMatrix<F> packed[4];
+  Values rows = x, expected(middle.num_outputs() * out_channels);
+  for (int i = 0; i < 4; ++i) {
+    const Geometry& g = geometries[i];
+    const Values weights = random->WholeNumbers(g.depth() * g.filters, 1);
+    const std::vector<T> filters(weights.begin(), weights.end());
+    packed[i].set_instructions(instructions);
+    PackFilters(g, filters.data(), &packed[i]);
+    stages[i].filters = &packed[i];
+    std::vector<int64_t> all(g.num_outputs());
+    std::iota(all.begin(), all.end(), 0);
+    Values next(g.num_outputs() * g.filters);
+    const Values& from = i == 3 ? x : rows;
+    ForEachProduct(g, all, [&](int64_t o, int64_t in, int64_t f) {
+      next[o] += from[in] * weights[f];
+    });
+    if (i >= 2) {
+      for (std::size_t o = 0; o < next.size(); ++o) expected[o] += next[o];
+      continue;
+    }
+    for (double& value : next) value = static_cast<T>(F(static_cast<T>(value)));
+    rows = next;
+  }
+  const std::vector<T> shifts(shift.begin(), shift.end()), input(x.begin(), x.end());
+  stages[2].after.shift = stages[3].after.shift = shifts.data();
+  const int64_t size = middle.out_height * middle.out_width * out_channels;
+  Values expected_sums(middle.batch * out_channels);
+  for (int64_t i = 0; i < middle.batch * size; ++i) {
+    expected[i] += 2 * shift[i % out_channels];
+    expected_sums[i / size * out_channels + i % out_channels] += expected[i];
+  }
+  std::vector<T> y(expected.size()), sums(expected_sums.size());
+  const Stage<F> three[] = {stages[0], stages[1], stages[2]};
+  ProjectionUnit(middle, channels, out_channels, input.data(), Transform<T>{}, three,
+                 stages[3], y.data(), sums.data(), workers);
+  Expect((std::string("projection ") + name).c_str(), {y.begin(), y.end()}, expected);
+  Expect((std::string("projection's sums ") + name).c_str(), {sums.begin(), sums.end()},
+         expected_sums);
+}
+
+void CheckProjections(int seed, const Workers& workers) {
+  const auto check = [&](auto factor, const char* name, Instructions instructions) {
+    Random random(seed);
+    CheckProjection<decltype(factor)>(name, instructions, &random, workers);
+  };
+  check(0.0, "double", Instructions::kPlain);
+  check(0.0f, "float", Instructions::kPlain);
+  for (const Instructions instructions : kAllInstructions) {
+    if (Has(instructions)) check(BFloat16(), "bfloat16", instructions);
+  }
+}
+
 // Without scales, shifts and activations a unit is two or three convolutions in a row.
 void CheckUnits(Random* random, const Workers& workers) {
   const int64_t channels = random->Integer(1, 40), inner = random->Integer(1, 20);
@@ -505,6 +584,7 @@ int main(int argc, char** argv) {
     perforated::CheckHalfConvolution(&random, workers);
     perforated::CheckHalfUnits(&random, workers);
     perforated::CheckChains(&random, workers);
+    perforated::CheckProjections(i, workers);
   }
   std::printf("%d cases are right\n", cases);
 }

@@ -99,14 +99,14 @@ struct Blocks {
   static constexpr int kPair = 1;               // what stands together of a column
 };
 
-// Depth is shorter, so that a panel and a block of rows fit the nearest cache, and
-// tiles have more rows, for each of which the panels are read once.
+// Tiles of twice the rows, and most depths in one piece: what is multiplied so fast
+// waits for memory, and then rows had better be read from end to end.
 template <>
 struct Blocks<BFloat16> {
   using Sum = float;
   static constexpr int kRows = kHalfBlockRows;
-  static constexpr int kGroups = 8;
-  static constexpr int kDepth = 320;
+  static constexpr int kGroups = 4;
+  static constexpr int kDepth = 1152;
   static constexpr int kStride = kDepth + 32;  // an odd number of cache lines
   static constexpr int kDepthUnit = kHalfDepthUnit;
   static constexpr int kPair = 2;
@@ -240,33 +240,36 @@ struct Partition {
   int64_t row_tiles, column_tiles;
 };
 
-// Computes rows [0, rows) times `matrix`.
+// A factor of a product: gather(row, k, count, to) writes elements [k, k + count) of a
+// row to `to`.
+template <typename T, typename Gather>
+struct Product {
+  const PackedMatrix<T>& matrix;
+  const Gather& gather;
+};
+
+// Computes rows [0, rows) times the matrices of one product or more, and their sum.
 //
-// gather(row, k, count, to) writes elements [k, k + count) of a row to `to`;
 // scatter(row, column, count, from) receives results, each exactly once, and all that
 // one task has of a row in sequence. `last` is done at the end, by whoever is free.
-template <typename T, typename Gather, typename Scatter>
-void GatherMultiplyScatter(int64_t rows, const PackedMatrix<T>& matrix,
-                           const Gather& gather, const Scatter& scatter,
-                           const Workers& workers, const Tasks& last = {}) {
+template <typename T, typename Scatter, typename... Gathers>
+void SumProducts(int64_t rows, int64_t total_columns, const Scatter& scatter,
+                 const Workers& workers, const Tasks& last,
+                 const Product<T, Gathers>&... products) {
   using Sum = typename Blocks<T>::Sum;
   constexpr int kRows = Blocks<T>::kRows, kStride = Blocks<T>::kStride;
   constexpr int kDepthUnit = Blocks<T>::kDepthUnit;
   constexpr int kWidth = kPanelColumns<Sum>;
   constexpr int kBlock = kRows * kWidth;
   constexpr bool kIsHalf = std::is_same_v<T, BFloat16>;
-  if (rows == 0 || matrix.columns() == 0) {
+  if (rows == 0 || total_columns == 0) {
     workers.ForEach(last.count, last.run);
     return;
   }
-  const int64_t panels = CeilDiv(matrix.columns(), kWidth);
+  const int64_t panels = CeilDiv(total_columns, kWidth);
   const int64_t groups = CeilDiv(rows, kRows);
-  const Partition partition(groups, Blocks<T>::kGroups, matrix.columns(), kWidth,
+  const Partition partition(groups, Blocks<T>::kGroups, total_columns, kWidth,
                             workers.num_threads());
-  const int64_t depth = matrix.depth();
-  const int64_t steps = std::max<int64_t>(1, CeilDiv(depth, Blocks<T>::kDepth));
-  constexpr int kStepUnit = std::max(16, kDepthUnit);
-  const int64_t step = CeilDiv(CeilDiv(depth, steps), kStepUnit) * kStepUnit;
   const int64_t tasks = partition.row_tiles * partition.column_tiles;
   workers.ForEach(tasks + last.count, [&](int64_t task) {
     if (task >= tasks) return last.run(task - tasks);
@@ -280,7 +283,7 @@ void GatherMultiplyScatter(int64_t rows, const PackedMatrix<T>& matrix,
     const int64_t num_rows = last_row - first_row;
     const int64_t num_groups = CeilDiv(num_rows, kRows);
     const auto num_columns = [&](int64_t panel) {
-      return std::min<int64_t>(kWidth, matrix.columns() - panel * kWidth);
+      return std::min<int64_t>(kWidth, total_columns - panel * kWidth);
     };
     static thread_local Buffer<T> tile_buffer;
     static thread_local Buffer<Sum> sums_buffer;
@@ -288,31 +291,44 @@ void GatherMultiplyScatter(int64_t rows, const PackedMatrix<T>& matrix,
     Sum* const sums =
         sums_buffer.Reserve(num_groups * (last_panel - first_panel) * kBlock);
     std::optional<TileConfiguration> tiles;
-    if (kIsHalf && matrix.instructions() == Instructions::kTiles) tiles.emplace();
-    for (int64_t k = 0, s = 0; s < steps; ++s, k += step) {
-      const int64_t count = std::max<int64_t>(0, std::min(step, depth - k));
-      const int64_t padded = CeilDiv(count, kDepthUnit) * kDepthUnit;
-      for (int64_t r = 0; r < num_rows; ++r) {
-        T* const to = tile + r * kStride;
-        gather(first_row + r, k, count, to);
-        std::fill(to + count, to + padded, T(0));
-      }
-      Sum* block = sums;
-      for (int64_t p = first_panel; p < last_panel; ++p) {
-        for (int64_t r = 0; r < num_rows; r += kRows, block += kBlock) {
-          const int n = static_cast<int>(std::min<int64_t>(kRows, num_rows - r));
-          const int columns = static_cast<int>(num_columns(p));
-          const T* const left = tile + r * kStride;
-          if constexpr (kIsHalf) {
-            MultiplyHalfRows<kStride>(matrix.instructions(), n, columns, left,
-                                      matrix.Panel(p, k), padded, s > 0, block);
-          } else {
-            MultiplyRows<T, kStride, 1>(n, columns, left, matrix.Panel(p, k), count,
-                                        s > 0, block);
+    const bool has_tiles =
+        ((products.matrix.instructions() == Instructions::kTiles) || ...);
+    if (kIsHalf && has_tiles) tiles.emplace();
+    bool accumulate = false;
+    const auto multiply = [&](const auto& product) {
+      const PackedMatrix<T>& matrix = product.matrix;
+      const int64_t depth = matrix.depth();
+      const int64_t steps = std::max<int64_t>(1, CeilDiv(depth, Blocks<T>::kDepth));
+      constexpr int kStepUnit = std::max(16, kDepthUnit);
+      const int64_t step = CeilDiv(CeilDiv(depth, steps), kStepUnit) * kStepUnit;
+      for (int64_t k = 0, s = 0; s < steps; ++s, k += step) {
+        const int64_t count = std::max<int64_t>(0, std::min(step, depth - k));
+        const int64_t padded = CeilDiv(count, kDepthUnit) * kDepthUnit;
+        for (int64_t r = 0; r < num_rows; ++r) {
+          T* const to = tile + r * kStride;
+          product.gather(first_row + r, k, count, to);
+          std::fill(to + count, to + padded, T(0));
+        }
+        Sum* block = sums;
+        for (int64_t p = first_panel; p < last_panel; ++p) {
+          for (int64_t r = 0; r < num_rows; r += kRows, block += kBlock) {
+            const int n = static_cast<int>(std::min<int64_t>(kRows, num_rows - r));
+            const int columns = static_cast<int>(num_columns(p));
+            const T* const left = tile + r * kStride;
+            const T* const panel = matrix.Panel(p, k);
+            if constexpr (kIsHalf) {
+              MultiplyHalfRows<kStride>(matrix.instructions(), n, columns, left, panel,
+                                        padded, accumulate, block);
+            } else {
+              MultiplyRows<T, kStride, 1>(n, columns, left, panel, count, accumulate,
+                                          block);
+            }
           }
         }
+        accumulate = true;
       }
-    }
+    };
+    (multiply(products), ...);
     // Row by row: results that are far apart in memory would compete for cache sets.
     // Blocks of a panel lie one after the other.
     for (int64_t r = 0; r < num_rows; ++r) {
@@ -323,6 +339,15 @@ void GatherMultiplyScatter(int64_t rows, const PackedMatrix<T>& matrix,
       }
     }
   });
+}
+
+// The same of one product.
+template <typename T, typename Gather, typename Scatter>
+void GatherMultiplyScatter(int64_t rows, const PackedMatrix<T>& matrix,
+                           const Gather& gather, const Scatter& scatter,
+                           const Workers& workers, const Tasks& last = {}) {
+  SumProducts(rows, matrix.columns(), scatter, workers, last,
+              Product<T, Gather>{matrix, gather});
 }
 
 }  // namespace perforated

@@ -37,16 +37,96 @@ inline Geometry Pointwise(const Geometry& g, int64_t channels, int64_t filters) 
   return p;
 }
 
-// Splits numbers into as many parts, the largest first, as it takes to keep all of
-// their digits in factors of a product.
-template <typename T>
+// How many factors it takes to keep all digits of a sum, the largest part first.
+template <typename F>
 inline constexpr int kParts = 1;
 template <>
 inline constexpr int kParts<BFloat16> = 3;
 
+// Where the rows of every image begin among some positions, and at last their number.
+inline std::vector<int64_t> FirstRows(const Positions& positions, int64_t batch,
+                                      int64_t image_size) {
+  std::vector<int64_t> first(batch + 1);
+  for (int64_t image = 0; image <= batch; ++image) {
+    first[image] =
+        std::lower_bound(positions.begin(), positions.end(), image * image_size) -
+        positions.begin();
+  }
+  return first;
+}
+
+// The sum of every image's rows as rows of a product, kParts of each image: that the
+// product of a sum is the sum of products costs a few rows instead of a pass over
+// results. The order of additions depends on nothing but the sizes.
+template <typename F>
+class Totals {
+ public:
+  using T = typename Blocks<F>::Sum;
+  // Args: where rows of images begin; read(row, buffer) returns a row, there or in
+  // memory of its own.
+  template <typename Read>
+  Totals(const std::vector<int64_t>& first, int64_t depth, const Read& read,
+         const Workers& workers)
+      : depth_(depth) {
+    constexpr int64_t kChunk = 256;
+    const int64_t batch = static_cast<int64_t>(first.size()) - 1;
+    struct Chunk {
+      int64_t image, begin, end;
+    };
+    std::vector<Chunk> chunks;
+    for (int64_t image = 0; image < batch; ++image) {
+      for (int64_t row = first[image]; row < first[image + 1]; row += kChunk) {
+        chunks.push_back({image, row, std::min(row + kChunk, first[image + 1])});
+      }
+    }
+    const int64_t count = static_cast<int64_t>(chunks.size());
+    std::vector<T> partial(count * depth), totals(batch * depth);
+    workers.ForEach(count, [&](int64_t c) {
+      static thread_local Buffer<F> buffer;
+      F* const memory = buffer.Reserve(depth);
+      for (int64_t row = chunks[c].begin; row < chunks[c].end; ++row) {
+        Add(read(row, memory), depth, partial.data() + c * depth);
+      }
+    });
+    for (int64_t c = 0; c < count; ++c) {
+      Add(partial.data() + c * depth, depth, totals.data() + chunks[c].image * depth);
+    }
+    parts_.resize(kParts<F> * batch * depth);
+    for (int64_t part = 0; part < kParts<F>; ++part) {
+      for (int64_t i = 0; i < batch * depth; ++i) {
+        const F rounded(totals[i]);
+        parts_[part * batch * depth + i] = rounded;
+        totals[i] -= T(rounded);
+      }
+    }
+  }
+  const F* row(int64_t index) const { return parts_.data() + index * depth_; }
+
+ private:
+  int64_t depth_;
+  std::vector<F> parts_;
+};
+
+// sums[image] += the products of its parts + its number of rows * both shifts.
+template <typename F, typename T>
+void AddProducts(const std::vector<T>& products, const std::vector<int64_t>& first,
+                 int64_t channels, const T* shift, const T* other_shift, T* sums) {
+  const int64_t batch = static_cast<int64_t>(first.size()) - 1;
+  for (int64_t row = 0; row < batch * kParts<F>; ++row) {
+    Add(products.data() + row * channels, channels, sums + row % batch * channels);
+  }
+  for (int64_t image = 0; image < batch; ++image) {
+    const T count = T(first[image + 1] - first[image]);
+    T* const to = sums + image * channels;
+    for (const T* add : {shift, other_shift}) {
+      if (add == nullptr) continue;
+      for (int64_t c = 0; c < channels; ++c) to[c] += add[c] * count;
+    }
+  }
+}
+
 // y[position] += rows * filters + shift. With `sums` [batch, channels of y] also adds
-// to it the residuals of every image: that sum is the same product of the summed rows,
-// so it costs a few rows more instead of a pass over y.
+// to it the residuals of every image.
 template <typename F, typename T>
 void AddResidual(const Stage<F>& stage, const F* rows, const Positions& positions,
                  int64_t image_size, int64_t batch, T* y, T* sums,
@@ -54,31 +134,16 @@ void AddResidual(const Stage<F>& stage, const F* rows, const Positions& position
   const int64_t depth = stage.filters->depth();
   const int64_t channels = stage.filters->columns();
   const int64_t num_rows = positions.size();
-  const int64_t num_totals = sums == nullptr ? 0 : batch * kParts<F>;
   const T* shift = stage.after.shift;
-  std::vector<T> totals(sums == nullptr ? 0 : batch * depth);
-  std::vector<int64_t> counts(sums == nullptr ? 0 : batch);
-  std::vector<F> parts(num_totals * depth);
+  const auto first = FirstRows(positions, sums == nullptr ? 0 : batch, image_size);
+  const Totals<F> totals(
+      first, depth, [&](int64_t row, F*) { return rows + row * depth; }, workers);
+  const int64_t num_totals = sums == nullptr ? 0 : batch * kParts<F>;
   std::vector<T> products(num_totals * channels);
-  if (sums != nullptr) {
-    for (int64_t r = 0; r < num_rows; ++r) {
-      const int64_t image = positions[r] / image_size;
-      Add(rows + r * depth, depth, totals.data() + image * depth);
-      ++counts[image];
-    }
-    for (int64_t part = 0; part < kParts<F>; ++part) {
-      for (int64_t i = 0; i < batch * depth; ++i) {
-        const F rounded(totals[i]);
-        parts[part * batch * depth + i] = rounded;
-        totals[i] -= T(rounded);
-      }
-    }
-  }
   GatherMultiplyScatter<F>(
       num_rows + num_totals, *stage.filters,
       [&](int64_t row, int64_t k, int64_t count, F* to) {
-        const F* from = row < num_rows ? rows + row * depth
-                                       : parts.data() + (row - num_rows) * depth;
+        const F* from = row < num_rows ? rows + row * depth : totals.row(row - num_rows);
         Copy(from + k, count, to);
       },
       [&](int64_t row, int64_t column, int64_t count, const T* from) {
@@ -86,6 +151,8 @@ void AddResidual(const Stage<F>& stage, const F* rows, const Positions& position
           Copy(from, count, products.data() + (row - num_rows) * channels + column);
           return;
         }
+        const int64_t next = std::min(row + kPrefetchRows, num_rows - 1);
+        Prefetch<true>(y + positions[next] * channels + column, count);
         T* to = y + positions[row] * channels + column;
         int64_t i = 0;
         for (; i + kLanes<T> <= count; i += kLanes<T>) {
@@ -100,24 +167,18 @@ void AddResidual(const Stage<F>& stage, const F* rows, const Positions& position
         }
       },
       workers);
-  for (int64_t row = 0; row < num_totals; ++row) {
-    const int64_t image = row % batch;
-    T* const to = sums + image * channels;
-    Add(products.data() + row * channels, channels, to);
-    if (shift == nullptr || row >= batch) continue;
-    const T count = T(counts[image]);
-    for (int64_t c = 0; c < channels; ++c) to[c] += shift[c] * count;
+  if (sums != nullptr) {
+    AddProducts<F>(products, first, channels, shift, static_cast<const T*>(nullptr),
+                   sums);
   }
 }
 
-// 1x1, 3x3, 1x1 (ImageNet). `middle` is the geometry of the 3x3 convolution; the first
-// runs wherever the second reads, which `known` tells, or null.
+// The first two stages of a bottleneck: what the third multiplies at some positions.
 template <typename T, typename F>
-void BottleneckUnit(const Geometry& middle, int64_t channels, const T* x,
-                    const Transform<T>& preactivation, const Stage<F> (&stages)[3],
-                    const Positions& positions, const Touched* known, T* y, T* sums,
-                    const Workers& workers) {
-  if (positions.empty()) return;
+F* BottleneckRows(const Geometry& middle, int64_t channels, const T* x,
+                  const Transform<T>& preactivation, const Stage<F> (&stages)[3],
+                  const Positions& positions, const Touched* known,
+                  const Workers& workers) {
   const TouchedInputs touched(middle, positions, known);
   F* const first = workers.NewArray<F>(touched.inputs.size() * middle.channels);
   F* const second = workers.NewArray<F>(positions.size() * middle.filters);
@@ -129,54 +190,85 @@ void BottleneckUnit(const Geometry& middle, int64_t channels, const T* x,
       middle, first, touched.row_of, Transform<T>{}, *stages[1].filters,
       stages[1].after, positions, &touched,
       [&](int64_t r) { return second + r * middle.filters; }, workers);
-  AddResidual(stages[2], second, positions, middle.out_height * middle.out_width,
+  return second;
+}
+
+// 1x1, 3x3, 1x1 (ImageNet). `middle` is the geometry of the 3x3 convolution; the first
+// runs wherever the second reads, which `known` tells, or null.
+template <typename T, typename F>
+void BottleneckUnit(const Geometry& middle, int64_t channels, const T* x,
+                    const Transform<T>& preactivation, const Stage<F> (&stages)[3],
+                    const Positions& positions, const Touched* known, T* y, T* sums,
+                    const Workers& workers) {
+  if (positions.empty()) return;
+  const F* const rows = BottleneckRows(middle, channels, x, preactivation, stages,
+                                       positions, known, workers);
+  AddResidual(stages[2], rows, positions, middle.out_height * middle.out_width,
               middle.batch, y, sums, workers);
 }
 
-// sums [batch, channels] = the sums of y over the positions of every image, in an order
-// that depends on nothing but the sizes.
-template <typename T>
-void SumPositions(const T* y, int64_t batch, int64_t image_size, int64_t channels,
-                  T* sums, const Workers& workers) {
-  constexpr int64_t kChunk = 256;
-  const int64_t chunks = CeilDiv(image_size, kChunk);
-  T* const partial = workers.NewArray<T>(batch * chunks * channels);
-  workers.ForEach(batch * chunks, [&](int64_t task) {
-    const int64_t image = task / chunks, first = task % chunks * kChunk;
-    const int64_t last = std::min(image_size, first + kChunk);
-    T* to = partial + task * channels;
-    std::fill_n(to, channels, T(0));
-    for (int64_t p = first; p < last; ++p) {
-      Add(y + (image * image_size + p) * channels, channels, to);
-    }
-  });
-  std::fill_n(sums, batch * channels, T(0));
-  for (int64_t task = 0; task < batch * chunks; ++task) {
-    Add(partial + task * channels, channels, sums + task / chunks * channels);
-  }
-}
-
 // The first unit of a block, at all positions: its shortcut is a strided 1x1
-// convolution of the preactivation. Also sums y over positions.
+// convolution of the preactivation, which is one product more for the last stage to add
+// up. Also sums y over positions.
 template <typename T, typename F>
 void ProjectionUnit(const Geometry& middle, int64_t channels, int64_t out_channels,
                     const T* x, const Transform<T>& preactivation,
                     const Stage<F> (&stages)[3], const Stage<F>& projection, T* y,
                     T* sums, const Workers& workers) {
+  std::fill_n(sums, middle.batch * out_channels, T(0));
   std::vector<int64_t> positions(middle.num_outputs());
   std::iota(positions.begin(), positions.end(), 0);
+  const int64_t num_rows = middle.num_outputs();
+  if (num_rows == 0) return;
+  const F* const rows = BottleneckRows(middle, channels, x, preactivation, stages,
+                                       positions, nullptr, workers);
+  const int64_t depth = middle.filters;
   Geometry shortcut = Pointwise(middle, channels, out_channels);
   shortcut.stride_y = middle.stride_y;
   shortcut.stride_x = middle.stride_x;
   shortcut.out_height = middle.out_height;
   shortcut.out_width = middle.out_width;
-  Convolve(
-      shortcut, x, nullptr, preactivation, *projection.filters, projection.after,
-      positions, nullptr, [&](int64_t r) { return y + r * out_channels; }, workers);
-  BottleneckUnit(middle, channels, x, preactivation, stages, positions, nullptr, y,
-                 static_cast<T*>(nullptr), workers);
-  SumPositions(y, middle.batch, middle.out_height * middle.out_width, out_channels,
-               sums, workers);
+  const Windows windows(shortcut, positions);
+  const auto read = [&](int64_t row, int64_t k, int64_t count, F* to) {
+    preactivation.Apply(x + windows.Input(row, 0) * channels + k, k, count, to);
+  };
+  const auto first =
+      FirstRows(positions, middle.batch, middle.out_height * middle.out_width);
+  const Totals<F> totals(
+      first, depth, [&](int64_t row, F*) { return rows + row * depth; }, workers);
+  const Totals<F> shortcut_totals(
+      first, channels,
+      [&](int64_t row, F* buffer) {
+        read(row, 0, channels, buffer);
+        return buffer;
+      },
+      workers);
+  const auto residual = [&](int64_t row, int64_t k, int64_t count, F* to) {
+    const F* from = row < num_rows ? rows + row * depth : totals.row(row - num_rows);
+    Copy(from + k, count, to);
+  };
+  const auto projected = [&](int64_t row, int64_t k, int64_t count, F* to) {
+    if (row < num_rows) return read(row, k, count, to);
+    Copy(shortcut_totals.row(row - num_rows) + k, count, to);
+  };
+  const T* const shift = stages[2].after.shift;
+  const T* const other_shift = projection.after.shift;
+  const int64_t num_totals = middle.batch * kParts<F>;
+  std::vector<T> products(num_totals * out_channels);
+  SumProducts(
+      num_rows + num_totals, out_channels,
+      [&](int64_t row, int64_t column, int64_t count, const T* from) {
+        if (row >= num_rows) {
+          Copy(from, count, products.data() + (row - num_rows) * out_channels + column);
+          return;
+        }
+        T* const to = y + row * out_channels + column;
+        Transform<T>{nullptr, shift, T(1)}.Apply(from, column, count, to);
+        if (other_shift != nullptr) Add(other_shift + column, count, to);
+      },
+      workers, Tasks{}, Product<F, decltype(residual)>{*stages[2].filters, residual},
+      Product<F, decltype(projected)>{*projection.filters, projected});
+  AddProducts<F>(products, first, out_channels, shift, other_shift, sums);
 }
 
 // Two 3x3 convolutions (CIFAR), `first` and `second`. `known` is what the second reads,
