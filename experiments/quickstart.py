@@ -189,11 +189,9 @@ def show_photograph(output_dir: str) -> dict[str, object]:
 
 def show() -> dict[str, object]:
     """Shows the trained networks that come with the package; returns results."""
-    ignored = [
-        name for name in _FOR_TRAINING if FLAGS[name].value != FLAGS[name].default
-    ]
-    if ignored:
-        raise ValueError(f"--{ignored[0]}: needs --train")
+    for name in _FOR_TRAINING:
+        if FLAGS[name].value != FLAGS[name].default:
+            raise ValueError(f"--{name}={FLAGS[name].value}: needs --train")
     output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
     model = sact_tf.load(SHAPES_NETWORK)
     size = model.card.image_size[0]

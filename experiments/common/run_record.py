@@ -103,23 +103,35 @@ def kept() -> Iterator[None]:
         yield
         return
     started_with = commit()  # the code on the disk may change meanwhile
+    before = _checkpoints()
     try:
         yield
     except SystemExit as stop:  # by a signal: the run is to go on later
         if isinstance(stop.code, int) and stop.code > 128:
-            write(started_with)
+            write(started_with, before)
         raise
-    write(started_with)
+    write(started_with, before)
 
 
-def write(started_with: str) -> None:
+def _directory() -> str:
+    return os.path.expanduser(FLAGS[_DIRECTORY_FLAG].value)
+
+
+def _checkpoints() -> set[str]:
+    return set(glob.glob(os.path.join(glob.escape(_directory()), "*.index")))
+
+
+def write(started_with: str, before: set[str]) -> None:
     """Writes `run.json` to --train_log_dir, if that holds checkpoints.
+
+    That of a run that had ended already stays as it is.
 
     Args:
         started_with: The commit.
+        before: Files of checkpoints that were there when the program started.
     """
-    directory = os.path.expanduser(FLAGS[_DIRECTORY_FLAG].value)
-    if not glob.glob(os.path.join(glob.escape(directory), "*.index")):
+    found, path = _checkpoints(), os.path.join(_directory(), FILE)
+    if not found or (found == before and os.path.exists(path)):
         return
     values = {
         "version": VERSION,
@@ -130,7 +142,7 @@ def write(started_with: str) -> None:
         "sact_tf": sact_tf.__version__,
         "tensorflow": tf.__version__,
     }
-    write_json(os.path.join(directory, FILE), values)
+    write_json(path, values)
 
 
 def seconds_of(directory: str) -> float:

@@ -7,13 +7,16 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 from absl.testing import flagsaver
 
 import sact_tf
 from experiments.common import evaluating, recipes, run_record
+from object_detection.faster_rcnn import FasterRCNN
 from sact_tf import zoo
 from sact_tf.data import shapes
-from sact_tf.zoo import files
+from sact_tf.networks.recurrent_attention import recurrent_attention
+from sact_tf.zoo import cards, files, kinds
 
 FLAGS_OF_RUN = ["--dataset=shapes", "--image_size=16", "--train_log_dir=/x/y"]
 RECIPE = "# python -m experiments.cifar_main\n--dataset=shapes\n--image_size=16\n"
@@ -55,17 +58,11 @@ def run(program, tmp_path, lively, monkeypatch):
     monkeypatch.setattr(recipes, "DIRECTORY", str(tmp_path))
     path = evaluate(model, prefix, str(tmp_path / "run" / "eval"))
 
-    def again(row, checkpoint, work):  # the subprocess is a test of its own
-        path = evaluate(sact_tf.cifar_resnet(**OPTIONS), checkpoint, work)
-        return program.read_evaluation(path)
-
-    monkeypatch.setattr(program, "evaluate_again", again)
+    # That a process does it is a test of its own, and what it finds another.
+    monkeypatch.setattr(program, "evaluate_again", lambda row, checkpoint, work: row)
 
     def pack(**values):
-        options = dict(
-            name="sact-shapes64", evaluation=path, output_dir=str(tmp_path / "zoo")
-        )
-        with flagsaver.flagsaver(**{**options, **values}):
+        with flagsaver.flagsaver(**{**pack.options, **values}):
             program.main()
         return str(tmp_path / "zoo" / "sact-shapes64.npz")
 
@@ -78,7 +75,14 @@ def run(program, tmp_path, lively, monkeypatch):
 OPTIONS = dict(model="2", model_type="sact", base_channels=2, tau=0.1)
 
 
-def test_numbers_of_a_card_are_those_of_files(run, tmp_path, capsys):
+def test_numbers_of_a_card_are_those_of_files(
+    run, program, tmp_path, capsys, monkeypatch
+):
+    def again(row, checkpoint, work):
+        path = evaluate(sact_tf.cifar_resnet(**OPTIONS), checkpoint, work)
+        return program.read_evaluation(path)
+
+    monkeypatch.setattr(program, "evaluate_again", again)
     path = run()
     row = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())
     model = zoo.load_file(path)
@@ -194,6 +198,95 @@ def test_the_program_runs_again_on_rounded_weights(tmp_path, monkeypatch, start)
         row, row["checkpoint"], str(tmp_path / "again" / "eval")
     )
     assert stored["eval/Accuracy"] == row["eval/Accuracy"]
+
+
+def test_cards_of_other_kinds(program):
+    """Digits looked at in glimpses, and a detector."""
+    training = dict(program="p", flags=[], commit="c", machine="m", seconds=1.0)
+    model = recurrent_attention(10, steps=4, units=4)
+    row = {
+        "program": "dt_ram_eval",
+        "dataset": "mnist_npz",
+        "split_name": "test",
+        "network": kinds.describe(model),
+        "num_examples": 10,
+        "global_step": 3,
+        "eval/Accuracy": 0.75,
+        "steps/mean": 1.5,
+        "steps/std": 0.5,
+        "flops_per_step": 100,
+    }
+    entries = program.make_card("dt-ram-mnist", model, row, row, training)
+    card = cards.Card.of(entries, 1000, "x")
+    assert card.relative_flops == "37.5 %" and card.evaluation["flops"] == 150
+    assert card.image_size == (28,) and len(card.class_names) == 10
+    assert "| glimpses | 1.50 |" in str(card)
+
+    model = FasterRCNN(2, "1_1_1_1", "sact", base_channels=2)
+    row = {
+        "program": "coco_eval",
+        "dataset": "coco",
+        "network": kinds.describe(model),
+        "class_names": ["RBC", "WBC"],
+        "image_size": [300, 1024],
+        "num_examples": 10,
+        "global_step": 3,
+        "AP": 0.25,
+        "AP50": 0.5,
+        "Total Flops/mean": 200.0,
+        "Total Flops/std": 3.0,
+        "Relative Flops/mean": 0.625,
+        "block1/dead_units": 0,
+        "block2/dead_units": 1,
+        "block1/num_units_mean": 1.25,
+    }
+    entries = program.make_card("detector-bccd", model, row, row, training)
+    text = str(cards.Card.of(entries, 1000, "x"))
+    for part in (
+        "mAP at IoU 0.5 50.00 %",
+        "62.5 % of those of the ordinary network of the same depth, blocks 1 to 3",
+        "| mAP at IoU 0.50:0.95 | 25.00 % |",
+        "| units per block | 1.25 |",
+        "| units that no image runs, per block | 0, 1 |",
+        "RBC, WBC",
+        "short side 300 pixels, long side at most 1024",
+    ):
+        assert part in text
+    with flagsaver.flagsaver(evaluation="e.json"):
+        with pytest.raises(ValueError, match="does not tell the names of classes"):
+            program.make_card(
+                "detector-bccd", model, {**row, "class_names": None}, row, training
+            )
+
+
+def test_run_json_is_of_the_run_that_trained(tmp_path, program):
+    record = tmp_path / "run.json"
+    flags.DEFINE_string("train_log_dir", str(tmp_path), "")
+    try:
+        flags.FLAGS["train_log_dir"].value = str(tmp_path)
+        assert run_record.trains()
+        with run_record.kept():  # refused, say
+            pass
+        assert not record.exists()
+        with run_record.kept():
+            (tmp_path / "model.ckpt-1.index").touch()
+        assert json.loads(record.read_text())["commit"] == run_record.commit()
+        record.write_text("{}")
+        with run_record.kept():  # had ended already
+            pass
+        assert record.read_text() == "{}"
+        with pytest.raises(SystemExit), run_record.kept():
+            (tmp_path / "model.ckpt-2.index").touch()
+            raise SystemExit(143)
+        assert record.read_text() != "{}"
+        found = run_record.read(str(tmp_path))
+        assert found["seconds"] == 0 and found["machine"] == run_record.machine()
+        record.write_text('{"version": 1}')
+        with pytest.raises(ValueError, match="has no 'program'"):
+            run_record.read(str(tmp_path))
+        assert run_record.read(str(tmp_path / "none")) is None
+    finally:
+        delattr(flags.FLAGS, "train_log_dir")
 
 
 def test_how_long_a_run_trained(tmp_path):
