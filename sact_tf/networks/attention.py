@@ -59,6 +59,12 @@ def dense(units: int, activation, name: str, initializer) -> keras.layers.Dense:
     return keras.layers.Dense(units, activation, True, initializer, name=name)
 
 
+def uniform_dense(units: int, activation, name: str) -> keras.layers.Dense:
+    """Makes a layer whose weights and biases are drawn from [-0.1, 0.1]."""
+    spread = [keras.initializers.RandomUniform(-0.1, 0.1) for _ in range(2)]
+    return keras.layers.Dense(units, activation, True, *spread, name=name)
+
+
 class AttentionNetwork(keras.Model):
     """A network of glimpses.
 

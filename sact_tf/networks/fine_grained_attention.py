@@ -37,8 +37,9 @@ from sact_tf.checkpoints import (
     slim_variables,
 )
 from sact_tf.domains import COUNT, INPUT_SIDE
+from sact_tf.layers import build_child
 from sact_tf.networks import glimpses
-from sact_tf.networks.attention import AttentionNetwork, Taken, dense
+from sact_tf.networks.attention import AttentionNetwork, Taken, dense, uniform_dense
 from sact_tf.networks.attention_options import AttentionOptions
 from sact_tf.networks.network import Network
 
@@ -86,11 +87,8 @@ class AttentionStep(keras.layers.Layer):
         self.locator_hidden = self.locator = self.recurrence = None
         if not is_first:
             half = max(channels // 2, 1)
-            spread = [keras.initializers.RandomUniform(-0.1, 0.1) for _ in range(2)]
-            self.locator_hidden = keras.layers.Dense(
-                half, "tanh", True, *spread, name="locator_hidden"
-            )
-            self.locator = keras.layers.Dense(2, None, True, *spread, name="locator")
+            self.locator_hidden = uniform_dense(half, "tanh", "locator_hidden")
+            self.locator = uniform_dense(2, None, "locator")
             self.recurrence = dense(channels, None, "recurrence", _of_torch())
         self.decider_hidden = self.decider = None
         if dynamic:
@@ -103,6 +101,16 @@ class AttentionStep(keras.layers.Layer):
                 _DECIDER_UNITS, "tanh", "decider_hidden", spread[0]
             )
             self.decider = dense(1, None, "decider", spread[1])
+        # Now, as in inference steps that no image takes are not run.
+        with tf.name_scope(name):
+            build_child(self.classifier, [None, channels])
+            if not is_first:
+                for layer in (self.locator_hidden, self.recurrence):
+                    build_child(layer, [None, channels])
+                build_child(self.locator, [None, half])
+            if dynamic:
+                build_child(self.decider_hidden, [None, num_classes])
+                build_child(self.decider, [None, _DECIDER_UNITS])
 
     @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:

@@ -23,8 +23,9 @@ import tf_keras as keras
 from sact_tf.data import inception
 from sact_tf.domains import COUNT
 from sact_tf.halting import ConfidenceThreshold
+from sact_tf.layers import build_child
 from sact_tf.networks import glimpses
-from sact_tf.networks.attention import AttentionNetwork, Taken, dense
+from sact_tf.networks.attention import AttentionNetwork, Taken, dense, uniform_dense
 from sact_tf.networks.attention_options import AttentionOptions
 
 LOCATION_STD = 0.22
@@ -73,17 +74,20 @@ class RecurrentAttention(AttentionNetwork):
 
     def _make_layers(self):
         half = max(self.units // 2, 1)
-        self.location_path = _dense(half, "relu", "location_path")
-        self.glimpse_path = _dense(half, "relu", "glimpse_path")
-        self.fusion_1 = _dense(self.units, "relu", "fusion_1")
-        self.fusion_2 = _dense(self.units, None, "fusion_2")
-        self.recurrence = _dense(self.units, None, "recurrence")
-        self.locator = _dense(2, None, "locator")
-        self.classifier = _dense(self.num_classes, None, "classifier")
+        self.location_path = uniform_dense(half, "relu", "location_path")
+        self.glimpse_path = uniform_dense(half, "relu", "glimpse_path")
+        self.fusion_1 = uniform_dense(self.units, "relu", "fusion_1")
+        self.fusion_2 = uniform_dense(self.units, None, "fusion_2")
+        self.recurrence = uniform_dense(self.units, None, "recurrence")
+        self.locator = uniform_dense(2, None, "locator")
+        self.classifier = uniform_dense(self.num_classes, None, "classifier")
         self.decider_hidden = self.decider = None
         if self.is_dynamic:
             self.decider_hidden = _decider_dense(self.units, "relu", "decider_hidden")
             self.decider = _decider_dense(1, None, "decider")
+            # Now, as one of a single step would never ask it.
+            build_child(self.decider_hidden, [None, self.units])
+            build_child(self.decider, [None, self.units])
 
     @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
@@ -195,11 +199,6 @@ class RecurrentAttention(AttentionNetwork):
             return inception.for_evaluation(image, height, width)
         grey = tf.image.rgb_to_grayscale(tf.cast(image, tf.float32) / 255.0)
         return tf.image.resize(grey, [height, width])
-
-
-def _dense(units, activation, name):
-    spread = [keras.initializers.RandomUniform(-0.1, 0.1) for _ in range(2)]
-    return keras.layers.Dense(units, activation, True, *spread, name=name)
 
 
 def _decider_dense(units, activation, name):

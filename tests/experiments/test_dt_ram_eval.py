@@ -12,6 +12,7 @@ from PIL import Image
 
 import sact_tf
 from sact_tf import glimpse_pictures
+from sact_tf.networks.fine_grained_attention import fine_grained_attention
 from sact_tf.networks.recurrent_attention import recurrent_attention
 
 
@@ -82,6 +83,41 @@ def test_frames_show_what_was_seen():
         glimpse_pictures.windows(places, (28, 28), 8), [[10, 10], [-3, -3]]
     )
     np.testing.assert_array_equal(glimpse_pictures.shown(image)[0, 0], [255] * 3)
+
+
+def test_the_fine_grained_network(run, image_folder, tmp_path):
+    backbone = sact_tf.imagenet_resnet(
+        "1_1_1_1", num_classes=0, base_channels=1, pooling="avg"
+    )
+    model = fine_grained_attention(3, backbone, 2, image_size=32, resized_to=16)
+    prefix = sact_tf.save_slim_checkpoint(model, str(tmp_path / "model.ckpt-3"), 3)
+    results = run(
+        network="fine_grained",
+        dataset="folder",
+        dataset_dir=str(image_folder),
+        checkpoint_dir=prefix,
+        model="1_1_1_1",
+        base_channels=1,
+        image_size=32,
+        resized_to=16,
+        dynamic=True,
+        steps=2,
+        num_figures=4,
+        image=str(image_folder / "cat" / "0.jpg"),
+        export_dir=str(tmp_path / "saved"),
+        write_images=True,
+    )
+    assert sum(results["steps/histogram"]) == 12
+    stored = np.load(tmp_path / "images.npz")
+    assert results["flops/mean"] == pytest.approx(stored["network/Flops"].mean())
+    assert results["stop_threshold"] == 0.5 and results["glimpse_size"] == 14
+    with Image.open(tmp_path / "glimpses.gif") as picture:
+        assert picture.n_frames >= 2
+    served = tf.saved_model.load(str(tmp_path / "saved")).signatures["serving_default"]
+    images = tf.random.stateless_uniform([3, 32, 32, 3], [1, 1], -1, 1)
+    np.testing.assert_allclose(
+        served(images=images)["logits"], model(images), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.long

@@ -81,6 +81,95 @@ def test_ram_with_curriculum_then_dt_ram(run, tmp_path):
     assert not (tmp_path / "log" / "phase1").exists()
 
 
+FINE = dict(
+    network="fine_grained",
+    dataset="folder",
+    model="1_1_1_1",
+    base_channels=1,
+    image_size=16,
+    resized_to=16,
+    batch_size=4,
+)
+
+
+def test_the_fine_grained_network_grows_then_decides(run, image_folder, tmp_path):
+    log = tmp_path / "log"
+    given = dict(FINE, dataset_dir=str(image_folder), curriculum=True, steps=3)
+    run(**given, dynamic=False, max_number_of_steps=1)
+    scopes = []
+    for directory in (log / "steps1", log / "steps2", log):
+        assert sact_tf.checkpoint_step(str(directory)) == 1
+        scopes.append(variables(directory, "fine_grained_attention/step_"))
+    assert [max(name.split("/")[1] for name in v) for v in scopes] == [
+        "step_1",
+        "step_2",
+        "step_3",
+    ]
+    for name, value in scopes[1].items():  # of earlier steps, all are frozen
+        np.testing.assert_array_equal(scopes[2][name], value)
+    dt = str(tmp_path / "dt")
+    run(**given, finetune_path=str(log), train_log_dir=dt, max_number_of_steps=1)
+    made = variables(dt, "fine_grained_attention/step_")
+    for name, value in scopes[2].items():
+        np.testing.assert_array_equal(made[name], value)
+    assert sum("/decider/" in name for name in made) == 3 * 4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["caltech_birds2011", "cars196"])
+def test_birds_and_cars(run, name, tmp_path):
+    """On data with the features of these sets, in files as their programs write."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(),
+            "label": tfds.features.ClassLabel(num_classes=200),
+            **{
+                "caltech_birds2011": {
+                    "image/filename": tfds.features.Text(),
+                    "bbox": tfds.features.BBoxFeature(),
+                    "segmentation_mask": tfds.features.Image(shape=(None, None, 1)),
+                    "label_name": tfds.features.Text(),
+                },
+                "cars196": {
+                    "id": tfds.features.Text(),
+                    "bbox": tfds.features.BBoxFeature(),
+                },
+            }[name],
+        }
+    )
+    rng = np.random.default_rng(0)
+
+    def example(k):
+        image = rng.integers(0, 256, [30 + k, 34, 3]).astype(np.uint8)
+        given = {
+            "image": image,
+            "label": k,
+            "image/filename": f"{k}.jpg",
+            "id": str(k),
+            "bbox": tfds.features.BBox(0.1, 0.1, 0.9, 0.9),
+            "segmentation_mask": image[..., :1],
+            "label_name": "a bird",
+        }
+        return {key: given[key] for key in features}
+
+    version = {"caltech_birds2011": "0.1.1", "cars196": "2.1.0"}[name]
+    directory = tmp_path / "tfds"
+    made = tfds.dataset_builders.store_as_tfds_dataset(
+        name=name,
+        version=version,
+        features=features,
+        split_datasets={"train": [example(k) for k in range(8)]},
+        data_dir=str(directory),
+        disable_shuffling=True,
+    )
+    assert made.info.splits["train"].num_examples == 8
+    given = dict(FINE, dataset="tfds", tfds_name=name, dataset_dir=str(directory))
+    run(**given, dynamic=False, steps=2, max_number_of_steps=1)
+    logits = variables(tmp_path / "log", "step_2/logits/biases")
+    assert next(iter(logits.values())).shape == (200,)
+
+
 @pytest.mark.long
 def test_goes_on_after_a_kill(kill_training, digits):
     kill_training(
@@ -90,9 +179,18 @@ def test_goes_on_after_a_kill(kill_training, digits):
 
 @pytest.mark.long
 @pytest.mark.parametrize("dataset", ["shapes", "cluttered_mnist", "folder"])
-def test_other_data(run, dataset, digits, image_folder, tmp_path):
+def test_other_data(run, dataset, digits, image_folder):
     where = dict(shapes=None, cluttered_mnist=digits, folder=str(image_folder))
     run(dataset=dataset, dataset_dir=where[dataset], dynamic=False, image_size=32)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dataset", ["cifar10", "shape_details"])
+def test_the_fine_grained_network_on_other_data(run, dataset, write_cifar):
+    where = dict(cifar10=lambda: str(write_cifar()), shape_details=lambda: None)
+    given = dict(FINE, dataset=dataset, dataset_dir=where[dataset](), image_size=64)
+    given["model"] = "1_1_1" if dataset == "cifar10" else "1_1_1_1"
+    run(**given, steps=2, model_type="sact", phase1_steps=1, max_number_of_steps=1)
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(run, tmp_path):
@@ -113,6 +211,12 @@ def test_bad_flags_are_named(refusal, digits, tmp_path):
     assert "--gamma=1.5" in refusal(**given, gamma=1.5)
     assert refusal(**given, glimpse_size=40).startswith("--glimpse_size=40: ")
     assert "--stop_threshold=1.0" in refusal(**given, stop_threshold=1.0)
+    fine = "--network=fine_grained: needs images of three channels"
+    assert refusal(**given, network="fine_grained").startswith(fine)
+    message = refusal(**given, weights="resnet.h5")
+    assert message == "--weights=resnet.h5: needs --network=fine_grained"
+    message = refusal(**{**given, "dataset": "cifar10"})
+    assert message == "--dataset=cifar10: needs --network=fine_grained"
     given["dataset_dir"] = None
     assert "must name a .npz file" in refusal(**given)
     given["dataset_dir"] = str(tmp_path / "none.npz")

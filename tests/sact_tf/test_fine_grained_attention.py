@@ -47,8 +47,14 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def dynamic():
-    return spread_weights(make())
+def dynamic(images):
+    """Half of the images stop after the first step."""
+    model = spread_weights(make())
+    first = model.attention_steps[0]
+    first.decider.kernel.assign(10 * first.decider.kernel)
+    scores = np.sort(first.decide(first.classifier(first.backbone(images))))
+    first.decider.bias.assign_sub([(scores[2] + scores[3]) / 2])
+    return model
 
 
 def test_the_answer_is_the_first_and_the_mean_of_the_others(images, dynamic):
@@ -196,7 +202,6 @@ def test_it_grows_step_by_step(images, tmp_path):
     two.start_from(save(one, "one"))
     source, got = values(one), values(two)
     root = "fine_grained_attention/step_"
-    stem = "/network/conv1/weights"
     stem = next(n for n in source if n.endswith("weights"))[len(root) + 1 :]
     for step in (1, 2):  # the second is a clone, both classifiers are new
         np.testing.assert_array_equal(

@@ -282,6 +282,74 @@ def test_freezing_leaves_decider_and_classifier(images):
     assert changed == {"classifier", "decider", "decider_hidden"}
 
 
+def easy_and_hard(count):
+    """Digits are strokes here: an easy class in the centre, two hard ones in a corner.
+
+    Class 0 has a bright square where the first glimpse looks. Classes 1 and 2 have
+    nothing there; lines in the top left corner, lying or standing, tell them apart.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    images = rng.uniform(0, 0.3, [count, 28, 28, 1]).astype(np.float32)
+    images[labels == 0, 10:18, 10:18] += 0.7
+    images[labels == 1, 0:6:2, :6] += 0.7
+    images[labels == 2, :6, 0:6:2] += 0.7
+    return images, labels
+
+
+def test_easy_images_stop_earlier():
+    """DT-RAM's second phase: decider and classifier learn, on what RAM has learned.
+
+    The attention that is frozen is not learned here, but made: the first glimpse is in
+    the centre, all others in the corner, as a ReLU state is 0 at first, then positive.
+    """
+    model = recurrent_attention(3, steps=4, units=32, gamma=0.9)
+    model.locator.kernel.assign(-tf.ones([32, 2]))
+    model.locator.bias.assign(tf.zeros([2]))
+    model.freeze_attention()
+    model.compile(keras.optimizers.Adam(0.01))
+    images, labels = easy_and_hard(96)
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).cache().repeat()
+    model.fit(data.batch(96), steps_per_epoch=300, verbose=0)
+    logits, end_points = model(images, return_end_points=True)
+    assert (np.argmax(logits, 1) == labels).mean() > 0.95
+    units = end_points["num_units"].numpy()
+    assert units[labels == 0].mean() + 0.8 < units[labels != 0].mean()
+    assert units[labels != 0].mean() < 4  # which is the most
+
+
+def test_exploring_batches_stop_anywhere_and_teach_no_stop(images):
+    model = make(exploration=1.0, exploration_steps=10)
+    force(model, -20.0)  # it would never stop
+    found = set()
+    for k in range(12):
+        with tf.GradientTape() as tape:
+            _, points = model.losses_of(images, tf.range(6), tf.constant([k, 1]))
+        (unit,) = set(points["num_units"].numpy())  # of the whole batch
+        found.add(unit)
+        gradient = tape.gradient(points["log_probs"], model.decider.bias)
+        assert gradient is None or not gradient.numpy().any()
+    assert len(found) > 2
+    # It falls after every pass, to 0.1.
+    model.compile("adam")
+    model.optimizer.iterations.assign(10_000)
+    explored = [int(model._explored(tf.constant([k, 2]))) > 0 for k in range(300)]
+    assert 0.05 < np.mean(explored) < 0.16
+
+
+def test_the_baseline_of_every_step_learns_what_to_expect(images):
+    """Where the reward is known, expectations go there, and only for steps reached."""
+    model = force(make(gamma=1.0), 20.0)  # stops after the first glimpse
+    model.classifier.kernel.assign(tf.zeros_like(model.classifier.kernel))
+    model.classifier.bias.assign(10 * tf.one_hot(2, 10))
+    model.freeze_attention()
+    model.compile(keras.optimizers.SGD(0.1))
+    model.fit(images, tf.fill([6], 2), epochs=60, verbose=0)
+    baseline = model.unroll(images, True, SEED)["baseline"].numpy()
+    np.testing.assert_allclose(baseline[:, :2], 1, atol=0.1)
+    assert not baseline[:, 2:].any()
+
+
 def test_the_curriculum_adds_steps(images):
     model = make(dynamic=False, steps=3, curriculum_steps=10)
     model.compile("adam")
@@ -328,6 +396,8 @@ def test_a_keras_file_keeps_all(images, tmp_path):
             "glimpse_size must be such that windows fit.*got 1 at 2 scales",
         ),
         (dict(stop="never"), "stop must be one of bernoulli, act; got 'never'"),
+        (dict(baseline="none"), "baseline must be one of scalar, state, None"),
+        (dict(exploration=1.5), "exploration must be a finite number from 0 to 1"),
         (dict(stop_threshold=1.0), r"stop_threshold must lie in \(0, 1\)"),
         (dict(confidence_threshold=0.5), "confidence_threshold is for a RAM"),
         (dict(dynamic=False, confidence_threshold=2.0), "confidence_threshold must be"),
