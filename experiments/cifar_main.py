@@ -30,7 +30,6 @@ import dataclasses
 import tf_keras as keras
 from absl import flags
 
-import sact_tf
 from experiments.common import (
     baseline,
     distribution,
@@ -44,7 +43,7 @@ from sact_tf.domains import COUNT
 from sact_tf.networks.iterative_block import VARIANTS
 
 FLAGS = flags.FLAGS
-_BLOCKS = [f"block_{b}" for b in range(1, 4)]
+_BLOCKS = [f"block_{b}" for b in range(1, 5)]
 
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 
@@ -60,8 +59,15 @@ flags.DEFINE_list(
     "learning_rate_boundaries",
     [],
     "The last steps at learning rates 0.1, 0.01 and 0.001, as in 60000,75000,90000; "
-    "empty: 60, 75 and 90 % of --max_number_of_steps. Of iterative networks, the last "
-    "at 0.01 and 0.001; empty: a third and two thirds.",
+    "empty: 60, 75 and 90 % of --max_number_of_steps. With --recipe=iterative, the "
+    "last at 0.01 and 0.001; empty: a third and two thirds.",
+)
+flags.DEFINE_enum(
+    "recipe",
+    None,
+    ["sact", "iterative"],
+    "sact: learning rates from 0.1, crops and flips; iterative: from 0.01, flips only. "
+    "By default that of the network's paper.",
 )
 programs.define_finetune_flags("Halting variables start fresh.")
 flags.DEFINE_integer(
@@ -119,6 +125,13 @@ flags.DEFINE_bool(
 evaluating.define_sampling_flags()
 
 # Model
+flags.DEFINE_enum(
+    "network",
+    "cifar",
+    ["cifar", "cifar_bottleneck"],
+    "cifar: three blocks of basic units; cifar_bottleneck: four of bottleneck units, "
+    "which iterative networks are measured against.",
+)
 programs.define_option("model_type", others=VARIANTS)
 programs.define_option("tau")
 programs.define_target()
@@ -128,8 +141,8 @@ programs.define_option("halting_bias")
 programs.define_option(
     "model",
     "5",
-    "Residual units per block: one number for all three blocks (5 is ResNet-32, 18 "
-    "ResNet-110), three joined by underscores, or auto: see --units_from.",
+    "Residual units per block: one number for all blocks (5 is ResNet-32, 18 "
+    "ResNet-110), one for each joined by underscores, or auto: see --units_from.",
 )
 baseline.define_flag()
 iterative.define_flags()
@@ -152,18 +165,28 @@ def make_model(num_classes: int):
     iterative.check()
     if iterative.is_asked_for():
         return iterative.make_network(num_classes=num_classes, stem="cifar")
-    model = baseline.units(_BLOCKS)
+    model = baseline.units(_BLOCKS if _has_four_blocks() else _BLOCKS[:3])
     if FLAGS.model == "auto":
         print(f"Residual units per block: {model}")
     options = programs.network_options(model=model, num_classes=num_classes)
     side = FLAGS.image_size if FLAGS.dataset == "shapes" else 32
-    return programs.check_group_grid(sact_tf.cifar_resnet(**options), side)
+    return programs.check_group_grid(programs.FAMILIES[FLAGS.network](**options), side)
+
+
+def _has_four_blocks():
+    return FLAGS.network == "cifar_bottleneck"
+
+
+def recipe() -> str:
+    """Returns how to train: --recipe, or as the network's paper does."""
+    is_theirs = iterative.is_asked_for() or _has_four_blocks()
+    return FLAGS.recipe or ("iterative" if is_theirs else "sact")
 
 
 def learning_rate():
     """Returns the schedule the flags describe."""
     schedule, example = optimization.cifar_learning_rate, "60000,75000,90000"
-    if iterative.is_asked_for():
+    if recipe() == "iterative":
         schedule, example = optimization.iterative_learning_rate, "20000,40000"
     try:
         boundaries = [
@@ -195,7 +218,7 @@ def train() -> None:
     with strategy.scope():
         model = make_model(cifar.NUM_CLASSES)
     examples = load_examples("train")
-    if iterative.is_asked_for():  # flips alone, as in the papers
+    if recipe() == "iterative":  # flips alone
         examples = dataclasses.replace(examples, crop_padding=0)
     programs.start_from_finetune_path(
         log_dir, lambda path: load_finetune_path(model, path)

@@ -11,7 +11,9 @@ FLAGS = flags.FLAGS
 # Flags defined here belong to the program that asks for them, and to its --help.
 flags.disclaim_key_flags()
 
-_NOT_THEIRS = ("model", "tile_size", "group_grid", "stem_pool", "downsample")
+_NOT_THEIRS = (
+    *("network", "model", "tile_size", "group_grid", "stem_pool", "downsample"),
+)
 _OWN = ("max_iterations", "expansion", "depthwise", "double")
 
 

@@ -29,7 +29,11 @@ from sact_tf.training import TrainingError, keep_freed_memory
 # Flags defined here belong to the program that asks for them, and to its --help.
 flags.disclaim_key_flags()
 
-FAMILIES = {"imagenet": sact_tf.imagenet_resnet, "cifar": sact_tf.cifar_resnet}
+FAMILIES = {
+    "imagenet": sact_tf.imagenet_resnet,
+    "cifar": sact_tf.cifar_resnet,
+    "cifar_bottleneck": sact_tf.cifar_bottleneck_resnet,
+}
 """Networks by the name of their family."""
 
 # The library raises these with a message that names argument or file, value and what is
@@ -204,7 +208,7 @@ def define_network_flags(checkpoint_dir: bool = True) -> None:
     flags.DEFINE_integer(
         "base_channels",
         None,
-        "Channels of the first block; by default 64 (imagenet) or 16 (cifar).",
+        "Channels of the first block; by default 64, or 16 (cifar).",
         lower_bound=1,
     )
     define_option("tile_size")
