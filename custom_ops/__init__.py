@@ -9,6 +9,7 @@ from custom_ops.implementation import (
     default_implementation,
     has_kernel,
     load,
+    runs_on_cpu,
 )
 from custom_ops.positions import (
     ActivePositions,
@@ -41,4 +42,5 @@ __all__ = [
     "perforated_bottleneck",
     "perforated_conv2d",
     "projection_bottleneck",
+    "runs_on_cpu",
 ]

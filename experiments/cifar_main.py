@@ -122,7 +122,7 @@ flags.DEFINE_bool(
     "Evaluate the newest checkpoint and exit, rather than follow new ones.",
 )
 
-evaluating.define_sampling_flags()
+evaluating.define_evaluation_flags()
 
 # Model
 flags.DEFINE_enum(
@@ -164,7 +164,7 @@ def make_model(num_classes: int):
     """Builds the network the flags describe."""
     iterative.check()
     if iterative.is_asked_for():
-        return iterative.make_network(num_classes=num_classes, stem="cifar")
+        return iterative.make_network(num_classes=num_classes)
     model = baseline.units(_BLOCKS if _has_four_blocks() else _BLOCKS[:3])
     if FLAGS.model == "auto":
         print(f"Residual units per block: {model}")
@@ -210,6 +210,10 @@ def load_finetune_path(model, path: str):
 
 def train() -> None:
     """Trains, or goes on training."""
+    if FLAGS.execution != "masked":
+        raise ValueError(
+            f"--execution={FLAGS.execution}: needs --mode=eval; training runs masked"
+        )
     strategy = distribution.make_strategy()
     if FLAGS.seed is not None:
         keras.utils.set_random_seed(FLAGS.seed)
@@ -261,7 +265,7 @@ def evaluate() -> None:
             **iterative.about(),
         ),
         batch_size=FLAGS.eval_batch_size,
-        **evaluating.sampling_options(),
+        **evaluating.evaluation_options(),
     )
 
 

@@ -14,12 +14,13 @@ import tf_keras as keras
 from absl import app, flags, logging
 
 import sact_tf
-from experiments.common import numbers
+from experiments.common import iterative, numbers
 from experiments.common.refusals import explain, explain_parsing
 from sact_tf import halting, optional
 from sact_tf.checkpoint_files import open_checkpoint
 from sact_tf.data.examples import DataError
 from sact_tf.halting import probabilistic
+from sact_tf.networks.iterative_block import VARIANTS
 from sact_tf.networks.options import NetworkOptions
 from sact_tf.optional import MissingPackageError
 from sact_tf.pretrained import formats
@@ -183,9 +184,17 @@ def network_options(**others) -> dict[str, object]:
     return {**given, **others}
 
 
-def define_model_type(default: str = "vanilla") -> None:
-    """Defines --model_type."""
-    define_option("model_type", default)
+def define_model_type(default: str = "vanilla", with_iterative: bool = False) -> None:
+    """Defines --model_type.
+
+    Args:
+        default: Of it.
+        with_iterative: Whether it may be that of an iterative network; their flags are
+            then defined too.
+    """
+    define_option("model_type", default, others=VARIANTS if with_iterative else None)
+    if with_iterative:
+        iterative.define_flags()
 
 
 def define_forms() -> None:
@@ -227,6 +236,11 @@ def make_network(**options) -> keras.Model:
     Args:
         **options: As of `network_options`.
     """
+    kind = options.get("model_type") or flags.FLAGS.model_type
+    if kind in VARIANTS:
+        return iterative.make_network(**options)
+    if "max_iterations" in flags.FLAGS:
+        iterative.check()
     options = network_options(**options)
     return FAMILIES[flags.FLAGS.network](**options)
 

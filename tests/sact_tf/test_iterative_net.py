@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+import custom_ops
 import sact_tf
 from sact_tf import training
 from sact_tf.halting.gates import IterativeGate
@@ -313,18 +314,30 @@ def test_images_that_have_halted_leave_the_batch(network):
 
 def test_units_see_only_images_that_run(monkeypatch):
     one = block(execution="perforated")
-    sizes, call = [], one.units[0].call
+    sizes, run = [], one.units[0].run_gathered
 
-    def count(x, **options):
+    def count(x, *args):
         sizes.append(len(x))
-        return call(x, **options)
+        return run(x, *args)
 
-    monkeypatch.setattr(one.units[0], "call", count)
+    monkeypatch.setattr(one.units[0], "run_gathered", count)
     _, end_points = one(features(20), training=False, return_end_points=True)
     units = end_points["num_units"].numpy()
     expected = [(units > k).sum() for k in range(4)]
     assert sizes == [count for count in expected if count]
     assert len(set(sizes)) > 1
+
+
+@pytest.mark.parametrize("implementation", ["auto", "tensorflow"])
+@BOTH
+def test_native_kernels_run_the_same_unit(variant, implementation):
+    one = block(variant, iterations=2)
+    unit, x = one.units[0], features()
+    for step in range(2):
+        with custom_ops.default_implementation(implementation):
+            actual = unit.run_gathered(x, step, features() + 1)
+        expected = unit(x, training=False, step=step, inputs=features() + 1)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_other_sizes_share_a_batch(network):
