@@ -262,6 +262,7 @@ def evaluate() -> None:
             if FLAGS.dataset == "shapes"
             else cifar.IMAGE_SHAPE[0],
             baseline_of=baseline.baseline_of(),
+            network=FLAGS.network if _has_four_blocks() else None,
             **iterative.about(),
         ),
         batch_size=FLAGS.eval_batch_size,

@@ -179,6 +179,34 @@ def test_size_and_cost_are_as_published(options, side, millions, least, most):
         assert (one + more) / 2e9 == pytest.approx(most, rel=0.01)
 
 
+def count(network):
+    """Kernels and biases."""
+    names = [v for v in network.trainable_variables if "bn" not in v.name]
+    names = [v for v in names if "preact" not in v.name and "postnorm" not in v.name]
+    return sum(int(np.prod(variable.shape)) for variable in names)
+
+
+def test_fewer_parameters_than_the_ordinary_network_as_deep():
+    """The bar: under 25 % of them, with five iterations a stage."""
+    with tf.Graph().as_default():
+        options = dict(num_classes=10, base_channels=16)
+        iterative = tiny(limits=(5, 5, 5, 5), **options)
+        ordinary = sact_tf.cifar_bottleneck_resnet("5", **options)
+        assert ordinary.options.model == "5_5_5_5"
+        assert count(iterative) == 283070 and count(ordinary) == 1990218
+
+
+@pytest.mark.long
+def test_the_network_that_papers_compare_with():
+    """ResNet-152 on CIFAR: 58 million parameters, 3.7 GMAC."""
+    with tf.Graph().as_default():
+        network = sact_tf.cifar_bottleneck_resnet()
+        assert count(network) == pytest.approx(58.16e6, rel=0.01)
+        with tf.compat.v1.Session() as session:
+            flops = session.run(network.dense_flops(tf.zeros([1, 32, 32, 3])))[0]
+    assert flops / 2 == pytest.approx(3.722e9, rel=0.01)
+
+
 @BOTH
 def test_iterations_have_statistics_of_their_own(variant):
     """Number 5."""
