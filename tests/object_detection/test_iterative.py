@@ -66,19 +66,29 @@ def test_regions_decide_on_the_iterations_of_stage_4(detector):
 
 def test_images_get_in_a_batch_what_they_get_alone(detector):
     x, sizes = images()
-    together = detector(x, sizes)
+    boxes = tf.constant([[[4.0, 4, 30, 36], [0, 8, 40, 39]]] * 2)
+    features, end_points = detector.extract(x, sizes)
+    logits, _, told = detector.classify(features, end_points["valid"], boxes)
     for k, (height, width) in enumerate(sizes.numpy()):
-        alone = detector(x[k : k + 1, :height, :width])
+        image = x[k : k + 1, :height, :width]
+        alone, own = detector.extract(image, sizes[k : k + 1])
         for key in ("macs", "flops", "block_2/num_units"):
-            np.testing.assert_array_equal(
-                together["end_points"][key][k], alone["end_points"][key][0]
-            )
+            np.testing.assert_array_equal(end_points[key][k], own[key][0])
+        rows, columns = alone.shape[1:3]
         np.testing.assert_allclose(
-            together["detection_scores"][k], alone["detection_scores"][0], atol=1e-4
+            features[k, :rows, :columns], alone[0], rtol=1e-4, atol=1e-4
         )
-    fast = detector.with_execution("perforated")(x[:1])
+        result = detector.classify(alone, own["valid"], boxes[k : k + 1])
+        np.testing.assert_allclose(logits[k], result[0][0], rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(told["num_units"][k], result[2]["num_units"][0])
+
+
+def test_perforated_detectors_detect_the_same(detector):
+    x, _ = images()
+    expected = detector(x[:1])
+    actual = detector.with_execution("perforated")(x[:1])
     np.testing.assert_allclose(
-        fast["detection_scores"][0], together["detection_scores"][0], atol=1e-4
+        actual["detection_scores"], expected["detection_scores"], atol=1e-4
     )
 
 
