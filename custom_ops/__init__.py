@@ -11,6 +11,7 @@ from custom_ops.implementation import (
     default_implementation,
     has_kernel,
     load,
+    runs_on_cpu,
 )
 from custom_ops.positions import (
     ActivePositions,
@@ -46,5 +47,6 @@ __all__ = [
     "perforated_bottleneck",
     "perforated_conv2d",
     "projection_bottleneck",
+    "runs_on_cpu",
     "unit_gradients",
 ]

@@ -173,3 +173,17 @@ def runs_on_gpu(implementation: str, op: str, dtype: tf.DType) -> bool:
     if implementation == "auto" and not prefers_gpu_kernels():
         return False
     return has_kernel(op, "GPU", dtype)
+
+
+def runs_on_cpu(op: str, dtype: tf.DType) -> bool:
+    """Whether `implementation="auto"` is a native kernel for a CPU, as things stand.
+
+    For callers that have something better than the plain TensorFlow twin.
+
+    Args:
+        op: Name of a TensorFlow operation.
+        dtype: Type of its input.
+    """
+    if native_library("auto", op, dtype) is None:
+        return False
+    return not runs_on_gpu("auto", op, dtype)

@@ -28,21 +28,20 @@ from __future__ import annotations
 import tf_keras as keras
 from absl import flags
 
-import sact_tf
 from experiments.common import (
     baseline,
+    cifar_recipe,
     distribution,
     evaluating,
     iterative,
     programs,
-    recipe,
 )
 from sact_tf import training
 from sact_tf.data import cifar, shapes
 from sact_tf.networks.iterative_block import VARIANTS
 
 FLAGS = flags.FLAGS
-_BLOCKS = [f"block_{b}" for b in range(1, 4)]
+_BLOCKS = [f"block_{b}" for b in range(1, 5)]
 
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 
@@ -54,7 +53,7 @@ programs.define_log_flags(
 flags.DEFINE_integer(
     "max_number_of_steps", 100000, "Training steps of the whole run.", lower_bound=1
 )
-recipe.define_flags()
+cifar_recipe.define_flags()
 programs.define_finetune_flags("Halting variables start fresh.")
 flags.DEFINE_integer(
     "seed", None, "Seed of initial weights, data order and augmentation."
@@ -108,21 +107,27 @@ flags.DEFINE_bool(
     "Evaluate the newest checkpoint and exit, rather than follow new ones.",
 )
 
-evaluating.define_sampling_flags()
+evaluating.define_evaluation_flags()
 
 # Model
+flags.DEFINE_enum(
+    "network",
+    "cifar",
+    ["cifar", "cifar_bottleneck"],
+    "cifar: three blocks of basic units; cifar_bottleneck: four of bottleneck units, "
+    "which iterative networks are measured against.",
+)
 programs.define_option("model_type", others=VARIANTS)
 programs.define_option("tau")
 programs.define_target()
 programs.define_option("base_channels", 16)
 programs.define_option("tile_size")
-programs.define_execution_flags("How units are computed in evaluation.")
 programs.define_option("halting_bias")
 programs.define_option(
     "model",
     "5",
-    "Residual units per block: one number for all three blocks (5 is ResNet-32, 18 "
-    "ResNet-110), three joined by underscores, or auto: see --units_from.",
+    "Residual units per block: one number for all blocks (5 is ResNet-32, 18 "
+    "ResNet-110), one for each joined by underscores, or auto: see --units_from.",
 )
 baseline.define_flag()
 iterative.define_flags()
@@ -144,13 +149,17 @@ def make_model(num_classes: int):
     """Builds the network the flags describe."""
     iterative.check()
     if iterative.is_asked_for():
-        return iterative.make_network(num_classes=num_classes, stem="cifar")
-    model = baseline.units(_BLOCKS)
+        return iterative.make_network(num_classes=num_classes)
+    model = baseline.units(_BLOCKS if _has_four_blocks() else _BLOCKS[:3])
     if FLAGS.model == "auto":
         print(f"Residual units per block: {model}")
     options = programs.network_options(model=model, num_classes=num_classes)
     side = FLAGS.image_size if FLAGS.dataset == "shapes" else 32
-    return programs.check_group_grid(sact_tf.cifar_resnet(**options), side)
+    return programs.check_group_grid(programs.FAMILIES[FLAGS.network](**options), side)
+
+
+def _has_four_blocks():
+    return FLAGS.network == "cifar_bottleneck"
 
 
 def load_finetune_path(model, path: str):
@@ -162,14 +171,18 @@ def load_finetune_path(model, path: str):
 
 def train() -> None:
     """Trains, or goes on training."""
+    if FLAGS.execution != "masked":
+        raise ValueError(
+            f"--execution={FLAGS.execution}: needs --mode=eval; training runs masked"
+        )
     strategy = distribution.make_strategy()
     if FLAGS.seed is not None:
         keras.utils.set_random_seed(FLAGS.seed)
-    rate = recipe.learning_rate()
+    rate = cifar_recipe.learning_rate()
     log_dir = programs.make_directory("train_log_dir", FLAGS.train_log_dir)
     with strategy.scope():
         model = make_model(cifar.NUM_CLASSES)
-    examples = recipe.augmented(load_examples("train"))
+    examples = cifar_recipe.augmented(load_examples("train"))
     programs.start_from_finetune_path(
         log_dir, lambda path: load_finetune_path(model, path)
     )
@@ -185,7 +198,7 @@ def train() -> None:
         save_summaries_secs=FLAGS.save_summaries_secs,
         seed=FLAGS.seed,
         target=target,
-        **recipe.training_options(),
+        **cifar_recipe.training_options(),
         **distribution.training_options(model),
     )
     programs.print_target(target)
@@ -209,10 +222,11 @@ def evaluate() -> None:
             if FLAGS.dataset == "shapes"
             else cifar.IMAGE_SHAPE[0],
             baseline_of=baseline.baseline_of(),
+            network=FLAGS.network if _has_four_blocks() else None,
             **iterative.about(),
         ),
         batch_size=FLAGS.eval_batch_size,
-        **evaluating.sampling_options(),
+        **evaluating.evaluation_options(),
     )
 
 

@@ -7,9 +7,11 @@
 
 Prints the twelve numbers of the COCO challenge, the average precision of every class
 and the operations of the feature extractor, absolute and relative to an ordinary
-network of the same depth, or of --reference_model (SACT, table 1). Writes `eval.json`,
-and all detections in COCO's format, in pixels of the original images, to
-`detections.json`.
+network of the same depth, or of --reference_model (SACT, table 1). PACT is evaluated in
+all modes. Writes `eval.json`, and all detections in COCO's format, in pixels of the
+original images, to `detections.json`. Of networks whose images halt as a whole it also
+prints how iterations go with number and mean size of an image's objects, and writes
+that to `iterations.json` and `iterations.png`.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ from __future__ import annotations
 import os
 import sys
 
+import numpy as np
 from absl import flags
 
 import sact_tf
-from experiments.common import detection, evaluating, programs
+from experiments.common import detection, evaluating, iterative, programs
 from object_detection import evaluation
 from object_detection.data import coco
-from sact_tf import reading
+from sact_tf import iterations, reading, visualization
 from sact_tf.data.examples import DataError
+from sact_tf.evaluation import units_of_images
 from sact_tf.writing import write_json
 
 FLAGS = flags.FLAGS
@@ -46,6 +50,7 @@ flags.DEFINE_string(
 detection.define_data_flags("validation")
 detection.define_model_flags()
 detection.define_detection_flags()
+evaluating.define_sampling_flags()
 
 
 def evaluate_detections() -> dict[str, float]:
@@ -84,10 +89,24 @@ def evaluate_detector(eval_dir: str) -> dict[str, object]:
             end = "\r" if sys.stdout.isatty() else "\n"
             print(f"{done} of {examples.num_examples} images", end=end, flush=True)
 
+    units = []
     metrics, results = evaluation.evaluate(
-        model, examples, FLAGS.batch_size, progress, reference
+        model,
+        examples,
+        FLAGS.batch_size,
+        progress,
+        reference,
+        FLAGS.sampling_seed,
+        watch=lambda end_points: units.append(units_of_images(end_points)),
     )
     write_json(os.path.join(eval_dir, "detections.json"), results)
+    metrics.update(
+        evaluation.evaluate_modes(
+            model, examples, FLAGS.batch_size, FLAGS.num_samples, FLAGS.sampling_seed
+        )
+    )
+    if units[0] is not None:
+        metrics.update(write_iterations(eval_dir, examples, np.concatenate(units)))
     print(f"Evaluated {checkpoint} on {examples.num_examples} images")
     return {
         **evaluating.record(
@@ -96,12 +115,41 @@ def evaluate_detector(eval_dir: str) -> dict[str, object]:
             checkpoint,
             image_size=[FLAGS.short_side, FLAGS.long_side],
             dataset=FLAGS.dataset,
+            **iterative.about(),
         ),
         **evaluating.provenance(model, checkpoint),
         "class_names": detection.category_names(examples.categories),
+        "parameters": evaluating.count_parameters(model),
         "num_examples": examples.num_examples,
-        "reference_model": FLAGS.reference_model or FLAGS.model,
+        "reference_model": FLAGS.reference_model or model.network.options.model,
         **metrics,
+    }
+
+
+def write_iterations(eval_dir: str, examples, units: np.ndarray) -> dict[str, float]:
+    """Writes iterations of images beside number and mean size of their objects.
+
+    Args:
+        eval_dir: Where iterations.json and iterations.png go.
+        examples: Images with boxes.
+        units: Int [images], in the order of the examples.
+
+    Returns:
+        Rank correlations of iterations with both.
+    """
+    objects = evaluation.objects_of_images(examples)
+    rows = [{**row, "iterations": int(n)} for row, n in zip(objects, units)]
+    write_json(os.path.join(eval_dir, "iterations.json"), rows)
+    counts, sizes = (
+        np.array([row[key] for row in rows], float)
+        for key in ("objects", "relative_size")
+    )
+    figure = iterations.objects_figure(units, counts, sizes)
+    visualization.save_figure(figure, os.path.join(eval_dir, "iterations.png"))
+    there = np.isfinite(sizes)
+    return {
+        "Iterations/objects": iterations.rank_correlation(units, counts),
+        "Iterations/size": iterations.rank_correlation(units[there], sizes[there]),
     }
 
 

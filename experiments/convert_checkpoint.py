@@ -36,7 +36,7 @@ _DEPTHS = ("50", "101", "152")  # of Keras Applications
 flags.DEFINE_string("input", "", "What to convert.")
 flags.DEFINE_string("output", "", "What to write; must not exist.")
 programs.define_network_flags(checkpoint_dir=False)
-programs.define_model_type()
+programs.define_model_type(with_iterative=True)
 
 
 def load(flag: str, path: str, like: keras.Model | None = None) -> keras.Model:

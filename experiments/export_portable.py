@@ -24,7 +24,7 @@ from sact_tf.writing import atomic_file
 FLAGS = flags.FLAGS
 
 programs.define_network_flags()
-programs.define_model_type()
+programs.define_model_type(with_iterative=True)
 flags.DEFINE_string("output_file", "", "File to write, ending in .tflite or .onnx.")
 flags.DEFINE_enum("execution", "masked", EXECUTIONS, "How a network in ONNX runs.")
 flags.DEFINE_integer(

@@ -20,7 +20,7 @@ from sact_tf.writing import atomic_directory
 FLAGS = flags.FLAGS
 
 programs.define_network_flags()
-programs.define_model_type()
+programs.define_model_type(with_iterative=True)
 programs.define_export_flags()
 programs.define_execution_flags("How the network runs.")
 flags.DEFINE_integer(

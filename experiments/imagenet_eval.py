@@ -38,10 +38,9 @@ flags.DEFINE_bool(
     False,
     "Evaluate the newest checkpoint and exit, rather than follow new ones.",
 )
-evaluating.define_sampling_flags()
+evaluating.define_evaluation_flags()
 imagenet.define_data_flags("validation")
 imagenet.define_model_flags()
-programs.define_execution_flags()
 programs.define_unused_flags("master", "moving_average_decay")
 
 
@@ -66,7 +65,7 @@ def main() -> None:
         ),
         batch_size=FLAGS.batch_size,
         recall_at=5,
-        **evaluating.sampling_options(),
+        **evaluating.evaluation_options(),
     )
 
 

@@ -33,7 +33,7 @@ flags.DEFINE_string("images", "", "Folder of JPEG and PNG files, or one such fil
 flags.DEFINE_string("output_dir", "", "Directory to write to.")
 flags.DEFINE_bool("pictures", True, "Also draw the maps of SACT networks.")
 programs.define_network_flags()
-programs.define_model_type("sact")
+programs.define_model_type("sact", with_iterative=True)
 
 
 def find_images(path: str) -> list[str]:

@@ -1,6 +1,8 @@
-"""Features of regions, and block 4 of the network as classifier of boxes."""
+"""Features of regions, and stage 4 of the network as classifier of boxes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import tensorflow as tf
 import tf_keras as keras
@@ -60,26 +62,34 @@ class BoxClassifier(keras.layers.Layer):
     """Block 4, average pooling, and linear layers for classes and boxes.
 
     Args:
-        block: The network's last block.
-        final_bn: The batch normalization after it.
+        blocks: The network's last block, or the blocks of its last stage.
+        final_bn: The batch normalization after it; None: there is none.
+        channels: Of that output.
         num_classes: Without background, which is class 0 here.
         weight_decay: L2 coefficient of the linear layers.
     """
 
     def __init__(
         self,
-        block: keras.layers.Layer,
-        final_bn: keras.layers.Layer,
+        blocks: Sequence[keras.layers.Layer],
+        final_bn: keras.layers.Layer | None,
+        channels: int,
         num_classes: int,
         weight_decay: float = 0.0,
         name: str = "box_classifier",
     ):
         super().__init__(name=name)
-        self.block = block
+        self.blocks = list(blocks)
         self.final_bn = final_bn
+        self._channels = channels
         options = dict(weight_decay=weight_decay)
         self.class_conv = prediction_conv(num_classes + 1, name="class", **options)
         self.box_conv = prediction_conv(4 * (num_classes + 1), name="box", **options)
+
+    @property
+    def block(self) -> keras.layers.Layer:
+        """The last block."""
+        return self.blocks[-1]
 
     @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
@@ -87,33 +97,47 @@ class BoxClassifier(keras.layers.Layer):
         return {"class": self.class_conv, "box": self.box_conv}
 
     def build(self, input_shape):
-        channels = self.final_bn.gamma.shape[0]
         for conv in (self.class_conv, self.box_conv):
-            build_child(conv, [None, 1, 1, channels])
+            build_child(conv, [None, 1, 1, self._channels])
         super().build(input_shape)
 
     @tf.autograph.experimental.do_not_convert
-    def call(self, regions, training=None, trains_rule=False):
+    def call(self, regions, training=None, trains_rule=False, seed=None):
         """Classifies regions.
 
         Args:
             regions: [n, height, width, channels].
-            training: As in the block.
-            trains_rule: Whether the block's halting rule is trained; its end points are
-                then returned as well.
+            training: As in the blocks.
+            trains_rule: Whether the blocks' halting rules are trained.
+            seed: As in the blocks.
 
         Returns:
-            Logits float32 [n, classes + 1], and for every class an encoded box, float32
-            [n, 4 * (classes + 1)].
+            Logits float32 [n, classes + 1]; for every class an encoded box, float32 [n,
+            4 * (classes + 1)]; and what blocks tell of regions, by name, [n] each:
+            `log_prob` where their rules are trained and know it, `num_units` where
+            regions halt as a whole, and `macs` where blocks count them; sums over the
+            blocks.
         """
-        options = {}
-        if trains_rule and self.block.is_adaptive:
-            options = dict(trains_rule=True, return_end_points=True)
-        x = self.block(regions, training=training, **options)
-        x, end_points = x if options else (x, {})
-        pooled = global_average(self.final_bn(x, training=training))
-        results = tuple(
+        x, told = regions, {}
+        for block in self.blocks:
+            options = dict(training=training)
+            if block.is_adaptive and trains_rule:
+                options["trains_rule"] = True
+            if block.is_adaptive and seed is not None:
+                options["seed"] = seed
+            if not block.is_adaptive or not (trains_rule or block.halts_as_a_whole):
+                x = block(x, **options)
+                continue
+            x, end_points = block(x, return_end_points=True, **options)
+            for key in ("log_prob", "num_units", "macs"):
+                value = end_points.get(key)
+                if value is not None and value.shape.rank == 1:
+                    told[key] = told[key] + value if key in told else value
+        if self.final_bn is not None:
+            x = self.final_bn(x, training=training)
+        pooled = global_average(x)
+        logits, encoded = (
             tf.cast(conv(pooled)[:, 0, 0], tf.float32)
             for conv in (self.class_conv, self.box_conv)
         )
-        return (*results, end_points) if trains_rule else results
+        return logits, encoded, told

@@ -18,7 +18,12 @@ from sact_tf import reading
 from sact_tf.data.examples import DataError
 from sact_tf.domains import brief
 from sact_tf.end_points import metric_values
-from sact_tf.evaluation import Moments, used_units
+from sact_tf.evaluation import (
+    Moments,
+    batch_seed,
+    in_all_modes,
+    used_units,
+)
 from sact_tf.networks.imagenet_resnet import ImagenetResNet
 from sact_tf.optional import lazy
 
@@ -209,6 +214,9 @@ def evaluate(
     batch_size: int = 1,
     progress: Callable[[int], None] | None = None,
     reference: ImagenetResNet | None = None,
+    seed: int = 0,
+    sample: int = 0,
+    watch: Callable[[Mapping[str, object]], None] | None = None,
 ) -> tuple[dict[str, float], list[dict]]:
     """Runs a detector on a data set and scores it.
 
@@ -220,23 +228,31 @@ def evaluate(
         reference: Network whose stem and blocks 1 to 3, all of their units, relative
             operations are divided by; None: the ordinary network of the detector's
             depth.
+        seed: Of networks that stop by chance.
+        sample: Tells several evaluations of the same seed apart.
+        watch: Called with the end points of each step.
 
     Returns:
         What `average_precision` returns, with `Total Flops/mean` and `/std` (of the
         feature extractor, per image), `Relative Flops/mean` and `/std` (divided by
         those of the reference on the same image: SACT, table 1), the mean and
-        deviation of `<block>/{flops,ponder_cost,num_units}`, and what `used_units`
-        tells; and all detections in COCO's format.
+        deviation of `<block>/{flops,ponder_cost,num_units}`, what `used_units` tells,
+        and of networks that count them multiply-accumulates of the feature extractor,
+        `Total Macs/{mean,std,min,max}`, and the same of an image's regions, `Region
+        Macs`; and all detections in COCO's format.
     """
     run = model.compiled()
     moments: dict[str, Moments] = {}
     results: list[dict] = []
     done = 0
     with examples.explained_errors():
-        for batch in examples.evaluation_batches(batch_size):
-            detections = run(batch["image"], batch["size"])
+        for k, batch in enumerate(examples.evaluation_batches(batch_size)):
+            drawn = batch_seed(seed, sample, k)
+            detections = run(batch["image"], batch["size"], drawn)
             end_points = detections["end_points"]
-            values = _inside_images(metric_values(end_points))
+            values = _inside_images({**metric_values(end_points), **_of(end_points)})
+            if watch is not None:
+                watch(end_points)
             dense_flops = end_points["dense_flops"]
             if reference is not None:
                 dense_flops = reference.dense_flops_of_blocks(
@@ -254,14 +270,83 @@ def evaluate(
                 progress(done)
     metrics = average_precision(examples.ground_truth(), results)
     for name, value in moments.items():
-        separator = "/" if name.endswith("Flops") else "_"
+        separator = "/" if name.endswith(("Flops", "Macs")) else "_"
         metrics[f"{name}{separator}mean"] = value.mean
         metrics[f"{name}{separator}std"] = value.std
+        if name.endswith("Macs"):
+            metrics[f"{name}/min"] = value.smallest
+            metrics[f"{name}/max"] = value.largest
     return {**metrics, **used_units(moments, model.blocks)}, results
 
 
+def evaluate_modes(
+    model: FasterRCNN,
+    examples: DetectionExamples,
+    batch_size: int = 1,
+    num_samples: int = 5,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Evaluates a detector in every way to stop that its halting rule has.
+
+    Args:
+        model: The detector.
+        examples: Images with boxes.
+        batch_size: Images per step.
+        num_samples: How often the discrete mode is sampled.
+        seed: Of all that is drawn.
+
+    Returns:
+        As `sact_tf.evaluation.in_all_modes`, for `AP`, `AP50`, `Flops` of the feature
+        extractor, and where blocks tell them `Expected Flops`.
+    """
+    names = {
+        "AP": "AP",
+        "AP50": "AP50",
+        "Flops": "Total Flops/mean",
+        "Expected Flops": "Total Expected Flops/mean",
+    }
+
+    def run(detector, sample, mode):
+        metrics, _ = evaluate(detector, examples, batch_size, seed=seed, sample=sample)
+        return {key: metrics[name] for key, name in names.items() if name in metrics}
+
+    return in_all_modes(model, model.network.options.make_rule(), run, num_samples)
+
+
+def objects_of_images(examples: DetectionExamples) -> list[dict[str, object]]:
+    """Returns how many objects every image has, and how large they are.
+
+    Returns:
+        In the order of the examples: `image_id`, `objects`, and `relative_size`, the
+        mean side of the objects (root of width times height) for one of the image; None
+        without objects. Crowds do not count.
+    """
+    truth = examples.ground_truth()
+    sides = collections.defaultdict(list)
+    for row in truth["annotations"]:
+        if not row.get("iscrowd"):
+            sides[row["image_id"]].append(np.sqrt(row["bbox"][2] * row["bbox"][3]))
+    rows = []
+    for image in truth["images"]:
+        own = sides[image["id"]]
+        whole = np.sqrt(image["width"] * image["height"])
+        size = float(np.mean(own) / whole) if own else None
+        rows.append(dict(image_id=image["id"], objects=len(own), relative_size=size))
+    return rows
+
+
+def _of(end_points):
+    """Returns what is told of regions, by metric."""
+    values = {}
+    if "box_classifier/num_units" in end_points:
+        values["box_classifier/num_units"] = end_points["box_classifier/num_units"]
+    if "box_classifier/macs" in end_points:
+        values["Region Macs"] = end_points["box_classifier/macs"]
+    return values
+
+
 def _inside_images(values):
-    """Leaves out the positions of padding, which run no unit at all."""
+    """Leaves out positions of padding, and regions that are none: they run no unit."""
     return {
         name: value[values[name.replace("ponder_cost", "num_units")] > 0]
         if name.endswith(("ponder_cost", "num_units"))

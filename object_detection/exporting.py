@@ -112,7 +112,7 @@ def export_saved_model(
     * `num_detections`, int32 [batch]; rows after so many are zero,
     * `sizes`, int32 [batch, 2], of the images as the network saw them,
     * `flops` of the features, and `dense_flops`, what they would take of an ordinary
-      network, int64 [batch],
+      network, int64 [batch]; of iterative networks `macs` of the features as well,
     * of adaptive networks `<block>_ponder_cost` float32 and `<block>_num_units` int32
       of blocks 1 to 3, [batch], of SACT networks [batch, block height, block width],
     * of SACT networks `ponder_cost_map` float32 [batch, height, width, 1] of those

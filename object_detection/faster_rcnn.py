@@ -11,75 +11,25 @@ import tf_keras as keras
 
 from object_detection import anchors, losses
 from object_detection.box_classifier import BOX_WEIGHTS, BoxClassifier, crop_regions
-from object_detection.feature_extractor import FeatureExtractor, whole_sizes
+from object_detection.feature_extractor import (
+    NUM_BLOCKS,
+    FeatureExtractor,
+    make_network,
+    whole_sizes,
+)
+from object_detection.options import Options
 from object_detection.proposals import RegionProposalNetwork, propose
 from sact_tf import latent_losses
 from sact_tf.layers import build_child
-from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
+from sact_tf.networks.residual_network import ResidualNetwork
 from sact_tf.optional import lazy
 
 detection_generator = lazy("official.vision.modeling.layers.detection_generator")
 roi_sampler = lazy("official.vision.modeling.layers.roi_sampler")
 
+_STAGES = NUM_BLOCKS + 1
 _WEIGHT_DECAY = 1e-4  # the network's own
 _LOSSES = ("rpn_score", "rpn_box", "box_class", "box_refinement")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a detector is beside its network; defaults are the paper's.
-
-    Attributes:
-        anchor_sizes: Sides of square anchors, in pixels.
-        aspect_ratios: Of anchors, width divided by height.
-        rpn_channels: Of the proposal network's 3x3 convolution; None: half of the
-            features', 512 in ordinary networks.
-        num_proposals: Regions that are classified in each image.
-        proposal_nms_iou: Where two proposals overlap by more than this
-            (intersection over union), the one with the lower score is dropped.
-        num_anchor_samples: Anchors per image that training looks at.
-        num_region_samples: Proposals per image that training looks at.
-        foreground_fraction: The largest share of objects among these.
-        crop_size: Samples of the features along each side of a region.
-        pool_size: Side that they are pooled to for block 4.
-        block4_stride: Stride of block 4, 1 or 2.
-        score_threshold: Detections of lower probability are dropped.
-        nms_iou: The same, for two detections of one class.
-        max_detections: The largest number of detections in an image.
-        train_batch_norm: Whether batch normalization uses and averages the moments of
-            training batches. The paper keeps the stored ones.
-    """
-
-    anchor_sizes: tuple[float, ...] = anchors.SIZES
-    aspect_ratios: tuple[float, ...] = anchors.ASPECT_RATIOS
-    rpn_channels: int | None = None
-    num_proposals: int = 300
-    proposal_nms_iou: float = 0.6
-    num_anchor_samples: int = 256
-    num_region_samples: int = 256
-    foreground_fraction: float = 0.25
-    crop_size: int = 28
-    pool_size: int = 7
-    block4_stride: int = 1
-    score_threshold: float = 0.01
-    nms_iou: float = 0.6
-    max_detections: int = 100
-    train_batch_norm: bool = False
-
-    def __post_init__(self):
-        """Raises ValueError on a bad option, naming it."""
-        for name in ("anchor_sizes", "aspect_ratios"):
-            values = tuple(getattr(self, name))  # lists where they come from files
-            object.__setattr__(self, name, values)
-            if not values or not all(0 < v < float("inf") for v in values):
-                raise ValueError(f"{name} must be numbers > 0; got {values}")
-        if self.block4_stride not in (1, 2):
-            raise ValueError(f"block4_stride must be 1 or 2; got {self.block4_stride}")
-        if self.pool_size < 1 or self.crop_size % self.pool_size:
-            raise ValueError(
-                f"crop_size must be a multiple of pool_size {self.pool_size}; got "
-                f"{self.crop_size}"
-            )
 
 
 class FasterRCNN(keras.Model):
@@ -93,15 +43,18 @@ class FasterRCNN(keras.Model):
 
     Args:
         num_classes: Classes of objects; background is class 0 beside them.
-        model: Units per block, as in `sact_tf.imagenet_resnet`.
-        model_type: "vanilla", "act", "act_early_stopping" or "sact".
+        model: Units per block, as in `sact_tf.imagenet_resnet`; not used by iterative
+            networks.
+        model_type: "vanilla", "act", "act_early_stopping" or "sact"; or "iterative" or
+            "iamnn", of which every region decides on the iterations of stage 4.
         base_channels: Scales the channels of all blocks.
         tau: Weight of the feature extractor's ponder cost in the losses.
         execution: "masked"; or, for inference and for training with stored moments,
             "perforated", or "tiled" with a `tile_size` above 1.
         options: What it is beside its network.
         **network_options: As of `sact_tf.imagenet_resnet`, such as `tile_size` and
-            `precision`, which is that of the units of all four blocks.
+            `precision`, which is that of the units of all four blocks; or of
+            `sact_tf.iterative_net`, such as `max_iterations`.
 
     Attributes:
         feature_extractor: `FeatureExtractor`.
@@ -145,17 +98,17 @@ class FasterRCNN(keras.Model):
             **network_options,
         )
         # In a namespace, where Keras does not count its classifier as the detector's.
-        network = imagenet_resnet(
+        network = make_network(
+            options.block4_stride,
+            tau,
             model,
             model_type,
-            num_classes=1,
             base_channels=base_channels,
-            tau=(tau, tau, tau, 0.0),
             execution=execution,
-            block_strides=(1, 2, 2, options.block4_stride),
             **network_options,
         )
-        self.feature_extractor = FeatureExtractor(network)
+        num_blocks = NUM_BLOCKS * (len(network.blocks) // _STAGES)
+        self.feature_extractor = FeatureExtractor(network, num_blocks)
         channels, side = self.feature_extractor.spec.channels, options.pool_size
         self.rpn = RegionProposalNetwork(
             options.rpn_channels or channels // 2,
@@ -163,7 +116,11 @@ class FasterRCNN(keras.Model):
             _WEIGHT_DECAY,
         )
         self.box_classifier = BoxClassifier(
-            network.blocks[-1], network.final_bn, num_classes, _WEIGHT_DECAY
+            network.blocks[num_blocks:],
+            network.final_bn,
+            network.block_specs[-1].channels,
+            num_classes,
+            _WEIGHT_DECAY,
         )
         self._parts = types.SimpleNamespace(
             options=options,
@@ -197,11 +154,11 @@ class FasterRCNN(keras.Model):
 
     @property
     def blocks(self) -> list[keras.layers.Layer]:
-        """The network's four blocks."""
-        return [*self.feature_extractor.blocks, self.box_classifier.block]
+        """The network's blocks."""
+        return [*self.feature_extractor.blocks, *self.box_classifier.blocks]
 
     @property
-    def network(self) -> ImagenetResNet:
+    def network(self) -> ResidualNetwork:
         """The network whose blocks these are; its classifier of images is not used."""
         return self._parts.network
 
@@ -228,12 +185,16 @@ class FasterRCNN(keras.Model):
         self, execution: str | None, precision: str | None = None
     ) -> FasterRCNN:
         """As `sact_tf.Network.with_execution`."""
-        options = self.network.options
-        changes = {
-            "execution": execution or options.execution,
-            "precision": precision or options.precision,
-        }
-        if all(getattr(options, name) == value for name, value in changes.items()):
+        changes = {"execution": execution, "precision": precision}
+        return self.with_options(
+            **{name: value for name, value in changes.items() if value is not None}
+        )
+
+    def with_options(self, **changes) -> FasterRCNN:
+        """As of `Network`, of what its network is made with."""
+        made = self.network.options
+        current = {n: self._config.get(n, getattr(made, n, None)) for n in changes}
+        if current == changes:
             return self
         copy = type(self)(**{**self._config, **changes}, name=self.name)
         copy.set_weights(self.get_weights())
@@ -246,10 +207,11 @@ class FasterRCNN(keras.Model):
         sizes: tf.Tensor,
         training: bool = False,
         trains_rule: bool | None = None,
+        seed: tf.Tensor | None = None,
     ):
         """Runs blocks 1 to 3; see `FeatureExtractor`."""
         return self.feature_extractor(
-            images, sizes, training=training, trains_rule=trains_rule
+            images, sizes, training=training, trains_rule=trains_rule, seed=seed
         )
 
     def propose(
@@ -301,7 +263,8 @@ class FasterRCNN(keras.Model):
         boxes: tf.Tensor,
         training: bool = False,
         trains_rule: bool = False,
-    ) -> tuple[tf.Tensor, ...]:
+        seed: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         """Classifies regions.
 
         Args:
@@ -310,10 +273,11 @@ class FasterRCNN(keras.Model):
             boxes: [batch, n, 4] in pixels.
             training: As in the block.
             trains_rule: As in `BoxClassifier`.
+            seed: As there.
 
         Returns:
             Logits [batch, n, classes + 1] and encoded boxes [batch, n, 4 * (classes +
-            1)]; and end points where the rule is trained.
+            1)]; and what blocks tell of regions, [batch, n] each.
         """
         options = self.options
         feature_sizes = tf.stack(
@@ -331,12 +295,15 @@ class FasterRCNN(keras.Model):
             options.crop_size,
             options.pool_size,
         )
-        logits, encoded, *others = self.box_classifier(
-            regions, training=training, trains_rule=trains_rule
+        logits, encoded, told = self.box_classifier(
+            regions, training=training, trains_rule=trains_rule, seed=seed
         )
         count = boxes.shape[1]
-        results = (tf.reshape(r, [-1, count, r.shape[-1]]) for r in (logits, encoded))
-        return (*results, *others)
+        logits, encoded = (
+            tf.reshape(r, [-1, count, r.shape[-1]]) for r in (logits, encoded)
+        )
+        told = {key: tf.reshape(value, [-1, count]) for key, value in told.items()}
+        return logits, encoded, told
 
     @tf.autograph.experimental.do_not_convert
     def call(
@@ -346,6 +313,7 @@ class FasterRCNN(keras.Model):
         training=False,
         score_threshold=None,
         max_detections=None,
+        seed=None,
     ):
         """Detects objects.
 
@@ -355,20 +323,33 @@ class FasterRCNN(keras.Model):
             training: Not used: `fit` does what training takes.
             score_threshold: In place of that of the options; may be a tensor.
             max_detections: The same.
+            seed: int32 [2], of networks that halt at random; None: one is drawn.
 
         Returns:
             Dictionary of `detection_boxes` (float32 [batch, max_detections, 4]: ymin,
             xmin, ymax, xmax in pixels), `detection_scores` [batch, max_detections],
             `detection_classes` (int32, from 1), `num_detections` (int32 [batch]), and
-            `end_points` of the feature extractor.
+            `end_points` of the feature extractor. These also hold, where regions halt
+            as a whole, `box_classifier/num_units`, int32 [batch, proposals], 0 where
+            there is no proposal; and of iterative networks `box_classifier/macs`, int64
+            [batch], the multiply-accumulates of stage 4 in all of them.
         """
         if sizes is None:
             sizes = whole_sizes(images)
-        features, end_points = self.extract(images, sizes)
+        features, end_points = self.extract(images, sizes, seed=seed)
         boxes = self.propose(features, end_points["valid"], sizes)["boxes"]
-        logits, encoded = self.classify(features, end_points["valid"], boxes)
+        if seed is not None:
+            seed = tf.random.experimental.stateless_fold_in(seed, NUM_BLOCKS)
+        logits, encoded, told = self.classify(
+            features, end_points["valid"], boxes, seed=seed
+        )
         # Where there is no proposal, there is no object.
         is_there = tf.reduce_max(boxes, -1) >= 0
+        for key in ("num_units", "macs"):
+            if key in told:
+                value = tf.where(is_there, told[key], 0)
+                value = tf.reduce_sum(value, 1) if key == "macs" else value
+                end_points[f"box_classifier/{key}"] = value
         nothing = tf.one_hot(0, logits.shape[-1], on_value=0.0, off_value=-1e9)
         logits = tf.where(is_there[..., tf.newaxis], logits, nothing)
         select = self._selection(score_threshold, max_detections)
@@ -403,14 +384,14 @@ class FasterRCNN(keras.Model):
         constants = {}
 
         @tf.function(reduce_retracing=True)
-        def run(images, sizes):
-            detections = self(images, sizes)
+        def run(images, sizes, seed):
+            detections = self(images, sizes, seed=seed)
             end_points = detections["end_points"]
             constants.update({name: end_points.pop(name) for name in names})
             return detections
 
-        def detect(images, sizes=None):
-            detections = run(images, sizes)
+        def detect(images, sizes=None, seed=None):
+            detections = run(images, sizes, seed)
             detections["end_points"].update(constants)
             return detections
 
@@ -454,13 +435,11 @@ class FasterRCNN(keras.Model):
         regions, matched, classes = self._sample_regions(
             proposals["boxes"], boxes, batch["classes"]
         )
-        logits, encoded, *others = self.classify(
+        logits, encoded, told = self.classify(
             features, valid, regions, training, trains_rule
         )
-        for results in others:
-            if "log_prob" in results:
-                log_prob = tf.reshape(results["log_prob"], tf.shape(classes))
-                end_points["box_classifier/log_prob"] = log_prob
+        if "log_prob" in told:
+            end_points["box_classifier/log_prob"] = told["log_prob"]
         result.update(losses.box_losses(logits, encoded, regions, classes, matched))
         return result, end_points
 

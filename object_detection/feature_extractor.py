@@ -1,4 +1,4 @@
-"""Blocks 1 to 3 of a residual network as a detector's features (SACT, section 4.2)."""
+"""Blocks 1 to 3 of a residual network as features of a detector (SACT, section 4.2)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,37 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf.checkpoints import load_slim_checkpoint
+from sact_tf.networks.imagenet_resnet import imagenet_resnet
+from sact_tf.networks.iterative_block import VARIANTS
+from sact_tf.networks.iterative_net import iterative_net
 from sact_tf.networks.network import BlockSpec, Network
+from sact_tf.networks.residual_network import ResidualNetwork
 
 NUM_BLOCKS = 3
 """Blocks of a network that make a detector's features; block 4 classifies regions."""
+
+
+def make_network(
+    block4_stride: int, tau: float, model: str, model_type: str, **options
+) -> ResidualNetwork:
+    """Makes the network of a detector, whose classifier of images is not used.
+
+    Args:
+        block4_stride: Stride of the last stage.
+        tau: Weight of the ponder cost of the others.
+        model: Units per block; not used by iterative networks.
+        model_type: Of `imagenet_resnet`, or a variant of `iterative_net`.
+        **options: Others of that function.
+    """
+    taus, strides = [tau] * NUM_BLOCKS + [0.0], [1, 2, 2, block4_stride]
+    if model_type not in VARIANTS:
+        given = dict(tau=tuple(taus), block_strides=tuple(strides))
+        return imagenet_resnet(model, model_type, num_classes=1, **given, **options)
+    if options.get("double"):
+        taus = [value for value in taus for _ in range(2)]
+        strides = [part for stride in strides for part in (stride, 1)]
+    given = dict(tau=taus, block_strides=strides)
+    return iterative_net(model_type, num_classes=1, **given, **options)
 
 
 def load_features(network: Network, checkpoint_path: str) -> FeatureExtractor:
@@ -54,7 +81,7 @@ class FeatureExtractor(keras.layers.Layer):
         name: str = "feature_extractor",
     ):
         super().__init__(name=name)
-        self.stem = network.stem
+        self.stem, self.stem_bn = network.stem, network.stem_bn
         self.blocks = network.blocks[:num_blocks]
         # In a namespace, where Keras does not count its other layers as this one's.
         self._made_of = types.SimpleNamespace(network=network)
@@ -77,7 +104,7 @@ class FeatureExtractor(keras.layers.Layer):
         return self(images, whole_sizes(images), training=training)
 
     @tf.autograph.experimental.do_not_convert
-    def call(self, images, sizes, training=None, trains_rule=None):
+    def call(self, images, sizes, training=None, trains_rule=None, seed=None):
         """Extracts features.
 
         Args:
@@ -85,6 +112,7 @@ class FeatureExtractor(keras.layers.Layer):
             sizes: int32 [batch, 2], heights and widths without padding.
             training: As in the blocks.
             trains_rule: As in `Network.run_blocks`.
+            seed: As there.
 
         Returns:
             Features [batch, h, w, channels], zero outside of images; and end points as
@@ -100,6 +128,7 @@ class FeatureExtractor(keras.layers.Layer):
             sizes,
             len(self.blocks),
             trains_rule=trains_rule,
+            seed=seed,
         )
         for name in end_points["block_scopes"]:
             del end_points[name]  # large, and not for everybody's outputs

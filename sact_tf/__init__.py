@@ -17,6 +17,10 @@ from sact_tf.checkpoints import (
     squeeze_checkpoint,
 )
 from sact_tf.features import feature_extractor, freeze_backbone
+from sact_tf.networks.cifar_bottleneck import (
+    CifarBottleneckResNet,
+    cifar_bottleneck_resnet,
+)
 from sact_tf.networks.cifar_resnet import CifarResNet, cifar_resnet
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
 from sact_tf.networks.iterative_net import IterativeNet, iterative_net
@@ -36,6 +40,7 @@ __all__ = [
     "AdaptiveBlock",
     "AdaptivityMetrics",
     "CheckpointMismatchError",
+    "CifarBottleneckResNet",
     "CifarResNet",
     "ImagenetResNet",
     "IterativeNet",
@@ -48,6 +53,7 @@ __all__ = [
     "TargetFlops",
     "Unit",
     "checkpoint_step",
+    "cifar_bottleneck_resnet",
     "cifar_resnet",
     "decode_predictions",
     "feature_extractor",

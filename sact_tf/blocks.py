@@ -171,6 +171,11 @@ class AdaptiveBlock(Block):
         return True
 
     @property
+    def halts_as_a_whole(self) -> bool:
+        """Whether images halt, rather than positions."""
+        return self.domain.name == "image"
+
+    @property
     def slim_scopes(self):
         heads = first_scopes("unit_{}/halting_proba", self.heads)
         return {**super().slim_scopes, **heads}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -11,6 +12,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf.end_points import metric_values
+from sact_tf.halting import HaltingRule
 from sact_tf.writing import write_json  # noqa: F401 (as which it was known here)
 
 
@@ -78,7 +80,50 @@ def used_units(
     return results
 
 
-def _seed(seed: int, sample: int, batch: int) -> tf.Tensor:
+def units_of_images(end_points: Mapping[str, object]) -> tf.Tensor | None:
+    """Returns how many units every image of a batch ran, of all blocks together.
+
+    Returns:
+        Int32 [batch]; None where images do not halt as a whole.
+    """
+    names = [f"{block}/num_units" for block in end_points["block_scopes"]]
+    units = [end_points[name] for name in names if name in end_points]
+    if not units or any(values.shape.rank != 1 for values in units):
+        return None
+    return tf.add_n(units)
+
+
+def seconds_per_image(model: keras.Model, images: Iterable[tf.Tensor]) -> np.ndarray:
+    """Times a network on images, one at a time.
+
+    Args:
+        model: Residual network of this package.
+        images: float32 [height, width, 3] each, of one size, preprocessed.
+
+    Returns:
+        Seconds, [images]. Each is the least of three runs.
+    """
+
+    @tf.function
+    def run(images):
+        return model(images, training=False)
+
+    seconds = []
+    for image in images:
+        batch = image[tf.newaxis]
+        if not seconds:
+            for _ in range(3):  # traces, and warms up
+                run(batch).numpy()
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            run(batch).numpy()
+            times.append(time.perf_counter() - start)
+        seconds.append(min(times))
+    return np.array(seconds)
+
+
+def batch_seed(seed: int, sample: int, batch: int) -> tf.Tensor:
     """Returns the seed, int32 [2], of a batch in one of several samples."""
     seed = tf.constant([seed, batch], tf.int32)
     return tf.random.experimental.stateless_fold_in(seed, sample)
@@ -129,7 +174,7 @@ def evaluate(
     loss, accuracy, recall = Moments(), Moments(), Moments()
     moments: dict[str, Moments] = {}
     for k, (images, labels) in enumerate(batches):
-        losses, correct, recalled, values = run(images, labels, _seed(seed, 0, k))
+        losses, correct, recalled, values = run(images, labels, batch_seed(seed, 0, k))
         recall.add(recalled.numpy())
         loss.add(losses.numpy())
         accuracy.add(correct.numpy())
@@ -174,23 +219,51 @@ def evaluate_modes(
         [images], by `<mode>/<key>` (in discrete mode of the first sample); of networks
         without such ways by `network/<key>`.
     """
-    rule = model.options.make_rule()
-    results, images = {}, {}
-    for mode in rule.test_modes if rule is not None else ():
-        run = _mode_function(model.with_options(test_mode=mode))
-        count = num_samples if mode == "discrete" else 1
-        samples = [_run_all(run, make_batches(), seed, k) for k in range(count)]
-        for key, values in samples[0].items():
-            images[f"{mode}/{key}"] = values
-            means = Moments()
-            means.add([np.mean(sample[key], dtype=np.float64) for sample in samples])
-            results[f"{mode}/{key}"] = means.mean
-            if mode == "discrete":
-                results[f"{mode}/{key} std"] = means.std
+    images = {}
+
+    def evaluate(network, sample, name):
+        values = _run_all(_mode_function(network), make_batches(), seed, sample)
+        if sample == 0:
+            images.update({f"{name}/{key}": value for key, value in values.items()})
+        return {key: np.mean(value, dtype=np.float64) for key, value in values.items()}
+
+    results = in_all_modes(model, model.options.make_rule(), evaluate, num_samples)
     if per_image and not images:
-        values = _run_all(_mode_function(model), make_batches(), seed, 0)
-        images = {f"network/{key}": value for key, value in values.items()}
+        evaluate(model, 0, "network")
     return results, images
+
+
+def in_all_modes(
+    model: keras.Model,
+    rule: HaltingRule | None,
+    evaluate: Callable[[keras.Model, int, str], Mapping[str, float]],
+    num_samples: int = 5,
+) -> dict[str, float]:
+    """Evaluates a model in every way to stop that its halting rule has.
+
+    Args:
+        model: With `with_options`.
+        rule: Of it; None: it has no such ways.
+        evaluate: Takes a copy of the model in a mode, the number of the sample, and the
+            mode; returns numbers by name.
+        num_samples: How often the discrete mode is sampled; others are run once.
+
+    Returns:
+        The numbers by `<mode>/<name>`; of the discrete mode their means over samples,
+        and deviations by `<mode>/<name> std`.
+    """
+    results = {}
+    for mode in rule.test_modes if rule is not None else ():
+        network = model.with_options(test_mode=mode)
+        count = num_samples if mode == "discrete" else 1
+        samples = [evaluate(network, k, mode) for k in range(count)]
+        for key in samples[0]:
+            values = Moments()
+            values.add([sample[key] for sample in samples])
+            results[f"{mode}/{key}"] = values.mean
+            if mode == "discrete":
+                results[f"{mode}/{key} std"] = values.std
+    return results
 
 
 def _mode_function(model):
@@ -206,14 +279,15 @@ def _mode_function(model):
         }
         if "expected_flops" in end_points:
             values["Expected Flops"] = end_points["expected_flops"]
-        return values
+        units = units_of_images(end_points)
+        return values if units is None else {**values, "Units": units}
 
     return run
 
 
 def _run_all(run, batches, seed, sample):
     parts = [
-        run(images, labels, _seed(seed, sample, k))
+        run(images, labels, batch_seed(seed, sample, k))
         for k, (images, labels) in enumerate(batches)
     ]
     return {

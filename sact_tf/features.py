@@ -107,7 +107,7 @@ def freeze_backbone(model: ResidualNetwork) -> None:
     units = [unit for block in model.blocks for unit in block.units]
     others = [getattr(block, "transition", None) for block in model.blocks]
     others += [getattr(block, "transition_bn", None) for block in model.blocks]
-    others += [getattr(model, "stem_bn", None), model.final_bn, model.classifier]
+    others += [model.stem_bn, model.final_bn, model.classifier]
     for layer in (model.stem, *units, *others):
         if layer is not None:
             layer.trainable = False

@@ -164,7 +164,7 @@ def _network_passes(model, data):
         with tf.GradientTape() as tape:
             tape.watch(regions)
             features, _ = model.extract(data["image"], data["size"], True)
-            logits, encoded = model.box_classifier(regions, training=True)
+            logits, encoded, _ = model.box_classifier(regions, training=True)
             total = tf.add_n([tf.reduce_mean(x) for x in (features, logits, encoded)])
         gradients = tape.gradient(total, [*variables, regions])
         # Everything has to be computed, and little is read.

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from experiments.common import evaluating, programs
+from experiments.common import evaluating, iterative, programs
 from object_detection.data import coco, datasets, scenes
 from object_detection.data.examples import LONG_SIDE, SHORT_SIDE, DetectionExamples
-from object_detection.faster_rcnn import FasterRCNN, Options
+from object_detection.faster_rcnn import FasterRCNN
+from object_detection.options import Options
 from sact_tf.data.examples import DataError
 
 FLAGS = flags.FLAGS
@@ -87,13 +88,16 @@ def define_category_flags() -> None:
 
 def define_model_flags() -> None:
     """Defines the flags of `NetworkOptions`, and others of the detector."""
-    programs.define_option("model_type")
+    programs.define_model_type(with_iterative=True)
     programs.define_option(
         "model", "101", "50, 101, 152, 200, or residual units per block as in 3_4_23_3."
     )
     programs.define_option("base_channels")
     programs.define_option(
-        "tau", 0.005, "Weight of the feature extractor's ponder cost in the loss."
+        "tau",
+        0.005,
+        "Weight of the feature extractor's ponder cost in the loss; of iterative "
+        "networks 0.001 by default.",
     )
     programs.define_option("tile_size")
     programs.define_forms()
@@ -242,10 +246,16 @@ def make_model(num_classes: int, **options) -> FasterRCNN:
         )
     options["anchor_sizes"] = _numbers("anchor_sizes")
     options["aspect_ratios"] = _numbers("anchor_ratios")
-    return FasterRCNN(
-        options=Options(**options),
-        **programs.network_options(num_classes=num_classes),
-    )
+    return FasterRCNN(options=Options(**options), **_network(num_classes))
+
+
+def _network(num_classes):
+    """Returns what the flags say of the network."""
+    iterative.check()
+    if not iterative.is_asked_for():
+        return programs.network_options(num_classes=num_classes)
+    options = {"tau": 0.001, **iterative.network_options(), "num_classes": num_classes}
+    return dict(model_type=FLAGS.model_type, **options)
 
 
 def newest_checkpoint() -> str:

@@ -13,8 +13,9 @@ from absl import flags
 
 import sact_tf
 from experiments.common import programs, run_record
-from sact_tf import evaluation, visualization
+from sact_tf import evaluation, iterations, visualization
 from sact_tf.end_points import ADAPTIVE_METRICS
+from sact_tf.layers import BatchNorm
 from sact_tf.networks.options import NetworkOptions
 from sact_tf.writing import atomic_file, write_json
 from sact_tf.zoo import kinds
@@ -23,8 +24,33 @@ from sact_tf.zoo import kinds
 flags.disclaim_key_flags()
 
 
+def define_evaluation_flags() -> None:
+    """Defines how networks run, and the flags of what is told of single images."""
+    programs.define_execution_flags()
+    define_sampling_flags()
+    flags.DEFINE_bool(
+        "write_images",
+        False,
+        "Also write images.npz to --eval_dir: for every image whether it was right, "
+        "its log loss and operations; paired_bootstrap reads it.",
+    )
+    flags.DEFINE_bool(
+        "draw_iterations",
+        False,
+        "Of networks whose images halt as a whole: also write iterations.json and "
+        "iterations.png, the error by number of iterations, and iterations_images.png, "
+        "images sorted by it.",
+    )
+    flags.DEFINE_integer(
+        "time_images",
+        0,
+        "Also time so many images, the first ones, one at a time.",
+        lower_bound=0,
+    )
+
+
 def define_sampling_flags() -> None:
-    """Defines --num_samples, --sampling_seed and --write_images."""
+    """Defines --num_samples and --sampling_seed."""
     flags.DEFINE_integer(
         "num_samples",
         5,
@@ -32,17 +58,12 @@ def define_sampling_flags() -> None:
         lower_bound=1,
     )
     flags.DEFINE_integer("sampling_seed", 0, "Of these samples.", lower_bound=0)
-    flags.DEFINE_bool(
-        "write_images",
-        False,
-        "Also write images.npz to --eval_dir: for every image whether it was right, "
-        "its log loss and operations; paired_bootstrap reads it.",
-    )
 
 
-def sampling_options() -> dict[str, object]:
+def evaluation_options() -> dict[str, object]:
     """Returns what these flags say, for `evaluate_newest`."""
     names = ("num_samples", "sampling_seed", "write_images")
+    names += ("draw_iterations", "time_images")
     return {name: flags.FLAGS[name].value for name in names}
 
 
@@ -115,6 +136,8 @@ def evaluate_checkpoint(
     num_samples: int = 5,
     sampling_seed: int = 0,
     write_images: bool = False,
+    draw_iterations: bool = False,
+    time_images: int = 0,
 ) -> None:
     """Evaluates one checkpoint; prints, writes eval.json and summaries.
 
@@ -131,6 +154,12 @@ def evaluate_checkpoint(
         num_samples: As in `evaluation.evaluate_modes`.
         sampling_seed: Of all that is drawn.
         write_images: Whether images.npz is written.
+        draw_iterations: Whether `write_iterations` is called.
+        time_images: How many images are timed, one at a time.
+
+    Raises:
+        ValueError: Iterations are to be drawn of a network whose images do not halt as
+            a whole.
     """
     sact_tf.load_slim_checkpoint(model, checkpoint)
     step = sact_tf.checkpoint_step(checkpoint)
@@ -143,9 +172,11 @@ def evaluate_checkpoint(
             lambda: examples.evaluation_batches(batch_size),
             num_samples,
             sampling_seed,
-            write_images,
+            write_images or draw_iterations,
         )
         results.update(modes)
+        if time_images:
+            results.update(_times(model, examples, time_images))
         images, _ = next(iter(examples.evaluation_batches(3)))
     print(f"Evaluated {checkpoint} on {examples.num_examples} images")
     for name, value in results.items():
@@ -155,10 +186,14 @@ def evaluate_checkpoint(
         {
             **record(options=model.options, checkpoint=checkpoint, **about),
             **provenance(model, checkpoint),
+            "execution": model.execution,
+            "parameters": count_parameters(model),
             "num_examples": examples.num_examples,
             **results,
         },
     )
+    if draw_iterations:
+        write_iterations(eval_dir, model, examples, per_image, batch_size)
     if write_images:
         with atomic_file(os.path.join(eval_dir, "images.npz")) as name:
             with open(name, "wb") as file:
@@ -175,6 +210,83 @@ def evaluate_checkpoint(
                     f"heatmaps/{key}", visualization.heatmap(end_points, key)
                 )
     writer.close()
+
+
+def count_parameters(model: sact_tf.Network) -> int:
+    """Counts kernels and biases, without batch normalizations, as papers do."""
+    norms = [layer for layer in model.submodules if isinstance(layer, BatchNorm)]
+    theirs = {id(variable) for norm in norms for variable in norm.variables}
+    counted = [v for v in model.trainable_variables if id(v) not in theirs]
+    return sum(int(np.prod(variable.shape)) for variable in counted)
+
+
+def _times(model, examples, count):
+    """Times the first images; returns what is told of that."""
+    images = examples.evaluation_batches(1).take(count)
+    seconds = evaluation.seconds_per_image(model, (image[0] for image, _ in images))
+    return {
+        "Seconds per Image/mean": float(seconds.mean()),
+        "Seconds per Image/median": float(np.median(seconds)),
+    }
+
+
+_DRAWN_IMAGES = 40
+
+
+def write_iterations(
+    eval_dir: str,
+    model: sact_tf.Network,
+    examples,
+    per_image: Mapping[str, np.ndarray],
+    batch_size: int,
+) -> None:
+    """Writes the error by number of iterations, and images sorted by it.
+
+    Args:
+        eval_dir: Where iterations.json, iterations.png and iterations_images.png go.
+        model: The network.
+        examples: The split.
+        per_image: Of `evaluation.evaluate_modes`.
+        batch_size: Images per step.
+
+    Raises:
+        ValueError: Images do not halt as a whole.
+    """
+    name = next((name for name in per_image if name.endswith("/Units")), None)
+    if name is None:
+        raise ValueError(
+            "--draw_iterations: needs a network whose images halt as a whole, such as "
+            f"act or iterative; got --model_type={model.options.model_type}"
+        )
+    units = per_image[name].astype(int)
+    correct = per_image[name.replace("Units", "Accuracy")]
+    rows = iterations.error_by_iterations(units, correct)
+    write_json(os.path.join(eval_dir, "iterations.json"), rows)
+    for row in rows:
+        print(
+            "{iterations} iterations: {images} images, error {error:.4f}".format(**row)
+        )
+    chosen = iterations.spread(units, _DRAWN_IMAGES)
+    shown, first = {}, 0
+    for images, _ in examples.evaluation_batches(batch_size):
+        last = first + len(images)
+        for k in chosen[(chosen >= first) & (chosen < last)]:
+            shown[k] = _visible(images[k - first].numpy())
+        first = last
+    for name, figure in (
+        ("iterations.png", iterations.error_figure(rows)),
+        (
+            "iterations_images.png",
+            iterations.images_figure([shown[k] for k in chosen], units[chosen]),
+        ),
+    ):
+        visualization.save_figure(figure, os.path.join(eval_dir, name))
+
+
+def _visible(image):
+    """Maps a preprocessed image to [0, 1]: its own range, which is not known."""
+    low, high = float(image.min()), float(image.max())
+    return (image - low) / max(high - low, 1e-6)
 
 
 def newest_checkpoint(path: str) -> str | None:

@@ -40,6 +40,7 @@ _RECORD = {
 }
 _NAMES = {"vanilla": "ResNet", "act": "ACT", "sact": "SACT"}
 _NAMES["act_early_stopping"] = "ACT"
+_ITERATIVE = {"iterative": "IterativeNet", "iamnn": "IamNN"}
 _DEPTHS = {"_".join(map(str, units)): name for name, units in UNITS_PER_BLOCK.items()}
 
 
@@ -107,6 +108,8 @@ class Evaluation:
         kind = self.row["model_type"]
         if kind == "vanilla":
             return "ResNet"
+        if kind in _ITERATIVE:
+            return f"{_ITERATIVE[kind]}, limits {self.row['model'].replace('_', ',')}"
         return f"{_NAMES.get(kind, kind)}, {self.depth}"
 
     @property

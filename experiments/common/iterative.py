@@ -6,6 +6,7 @@ from absl import flags
 
 import sact_tf
 from sact_tf.networks.iterative_block import VARIANTS
+from sact_tf.networks.iterative_net import STEMS
 
 FLAGS = flags.FLAGS
 # Flags defined here belong to the program that asks for them, and to its --help.
@@ -65,21 +66,39 @@ def check() -> None:
             )
 
 
+def network_options() -> dict[str, object]:
+    """Returns what the flags say of the network, as options of `iterative_net`."""
+    given = {name: FLAGS[name].value for name in _OWN}
+    given["max_iterations"] = ",".join(given["max_iterations"])
+    for name in ("execution", "base_channels", "num_classes"):  # no flags of some
+        if name in FLAGS and FLAGS[name].value is not None:
+            given[name] = FLAGS[name].value
+    for name in ("tau", "halting_bias"):  # whose defaults are those of ACT
+        if name in FLAGS and not FLAGS[name].using_default_value:
+            given[name] = FLAGS[name].value
+    return given
+
+
 def make_network(**options) -> sact_tf.IterativeNet:
     """Builds the network that the flags describe.
 
     Args:
         **options: Others of `sact_tf.iterative_net`.
+
+    Raises:
+        ValueError: A flag means nothing to it.
     """
-    given = {name: FLAGS[name].value for name in _OWN}
-    given["max_iterations"] = ",".join(given["max_iterations"])
-    for name in ("execution", "base_channels"):  # no flags of some programs
-        if name in FLAGS:
-            given[name] = FLAGS[name].value
-    for name in ("tau", "halting_bias"):  # whose defaults are those of ACT
-        if name in FLAGS and not FLAGS[name].using_default_value:
-            given[name] = FLAGS[name].value
-    return sact_tf.iterative_net(FLAGS.model_type, **{**given, **options})
+    check()
+    family = FLAGS.network if "network" in FLAGS else "imagenet"
+    if family not in STEMS:
+        raise ValueError(
+            f"--network={family}: must be {' or '.join(STEMS)} with "
+            f"--model_type={FLAGS.model_type}"
+        )
+    given = network_options()
+    if family == "cifar":
+        given.setdefault("base_channels", 16)
+    return sact_tf.iterative_net(FLAGS.model_type, stem=family, **{**given, **options})
 
 
 def about() -> dict[str, object]:

@@ -14,12 +14,13 @@ import tf_keras as keras
 from absl import app, flags, logging
 
 import sact_tf
-from experiments.common import numbers, run_record
+from experiments.common import iterative, numbers, run_record
 from experiments.common.refusals import explain, explain_parsing
 from sact_tf import halting, optional
 from sact_tf.checkpoint_files import open_checkpoint
 from sact_tf.data.examples import DataError
 from sact_tf.halting import probabilistic
+from sact_tf.networks.iterative_block import VARIANTS
 from sact_tf.networks.options import NetworkOptions
 from sact_tf.optional import MissingPackageError
 from sact_tf.pretrained import formats
@@ -29,7 +30,11 @@ from sact_tf.training import TrainingError, keep_freed_memory
 # Flags defined here belong to the program that asks for them, and to its --help.
 flags.disclaim_key_flags()
 
-FAMILIES = {"imagenet": sact_tf.imagenet_resnet, "cifar": sact_tf.cifar_resnet}
+FAMILIES = {
+    "imagenet": sact_tf.imagenet_resnet,
+    "cifar": sact_tf.cifar_resnet,
+    "cifar_bottleneck": sact_tf.cifar_bottleneck_resnet,
+}
 """Networks by the name of their family."""
 
 # The library raises these with a message that names argument or file, value and what is
@@ -195,9 +200,17 @@ def network_options(**others) -> dict[str, object]:
     return options
 
 
-def define_model_type(default: str = "vanilla") -> None:
-    """Defines --model_type."""
-    define_option("model_type", default)
+def define_model_type(default: str = "vanilla", with_iterative: bool = False) -> None:
+    """Defines --model_type.
+
+    Args:
+        default: Of it.
+        with_iterative: Whether it may be that of an iterative network; their flags are
+            then defined too.
+    """
+    define_option("model_type", default, others=VARIANTS if with_iterative else None)
+    if with_iterative:
+        iterative.define_flags()
 
 
 def define_execution_flags(description: str | None = None) -> None:
@@ -230,7 +243,7 @@ def define_network_flags(checkpoint_dir: bool = True) -> None:
     flags.DEFINE_integer(
         "base_channels",
         None,
-        "Channels of the first block; by default 64 (imagenet) or 16 (cifar).",
+        "Channels of the first block; by default 64, or 16 (cifar).",
         lower_bound=1,
     )
     define_option("tile_size")
@@ -249,6 +262,11 @@ def make_network(**options) -> keras.Model:
     Args:
         **options: As of `network_options`.
     """
+    kind = options.get("model_type") or flags.FLAGS.model_type
+    if kind in VARIANTS:
+        return iterative.make_network(**options)
+    if "max_iterations" in flags.FLAGS:
+        iterative.check()
     options = network_options(**options)
     return FAMILIES[flags.FLAGS.network](**options)
 

@@ -42,9 +42,9 @@ class IterativeGate(HaltingHead):
         bias: float = GATE_BIAS,
         **kwargs,
     ):
-        super().__init__(batch_norm, weight_decay, name, bias, **kwargs)
+        super().__init__(weight_decay, name, bias, **kwargs)
 
-    def _make_layers(self, batch_norm):
+    def _make_layers(self):
         decay = dict(use_bias=True, weight_decay=self._weight_decay)
         self.hidden = [
             conv2d(_HIDDEN, 1, name=f"hidden_{k}", **decay)
@@ -58,35 +58,21 @@ class IterativeGate(HaltingHead):
     def slim_scopes(self):
         return {layer.name: layer for layer in (*self.hidden, self.score)}
 
-    def get_config(self):
-        config = keras.layers.Layer.get_config(self)
-        return {**config, "weight_decay": self._weight_decay, "bias": self._bias}
-
     def build(self, input_shape):
         read = input_shape[-1] * (3 if self.reads_block_inputs else 2)
         for layer in (*self.hidden, self.score):
             build_child(layer, [input_shape[0], 1, 1, read])
             read = layer.filters
-        keras.layers.Layer.build(self, input_shape)
+        super().build(input_shape)
 
-    def call(
-        self,
-        x,
-        residual=None,
-        inputs=None,
-        active=None,
-        training=None,
-        valid=None,
-        logits=False,
-    ):
+    def _logits(self, x, residual, inputs, training, valid):
         read = (x, residual, inputs) if self.reads_block_inputs else (x, residual)
         values = tf.concat([global_average(part, valid) for part in read], -1)
         for layer in self.hidden:
             values = tf.nn.relu(_pointwise(layer, values))
-        scores = tf.cast(_pointwise(self.score, values)[:, 0, 0, 0], tf.float32)
-        return scores if logits else tf.sigmoid(scores)
+        return tf.cast(_pointwise(self.score, values)[:, 0, 0, 0], tf.float32)
 
-    def run_active(self, x, active, sums, logits=False):
+    def _active_logits(self, x, active, sums):
         raise ValueError(
             f"execution: {type(self).__name__} reads residuals, which perforated "
             "execution of positions does not keep; use 'masked'"

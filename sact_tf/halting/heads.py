@@ -69,14 +69,11 @@ def _normalized_mean(batch_norm, sums: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 
 
 class HaltingHead(keras.layers.Layer):
-    """What every head of this package is: a linear function, and a sigmoid.
+    """What every head of this package is: logits of features, and a sigmoid.
 
-    A head defines `_logits` and `_active_logits`. One that pools the residual or the
-    block's input as well takes them from `call`.
+    A head defines `_make_layers`, `slim_scopes`, `_logits` and `_active_logits`.
 
     Args:
-        batch_norm: Makes the batch normalizations, given a name; or the configuration
-            of one.
         weight_decay: L2 coefficient of the convolutions.
         name: Keras name of the layer.
         bias: Initial bias: scores start small, so most units run.
@@ -87,7 +84,6 @@ class HaltingHead(keras.layers.Layer):
 
     def __init__(
         self,
-        batch_norm: Callable[..., BatchNorm] | Mapping[str, Any],
         weight_decay: float = 0.0,
         name: str | None = None,
         bias: float = HALTING_BIAS,
@@ -97,9 +93,9 @@ class HaltingHead(keras.layers.Layer):
         self._weight_decay = weight_decay
         self._bias = bias
         with policy_of(self):
-            self._make_layers(factory(batch_norm))
+            self._make_layers()
 
-    def _make_layers(self, batch_norm):
+    def _make_layers(self):
         raise NotImplementedError
 
     @property
@@ -110,7 +106,6 @@ class HaltingHead(keras.layers.Layer):
     def get_config(self):
         return {
             **super().get_config(),
-            "batch_norm": saved(self.global_bn),
             "weight_decay": self._weight_decay,
             "bias": self._bias,
         }
@@ -129,8 +124,9 @@ class HaltingHead(keras.layers.Layer):
 
         Args:
             x: Output of a unit, [batch, height, width, channels].
-            residual: What the unit added to its input, shaped like x. Not used.
-            inputs: The block's input. Not used.
+            residual: What the unit added to its input, shaped like x; only where the
+                head reads it.
+            inputs: The block's input.
             active: Not used.
             training: As in every layer.
             valid: Bool [batch, height, width], positions inside of the image; None:
@@ -140,7 +136,7 @@ class HaltingHead(keras.layers.Layer):
         Returns:
             float32 scores of what halts, [batch] or [batch, height, width].
         """
-        scores = self._logits(x, training, valid)
+        scores = self._logits(x, residual, inputs, training, valid)
         return scores if logits else tf.sigmoid(scores)
 
     def run_active(
@@ -158,20 +154,46 @@ class HaltingHead(keras.layers.Layer):
         return scores if logits else tf.sigmoid(scores)
 
 
+class NormalizedHead(HaltingHead):
+    """A head that normalizes what it reads: those of SACT.
+
+    Args:
+        batch_norm: Makes the batch normalizations, given a name; or the configuration
+            of one.
+        weight_decay: As of `HaltingHead`, as are all others.
+        name: Keras name of the layer.
+        bias: Initial bias.
+    """
+
+    def __init__(
+        self,
+        batch_norm: Callable[..., BatchNorm] | Mapping[str, Any],
+        weight_decay: float = 0.0,
+        name: str | None = None,
+        bias: float = HALTING_BIAS,
+        **kwargs,
+    ):
+        self._batch_norm = factory(batch_norm)
+        super().__init__(weight_decay, name, bias, **kwargs)
+
+    def get_config(self):
+        return {**super().get_config(), "batch_norm": saved(self.global_bn)}
+
+
 def head_flops(head: keras.layers.Layer) -> Callable[..., tf.Tensor | None]:
     """Returns what counts a head's operations, which a head of one's own may lack."""
     return getattr(head, "flops", lambda x, **masks: None)
 
 
 @keras.utils.register_keras_serializable("sact_tf")
-class ImageHaltingScore(HaltingHead):
+class ImageHaltingScore(NormalizedHead):
     """Score of an image: a linear function of the pooled features (SACT eq. 6).
 
-    Arguments are those of `HaltingHead`.
+    Arguments are those of `NormalizedHead`.
     """
 
-    def _make_layers(self, batch_norm):
-        self.global_bn = batch_norm(name="global_bn")
+    def _make_layers(self):
+        self.global_bn = self._batch_norm(name="global_bn")
         self.global_conv = conv2d(
             1,
             1,
@@ -191,7 +213,7 @@ class ImageHaltingScore(HaltingHead):
         build_child(self.global_conv, pooled)
         super().build(input_shape)
 
-    def _logits(self, x, training, valid):
+    def _logits(self, x, residual, inputs, training, valid):
         pooled = self.global_bn(global_average(x, valid), training=training)
         return self._of_pooled(pooled)
 
@@ -212,16 +234,16 @@ class ImageHaltingScore(HaltingHead):
 
 
 @keras.utils.register_keras_serializable("sact_tf")
-class SpatialHaltingScore(HaltingHead):
+class SpatialHaltingScore(NormalizedHead):
     """Scores of positions: a 3x3 convolution and pooled features (SACT eq. 14).
 
     The pooled features average over all positions, frozen ones too, that lie inside of
-    the image. Arguments are those of `HaltingHead`.
+    the image. Arguments are those of `NormalizedHead`.
     """
 
-    def _make_layers(self, batch_norm):
+    def _make_layers(self):
         decay = dict(weight_decay=self._weight_decay)
-        self.local_bn = batch_norm(name="local_bn")
+        self.local_bn = self._batch_norm(name="local_bn")
         self.local_conv = conv2d(
             1,
             3,
@@ -230,7 +252,7 @@ class SpatialHaltingScore(HaltingHead):
             name="local_conv",
             **decay,
         )
-        self.global_bn = batch_norm(name="global_bn")
+        self.global_bn = self._batch_norm(name="global_bn")
         self.global_conv = conv2d(1, 1, name="global_conv", **decay)
 
     @property
@@ -250,7 +272,7 @@ class SpatialHaltingScore(HaltingHead):
         build_child(self.global_conv, pooled)
         super().build(input_shape)
 
-    def _logits(self, x, training, valid):
+    def _logits(self, x, residual, inputs, training, valid):
         normalized = zero_outside(self.local_bn(x, training=training), valid)
         local = _to_one_channel(self.local_conv, normalized)
         pooled = self.global_bn(global_average(x, valid), training=training)
@@ -261,7 +283,7 @@ class SpatialHaltingScore(HaltingHead):
         if isinstance(self.local_bn, BatchNorm):
             slope = slope_of(self.local_bn.activation)
         if slope is None:
-            return self._logits(x, False, None)
+            return self._logits(x, None, None, False, None)
         scale, shift = self.local_bn.folded(x.dtype)
         local = custom_ops.perforated_conv2d(
             x,

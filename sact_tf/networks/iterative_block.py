@@ -285,7 +285,7 @@ class IterativeBlock(AdaptiveBlock):
         """Runs iteration k (from 0) of the images that still run."""
         before, index = running.features, running.index
         unit, is_last = self.units[k], k == len(self.heads)
-        features = unit(before, training=False, step=k, inputs=running.inputs)
+        features = unit.run_gathered(before, k, running.inputs)
         shape = self.domain.shape(running.outputs)
         score = None
         if not is_last:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,11 +19,9 @@ from sact_tf import flops
 from sact_tf.domains import COUNT, MAX_UNITS, Domain, brief
 from sact_tf.halting import CumulativeHalting
 from sact_tf.halting.gates import GATE_BIAS
-from sact_tf.layers import build_child, conv2d, global_average, policy_of
 from sact_tf.networks.cifar_resnet import CifarResNet
 from sact_tf.networks.imagenet_resnet import ImagenetResNet
 from sact_tf.networks.iterative_block import VARIANTS, IterativeBlock
-from sact_tf.networks.network import BlockSpec, Network
 from sact_tf.networks.options import IterativeForm, NetworkOptions, _option
 from sact_tf.networks.residual_network import ResidualNetwork
 from sact_tf.optimization import iterative_learning_rate
@@ -34,33 +31,49 @@ _STAGES = 4
 _EXPANSION = Domain(1, 4, is_integer=True)
 
 
-class _Stem(NamedTuple):
-    """What comes before the first stage, and what belongs to it.
-
-    Attributes:
-        stem_size: Side of the convolution's kernel.
-        stem_stride: Its stride.
-        pool_stride: Of the max pooling after it; 1: there is none.
-        preprocessing: What images go through.
-        weight_decay: As of a residual network's `Architecture`.
-        network: Whose preprocessing of images that is.
-        slim_scope: Root scope of the variables in checkpoints.
-    """
-
-    stem_size: int
-    stem_stride: int
-    pool_stride: int
-    preprocessing: str
-    weight_decay: float
-    network: type[Network]
-    slim_scope: str = "iterative_net"
+def _make_block(plan, options, b, limit, dilation):
+    stage, part = divmod(b, 2) if options.double else (b, 0)
+    name = plan.block_name.format(stage + 1)
+    return IterativeBlock(
+        options.base_channels * 2**stage,
+        limit,
+        options.expansion,
+        options.model_type,
+        options.depthwise,
+        strides=dilation.stride,
+        tau=options.tau_of(b),
+        epsilon=options.make_rule().epsilon,
+        execution=options.execution,
+        weight_decay=options.weight_decay,
+        halting_bias=options.halting_bias,
+        name=f"{name}_{part + 1}" if options.double else name,
+    )
 
 
+_PLAN = dataclasses.replace(
+    ImagenetResNet.architecture,
+    slim_scope="iterative_net",
+    block_name="block_{}",
+    stem_scope="stem",
+    final_bn_scope=None,
+    units_per_block={},
+    stem_channels=None,
+    make_unit=None,
+    dilates=False,
+    batch_norm=None,
+    head_batch_norm=None,
+    has_forms=False,
+    stem_batch_norm=iterative_batch_norm,
+    make_block=_make_block,
+)
+_CIFAR = dict(stem_size=3, stem_stride=1, pool_stride=1, weight_decay=5e-4)
 STEMS = {
-    "imagenet": _Stem(7, 2, 2, "symmetric", 1e-4, ImagenetResNet),
-    "cifar": _Stem(3, 1, 1, "standardized", 5e-4, CifarResNet),
+    "imagenet": _PLAN,
+    "cifar": dataclasses.replace(_PLAN, preprocessing="standardized", **_CIFAR),
 }
-"""What `stem=` may be."""
+"""What `stem=` may be, and the architectures with it."""
+
+_IMAGES_OF = {"imagenet": ImagenetResNet, "cifar": CifarResNet}
 
 
 def parse_limits(limits: str | Sequence[int]) -> tuple[int, ...]:
@@ -125,8 +138,8 @@ class IterativeOptions(NetworkOptions):
             )
         if self.precision != "float32":
             raise ValueError(
-                "precision must be float32 in an iterative network, whose units are "
-                f"TensorFlow's convolutions; got {brief(self.precision)}"
+                "precision must be float32 in an iterative network, whose units "
+                f"have no other; got {brief(self.precision)}"
             )
 
     def make_rule(self):
@@ -154,6 +167,8 @@ class IterativeOptions(NetworkOptions):
 class IterativeNet(ResidualNetwork):
     """See `iterative_net`."""
 
+    options_type = IterativeOptions
+
     def __init__(
         self,
         variant: str = "iterative",
@@ -174,124 +189,59 @@ class IterativeNet(ResidualNetwork):
         **options,
     ):
         limits = parse_limits(max_iterations)
-        plan = STEMS.get(stem, STEMS["imagenet"])
-        options = IterativeOptions.of(
-            model="_".join(map(str, limits)),
-            model_type=variant,
+        super().__init__(
+            limits,
+            variant,
+            num_classes,
+            base_channels,
+            tau,
+            execution,
+            name=name,
+            weight_decay=weight_decay,
+            dtype=dtype,
+            trainable=trainable,
             max_iterations=limits,
             expansion=expansion,
             depthwise=depthwise,
             double=double,
-            num_classes=num_classes,
             stem=stem,
-            tau=tau,
-            execution=execution,
-            base_channels=base_channels,
-            weight_decay=plan.weight_decay if weight_decay is None else weight_decay,
             halting_bias=halting_bias,
-            **{"preprocessing": plan.preprocessing, **options},
+            **options,
         )
-        # Its parts are not those of an `Architecture`; what runs them is.
-        Network.__init__(self, options, name=name, dtype=dtype, trainable=trainable)
-        self._preprocessing({"preprocessing": options.preprocessing})
-        if isinstance(tau, (list, tuple)) and len(tau) != self._num_blocks():
-            raise ValueError(f"tau must be {self._num_blocks()} numbers; got {tau}")
-        decay = dict(weight_decay=options.weight_decay)
-        with policy_of(self):
-            self.stem = conv2d(
-                base_channels,
-                plan.stem_size,
-                plan.stem_stride,
-                "same" if plan.stem_stride == 1 else "valid",
-                name="stem",
-                **decay,
-            )
-            self.stem_bn = iterative_batch_norm("stem_bn")
-            self.blocks = [self._make_block(b) for b in range(self._num_blocks())]
-            self.final_bn = self.classifier = None
-            if num_classes:
-                self.classifier = conv2d(
-                    num_classes, 1, use_bias=True, name="logits", **decay
-                )
-        self._finish()
 
-    def _num_blocks(self):
-        return _STAGES * (2 if self.options.double else 1)
+    def _plan(self, options):
+        plan = STEMS.get(options["stem"], _PLAN)
+        if not options["double"]:
+            return plan
+        strides = [part for stride in plan.block_strides for part in (stride, 1)]
+        return dataclasses.replace(plan, block_strides=tuple(strides))
 
-    def _make_block(self, b):
-        """Makes block b, counted from 0."""
-        options = self.options
-        stage, part = divmod(b, 2) if options.double else (b, 0)
-        name = f"block_{stage + 1}"
-        return IterativeBlock(
-            options.base_channels * 2**stage,
-            options.max_iterations[stage],
-            options.expansion,
-            options.model_type,
-            options.depthwise,
-            strides=2 if stage and not part else 1,
-            tau=options.tau_of(b),
-            epsilon=options.make_rule().epsilon,
-            execution=options.execution,
-            weight_decay=options.weight_decay,
-            halting_bias=options.halting_bias,
-            name=f"{name}_{part + 1}" if options.double else name,
-        )
+    def _units_per_block(self, model, plan):
+        limits = parse_limits(model)
+        parts = len(plan.block_strides) // len(limits)
+        return tuple(limit for limit in limits for _ in range(parts))
+
+    def _model_name(self, units):
+        return super()._model_name(units[:: len(units) // _STAGES])
 
     @property
-    def architecture(self) -> _Stem:
-        """What `ResidualNetwork` wants to know of stem and images."""
-        return STEMS[self.options.stem]
+    def architecture(self):
+        """That of its stem."""
+        options = self.options
+        return self._plan({"stem": options.stem, "double": options.double})
 
     def get_config(self):
         config = super().get_config()
-        names = ("model", "tile_size", "group_grid", "block_strides", "rate")
-        for name in (*names, "precision", "stem_pool", "downsample"):
+        names = ("model", "tile_size", "group_grid", "rate", "precision")
+        for name in (*names, "stem_pool", "downsample"):
             del config[name]
         return {"variant": config.pop("model_type"), **config}
 
     def preprocess(self, image, size=None):
-        return self.architecture.network.preprocess(image, size)
+        return _IMAGES_OF[self.options.stem].preprocess(image, size)
 
     def default_learning_rate(self, max_number_of_steps, num_examples, batch_size):
         return iterative_learning_rate(max_number_of_steps)
-
-    @property
-    def slim_scopes(self) -> dict[str, keras.layers.Layer]:
-        scopes = {
-            "stem": self.stem,
-            "stem/BatchNorm": self.stem_bn,
-            **{block.name: block for block in self.blocks},
-        }
-        return {**scopes, "logits": self.classifier} if self.classifier else scopes
-
-    @property
-    def block_specs(self) -> list[BlockSpec]:
-        stride = self.architecture.stem_stride * self.architecture.pool_stride
-        specs = []
-        for block in self.blocks:
-            stride *= block.strides
-            count = len(block.units)
-            specs.append(BlockSpec(block.name, count, block.out_channels, stride))
-        return specs
-
-    def build(self, input_shape):
-        if self.built:
-            return
-        shape = tf.TensorShape(input_shape)
-        build_child(self.stem, shape)
-        shape = tf.TensorShape([shape[0], None, None, self.stem.filters])
-        build_child(self.stem_bn, shape)
-        for block in self.blocks:
-            build_child(block, shape)
-            shape = tf.TensorShape(block.compute_output_shape(shape))
-        if self.classifier is not None:
-            build_child(self.classifier, shape)
-        keras.layers.Layer.build(self, input_shape)
-
-    def features(self, end_points, training=None):
-        """Returns the output of every block, which its own ReLU has activated."""
-        return [end_points[name] for name in end_points["block_scopes"]]
 
     @tf.autograph.experimental.do_not_convert
     def run_blocks(
@@ -335,22 +285,9 @@ class IterativeNet(ResidualNetwork):
             results[1]["macs"] += int(np.prod(self.classifier.kernel.shape))
         return results
 
-    def _convolve_stem(self, images, training):
-        return self.stem_bn(self.stem(images), training=training)
-
     def _classifier_flops(self, x):
         """None: operations are those of convolutions, as `macs` are not."""
         return tf.zeros([tf.shape(x)[0]], tf.int64)
-
-    def _without_classifier(self, x, training):
-        if self.options.pooling is None:
-            return x
-        if self.options.pooling == "max":
-            return tf.reduce_max(x, [1, 2])
-        return global_average(x)[:, 0, 0]
-
-    def _average(self, x, training):
-        return global_average(x)
 
 
 def iterative_net(
@@ -389,7 +326,8 @@ def iterative_net(
         base_channels: Of the first stage; the others have 2, 4 and 8 times as many.
         name: Keras name of the model.
         **options: `epsilon` of the halting rule, `halting_bias`, `weight_decay`,
-            `dtype`, and without a classifier `pooling`, "avg" or "max".
+            `dtype`, `block_strides` (as detectors give stage 4 stride 1), and without a
+            classifier `pooling`, "avg" or "max".
 
     Returns:
         A `tf_keras.Model` from images [batch, height, width, 3] (in [-1, 1] with the

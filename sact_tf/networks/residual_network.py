@@ -21,7 +21,13 @@ from sact_tf.layers import (
     zero_outside,
 )
 from sact_tf.networks.network import BlockSpec, Network
-from sact_tf.networks.options import Form, NetworkOptions, dilated, parse_units
+from sact_tf.networks.options import (
+    Dilation,
+    Form,
+    NetworkOptions,
+    dilated,
+    parse_units,
+)
 from sact_tf.optimization import CrossEntropy
 from sact_tf.plain_block import PlainBlock
 
@@ -54,14 +60,19 @@ class Architecture:
         dilates: Whether its units take a dilation rate above 1.
         preprocessing: Of its images, one of `PREPROCESSINGS`.
         has_forms: Whether `stem_pool` and `downsample` may be others than the first.
-        batch_norm: Makes the last batch normalization, given a name.
+        batch_norm: Makes the last batch normalization, given a name; None: blocks
+            normalize and activate what they return, and there is none.
         head_batch_norm: Makes those of halting heads, given a name.
+        stem_batch_norm: Makes the one after the first convolution, which then has no
+            bias; None: the first unit normalizes.
+        make_block: Makes block b from the architecture, the network's options, b, its
+            number of units, and its `Dilation`; None: `unit_block`.
     """
 
     slim_scope: str
     block_name: str
     stem_scope: str
-    final_bn_scope: str
+    final_bn_scope: str | None
     weight_decay: float
     units_per_block: Mapping[str, tuple[int, ...]]
     one_for_all: bool
@@ -72,12 +83,55 @@ class Architecture:
     stem_stride: int
     pool_stride: int
     pools_first: bool
-    make_unit: Callable[..., keras.layers.Layer]
+    make_unit: Callable[..., keras.layers.Layer] | None
     dilates: bool
-    batch_norm: Callable[..., BatchNorm]
-    head_batch_norm: Callable[..., BatchNorm]
+    batch_norm: Callable[..., BatchNorm] | None
+    head_batch_norm: Callable[..., BatchNorm] | None
     preprocessing: str
     has_forms: bool = False
+    stem_batch_norm: Callable[..., BatchNorm] | None = None
+    make_block: Callable[..., keras.layers.Layer] | None = None
+
+
+def unit_block(
+    plan: Architecture,
+    options: NetworkOptions,
+    b: int,
+    num_units: int,
+    dilation: Dilation,
+) -> keras.layers.Layer:
+    """Makes block b (from 0) of units, under the model type's halting rule."""
+    kind = halting.model_type(options.model_type)
+    units = [
+        plan.make_unit(
+            b,
+            k,
+            options.base_channels * 2**b,
+            1 if k else dilation.stride,
+            dilation.others if k else dilation.first,
+            options,
+            f"unit_{k + 1}",
+        )
+        for k in range(num_units)
+    ]
+    name = plan.block_name.format(b + 1)
+    if kind.last_block_only and b + 1 < len(plan.block_strides):
+        return PlainBlock(units, options.execution, name, options.precision)
+    default_head = get_domain(kind.domain).default_head
+    return make_block(
+        options.model_type,
+        units,
+        options.rule_options,
+        options.execution,
+        tau=options.tau_of(b),
+        head=functools.partial(default_head, bias=options.halting_bias),
+        batch_norm=plan.head_batch_norm,
+        weight_decay=options.weight_decay,
+        tile_size=options.tile_size,
+        group_grid=options.group_grid,
+        precision=options.precision,
+        name=name,
+    )
 
 
 def inside(sizes: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -119,6 +173,7 @@ class ResidualNetwork(Network):
     """
 
     architecture: Architecture
+    options_type = NetworkOptions
 
     def __init__(
         self,
@@ -135,12 +190,10 @@ class ResidualNetwork(Network):
         trainable: bool = True,
         **options,
     ):
-        plan = self.architecture
-        units = parse_units(
-            model, plan.units_per_block, len(plan.block_strides), plan.one_for_all
-        )
-        options = NetworkOptions.of(
-            model="_".join(map(str, units)),
+        plan = self._plan(options)
+        units = self._units_per_block(model, plan)
+        options = self.options_type.of(
+            model=self._model_name(units),
             model_type=model_type,
             num_classes=num_classes,
             base_channels=base_channels,
@@ -148,23 +201,10 @@ class ResidualNetwork(Network):
             execution=execution,
             tile_size=tile_size,
             weight_decay=plan.weight_decay if weight_decay is None else weight_decay,
-            **{**options, "preprocessing": self._preprocessing(options)},
+            **{**options, "preprocessing": self._preprocessing(plan, options)},
         )
         super().__init__(options, name=name, dtype=dtype, trainable=trainable)
-        strides = options.block_strides or plan.block_strides
-        for what, values in (("block_strides", strides), ("tau", options.tau)):
-            if isinstance(values, (list, tuple)) and len(values) != len(units):
-                raise ValueError(f"{what} must be {len(units)} numbers; got {values}")
-        if options.rate != 1 and not plan.dilates:
-            raise ValueError(
-                f"rate must be 1 in {type(self).__name__}; got {options.rate}"
-            )
-        dilations = dilated(strides, options.rate)
-        if not plan.has_forms and options.form != Form():
-            raise ValueError(
-                f"stem_pool, downsample must be {Form()} in a {type(self).__name__}; "
-                f"got {options.form}"
-            )
+        dilations = self._dilations(plan, len(units))
         decay = dict(weight_decay=options.weight_decay)
         with policy_of(self):
             self.stem = conv2d(
@@ -172,25 +212,41 @@ class ResidualNetwork(Network):
                 plan.stem_size,
                 plan.stem_stride,
                 "same" if plan.stem_stride == 1 else "valid",
-                use_bias=True,
+                use_bias=plan.stem_batch_norm is None,
                 name=plan.stem_scope,
                 **decay,
             )
+            self.stem_bn = self.final_bn = self.classifier = None
+            if plan.stem_batch_norm is not None:
+                self.stem_bn = plan.stem_batch_norm(name=f"{plan.stem_scope}_bn")
+            make = plan.make_block or unit_block
             self.blocks = [
-                self._make_block(b, num_units, dilations[b])
+                make(plan, options, b, num_units, dilations[b])
                 for b, num_units in enumerate(units)
             ]
-            self.final_bn = plan.batch_norm(name=plan.final_bn_scope)
-            self.classifier = None
+            if plan.batch_norm is not None:
+                self.final_bn = plan.batch_norm(name=plan.final_bn_scope)
             if num_classes:
                 self.classifier = conv2d(
                     num_classes, 1, use_bias=True, name="logits", **decay
                 )
         self._finish()
 
-    def _preprocessing(self, options):
+    def _plan(self, options):
+        """Returns the architecture; options may choose among several."""
+        return self.architecture
+
+    def _units_per_block(self, model, plan):
+        """Reads the units of every block."""
+        blocks = len(plan.block_strides)
+        return parse_units(model, plan.units_per_block, blocks, plan.one_for_all)
+
+    def _model_name(self, units):
+        return "_".join(map(str, units))
+
+    def _preprocessing(self, plan, options):
         """Returns what images go through; checks what the options say of it."""
-        own = self.architecture.preprocessing
+        own = plan.preprocessing
         if options.get("preprocessing") not in (None, own):
             raise ValueError(
                 f"preprocessing must be {own!r} in a {type(self).__name__}; got "
@@ -198,40 +254,23 @@ class ResidualNetwork(Network):
             )
         return own
 
-    def _make_block(self, b, num_units, dilation):
-        """Makes block b, counted from 0."""
-        options, plan = self.options, self.architecture
-        domain = get_domain(halting.model_type(options.model_type).domain)
-        units = [
-            plan.make_unit(
-                b,
-                k,
-                options.base_channels * 2**b,
-                1 if k else dilation.stride,
-                dilation.others if k else dilation.first,
-                options,
-                f"unit_{k + 1}",
+    def _dilations(self, plan, num_blocks):
+        """Returns how blocks are strided and dilated; checks what is said of it."""
+        options = self.options
+        strides = options.block_strides or plan.block_strides
+        for what, values in (("block_strides", strides), ("tau", options.tau)):
+            if isinstance(values, (list, tuple)) and len(values) != num_blocks:
+                raise ValueError(f"{what} must be {num_blocks} numbers; got {values}")
+        if options.rate != 1 and not plan.dilates:
+            raise ValueError(
+                f"rate must be 1 in {type(self).__name__}; got {options.rate}"
             )
-            for k in range(num_units)
-        ]
-        kind = halting.model_type(options.model_type)
-        name = plan.block_name.format(b + 1)
-        if kind.last_block_only and b + 1 < len(plan.block_strides):
-            return PlainBlock(units, options.execution, name, options.precision)
-        return make_block(
-            options.model_type,
-            units,
-            options.rule_options,
-            options.execution,
-            tau=options.tau_of(b),
-            head=functools.partial(domain.default_head, bias=options.halting_bias),
-            batch_norm=plan.head_batch_norm,
-            weight_decay=options.weight_decay,
-            tile_size=options.tile_size,
-            group_grid=options.group_grid,
-            precision=options.precision,
-            name=name,
-        )
+        if not plan.has_forms and (options.stem_pool, options.downsample) != Form():
+            raise ValueError(
+                f"stem_pool, downsample must be {Form()} in a {type(self).__name__}; "
+                f"got {Form(options.stem_pool, options.downsample)}"
+            )
+        return dilated(strides, options.rate)
 
     @property
     def slim_scope(self) -> str:
@@ -241,11 +280,14 @@ class ResidualNetwork(Network):
     @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
         """Layers by their scope in TF-Slim checkpoints, below `slim_scope`."""
+        plan = self.architecture
         scopes = {
-            self.architecture.stem_scope: self.stem,
+            plan.stem_scope: self.stem,
+            f"{plan.stem_scope}/BatchNorm": self.stem_bn,
             **{block.name: block for block in self.blocks},
-            self.architecture.final_bn_scope: self.final_bn,
+            plan.final_bn_scope: self.final_bn,
         }
+        scopes = {name: layer for name, layer in scopes.items() if layer is not None}
         return {**scopes, "logits": self.classifier} if self.classifier else scopes
 
     @property
@@ -256,11 +298,12 @@ class ResidualNetwork(Network):
     @property
     def block_specs(self) -> list[BlockSpec]:
         stride = self.architecture.stem_stride * self.architecture.pool_stride
+        shape = tf.TensorShape([None, None, None, self.stem.filters])
         specs = []
-        for b, block in enumerate(self.blocks):
+        for block in self.blocks:
             stride *= block.output_stride()
-            channels = self.architecture.expansion * self.options.base_channels * 2**b
-            specs.append(BlockSpec(block.name, len(block.units), channels, stride))
+            shape = tf.TensorShape(block.compute_output_shape(shape))
+            specs.append(BlockSpec(block.name, len(block.units), shape[-1], stride))
         return specs
 
     def loss_function(self, label_smoothing=0.0):
@@ -276,10 +319,13 @@ class ResidualNetwork(Network):
         shape = tf.TensorShape(input_shape)
         build_child(self.stem, shape)
         shape = tf.TensorShape([shape[0], None, None, self.stem.filters])
+        if self.stem_bn is not None:
+            build_child(self.stem_bn, shape)
         for block in self.blocks:
             build_child(block, shape)
             shape = tf.TensorShape(block.compute_output_shape(shape))
-        build_child(self.final_bn, shape)
+        if self.final_bn is not None:
+            build_child(self.final_bn, shape)
         if self.classifier is not None:
             build_child(self.classifier, shape)
         # Not `Model.build`, which would trace the whole network once more.
@@ -390,7 +436,8 @@ class ResidualNetwork(Network):
 
         The output of a block is a sum of residuals that nothing has normalized yet. A
         feature is the output after the next batch normalization and activation: those
-        of the next block's first unit, and after the last block the network's own.
+        of the next block's first unit, and after the last block the network's own. In
+        networks without that, blocks have done both.
 
         Args:
             end_points: Of `run_blocks`.
@@ -398,6 +445,8 @@ class ResidualNetwork(Network):
                 left as their own calls made them.
         """
         run = len(end_points["block_scopes"])
+        if self.final_bn is None:
+            return [end_points[name] for name in end_points["block_scopes"]]
         norms = [block.units[0].preact for block in self.blocks[1 : run + 1]]
         features = [
             norm(end_points[block.name], training=training, update_averages=False)
@@ -405,8 +454,12 @@ class ResidualNetwork(Network):
         ]
         if run == len(self.blocks):
             last = end_points[self.blocks[-1].name]
-            features.append(self.final_bn(last, training=training))
+            features.append(self.normalized(last, training))
         return features
+
+    def normalized(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Normalizes and activates the last block's output, if it has not done so."""
+        return x if self.final_bn is None else self.final_bn(x, training=training)
 
     def _check_sizes(self, images, sizes):
         """Returns whether there may be padding in this batch."""
@@ -445,7 +498,8 @@ class ResidualNetwork(Network):
 
     def _convolve_stem(self, images, training):
         """Runs what stands before the stem's pooling."""
-        return self.stem(images)
+        x = self.stem(images)
+        return x if self.stem_bn is None else self.stem_bn(x, training=training)
 
     def _pool(self, x, valid=None, of_any_size=False):
         """Pools the stem's output as `stem_pool` says.
@@ -488,14 +542,14 @@ class ResidualNetwork(Network):
         pooling = self.options.pooling
         if pooling == "avg":
             return self._average(x, training)[:, 0, 0]
-        x = self.final_bn(x, training=training)
+        x = self.normalized(x, training)
         return tf.reduce_max(x, [1, 2]) if pooling == "max" else x
 
     def _average(self, x, training):
         """Averages over positions, and normalizes, before that or after it."""
         if self.architecture.pools_first:
-            return self.final_bn(global_average(x), training=training)
-        return global_average(self.final_bn(x, training=training))
+            return self.normalized(global_average(x), training)
+        return global_average(self.normalized(x, training))
 
     def _classify(self, x, training):
         if self.classifier is None:

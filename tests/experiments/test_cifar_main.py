@@ -341,6 +341,77 @@ def test_trains_and_evaluates_iterative_networks(run, write_cifar, tmp_path):
     assert macs == sorted(macs) and macs[0] > results["Total Flops/mean"] / 2
 
 
+@pytest.fixture
+def untrained(tmp_path):
+    """Saves a tiny iterative network, whose gates do as they like."""
+    model = sact_tf.iterative_net(
+        "iterative", (1, 2, 1, 1), num_classes=10, stem="cifar", base_channels=2
+    )
+    gate = model.blocks[1].heads[0]
+    gate.score.kernel.assign(np.random.default_rng(1).normal(0, 9, [1, 1, 64, 1]))
+    gate.score.bias.assign([0.0])
+    sact_tf.save_slim_checkpoint(model, str(tmp_path / "log" / "model.ckpt-3"), 3)
+
+
+def test_iterations_are_drawn(run, untrained, write_cifar, tmp_path, capsys):
+    options = iterative(dataset_dir=str(write_cifar()), **directories(tmp_path))
+    evaluation = dict(mode="eval", evaluate_once=True, eval_batch_size=10)
+    options.update(draw_iterations=True, time_images=2, execution="perforated")
+    run(**evaluation, **options)
+    results = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert results["execution"] == "perforated" and results["parameters"] > 0
+    assert 0 < results["Seconds per Image/median"] < 60
+    rows = json.loads((tmp_path / "eval" / "iterations.json").read_text())
+    assert sum(row["images"] for row in rows) == 24
+    wrong = sum(row["images"] * row["error"] for row in rows)
+    np.testing.assert_allclose(1 - wrong / 24, results["eval/Accuracy"])
+    assert {row["iterations"] for row in rows} <= {4, 5}
+    for name in ("iterations.png", "iterations_images.png"):
+        assert (tmp_path / "eval" / name).stat().st_size > 1000
+    assert "iterations: " in capsys.readouterr().out
+
+
+def test_iterations_need_images_that_halt(run, write_cifar, tmp_path):
+    path = str(tmp_path / "log" / "model.ckpt-1")
+    sact_tf.save_slim_checkpoint(sact_tf.cifar_resnet("1", base_channels=1), path, 1)
+    options = dict(dataset_dir=str(write_cifar()), mode="eval", evaluate_once=True)
+    with pytest.raises(ValueError, match="--draw_iterations: needs a network whose"):
+        run(draw_iterations=True, base_channels=1, **options, **directories(tmp_path))
+
+
+def test_training_runs_masked(run, tmp_path):
+    with pytest.raises(ValueError, match="--execution=perforated: needs --mode=eval"):
+        run(execution="perforated", train_log_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "values, recipe",
+    [
+        ({}, "sact"),
+        ({"recipe": "iterative"}, "iterative"),
+        (iterative(), "iterative"),
+        (iterative(recipe="sact"), "sact"),
+        ({"network": "cifar_bottleneck"}, "iterative"),
+    ],
+)
+def test_recipes(program, values, recipe):
+    with flagsaver.flagsaver(**values):
+        assert program.recipe() == recipe
+        rate = float(program.learning_rate()(0))
+        assert rate == pytest.approx(0.1 if recipe == "sact" else 0.01)
+
+
+def test_networks_of_bottleneck_units(program):
+    values = dict(network="cifar_bottleneck", model="2", base_channels=2)
+    with flagsaver.flagsaver(**values):
+        network = program.make_model(10)
+    assert isinstance(network, sact_tf.CifarBottleneckResNet)
+    assert network.options.model == "2_2_2_2"
+    with flagsaver.flagsaver(**iterative(network="cifar_bottleneck")):
+        with pytest.raises(ValueError, match="--network=cifar_bottleneck: must be"):
+            program.make_model(10)
+
+
 @pytest.mark.long
 def test_iterative_networks_go_on(run, write_cifar, tmp_path):
     options = iterative(dataset_dir=str(write_cifar()), **directories(tmp_path))

@@ -76,6 +76,40 @@ def test_evaluates(run, checkpoint, tmp_path, capsys, execution):
     assert rows and {"image_id", "category_id", "bbox", "score"} == set(rows[0])
 
 
+def test_pact_is_evaluated_in_all_modes(run, tmp_path, capsys):
+    options = Options(anchor_sizes=(16,), aspect_ratios=(1.0,), crop_size=7)
+    model = FasterRCNN(10, "2_1_1_1", "pact", base_channels=2, options=options)
+    for head in model.blocks[0].heads:  # so that chance, not the score, decides
+        head.local_conv.bias.assign([0.0])
+    sact_tf.save_slim_checkpoint(model, str(tmp_path / "log" / "model.ckpt-7"), 7)
+    run(model="2_1_1_1", model_type="pact", num_samples=2, num_examples=2)
+    results = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    printed = capsys.readouterr().out
+    for mode in ("relaxed", "discrete", "thresholded"):
+        for key in ("AP", "AP50", "Flops"):
+            assert f"\n{mode}/{key} " in printed and f"{mode}/{key}" in results
+    assert results["discrete/Flops std"] > 0
+    assert results["discrete/Flops"] < results["relaxed/Flops"]
+    assert results["thresholded/Flops"] == results["Total Flops/mean"]
+    assert results["thresholded/AP"] == results["AP"]
+
+
+def test_iterations_and_objects(run, tmp_path, capsys):
+    options = Options(anchor_sizes=(16,), aspect_ratios=(1.0,), crop_size=7)
+    values = dict(base_channels=2, max_iterations=(1, 2, 1, 1))
+    model = FasterRCNN(10, model_type="iterative", options=options, **values)
+    sact_tf.save_slim_checkpoint(model, str(tmp_path / "log" / "model.ckpt-7"), 7)
+    values.update(max_iterations=["1", "2", "1", "1"], reference_model="50")
+    run(model="101", model_type="iterative", num_examples=2, **values)
+    results = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert results["model"] == "1_2_1_1" and results["tau"] == 0.001
+    assert results["reference_model"] == "50"
+    assert "\nIterations/objects " in capsys.readouterr().out
+    rows = json.loads((tmp_path / "eval" / "iterations.json").read_text())
+    assert [row["iterations"] for row in rows] == [4, 4]
+    assert (tmp_path / "eval" / "iterations.png").stat().st_size > 1000
+
+
 def test_relative_to_another_depth(run, checkpoint, tmp_path):
     found = {}
     for reference in (None, "9_1_1_1"):

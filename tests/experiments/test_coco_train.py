@@ -161,3 +161,32 @@ def test_groups_of_images_of_several_sizes_are_refused(refusal, tmp_path):
         group_grid=2,
     )
     assert message.startswith("--group_grid=2: must be 1")
+
+
+ITERATIVE = dict(
+    model="101",
+    model_type="iterative",
+    max_iterations=["1", "2", "1", "2"],
+    base_channels=2,
+    train_batch_norm=True,
+)
+
+
+@pytest.mark.long
+def test_iterative_networks_train_and_go_on(run, tmp_path):
+    """Stage 4 too learns, and what does not fit is refused."""
+    network = sact_tf.iterative_net(
+        "iterative", (1, 2, 1, 2), num_classes=5, base_channels=2
+    )
+    path = sact_tf.save_slim_checkpoint(network, str(tmp_path / "net" / "model"))
+    for steps in (1, 2):
+        run(max_number_of_steps=steps, finetune_path=path, **ITERATIVE)
+        assert sact_tf.checkpoint_step(tmp_path / "log") == steps
+    name = "iterative_net/block_4/unit_1/conv1/weights"
+    before, after = (
+        tf.train.load_variable(one, name) for one in (path, str(tmp_path / "log"))
+    )
+    assert np.abs(after - before).max() > 0
+    other = {**ITERATIVE, "max_iterations": ["1", "3", "1", "2"]}
+    with pytest.raises(ValueError, match="this one has .*max_iterations=1,3,1,2"):
+        run(max_number_of_steps=3, **other)

@@ -271,3 +271,18 @@ def test_finetuning_for_other_classes(program, refusal, image_folder, tmp_path):
         names = programs.load_weights(model, path)
     assert names and not any("logits" in name for name in names)
     np.testing.assert_array_equal(model.stem.kernel, source.stem.kernel)
+
+
+@pytest.mark.long
+def test_iterative_networks_train_and_go_on(run_imagenet, tmp_path):
+    options = dict(
+        model="101",
+        model_type="iamnn",
+        max_iterations=["1", "2", "1", "1"],
+        train_log_dir=str(tmp_path / "log"),
+    )
+    for steps in (1, 2):
+        run_imagenet(max_number_of_steps=steps, **options)
+        assert sact_tf.checkpoint_step(tmp_path / "log") == steps
+    names = {name for name, _ in tf.train.list_variables(str(tmp_path / "log"))}
+    assert any("iterative_net/block_2/unit_1/" in name for name in names)

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+import custom_ops
 import sact_tf
 from sact_tf import training
 from sact_tf.halting.gates import IterativeGate
@@ -178,6 +179,34 @@ def test_size_and_cost_are_as_published(options, side, millions, least, most):
         assert (one + more) / 2e9 == pytest.approx(most, rel=0.01)
 
 
+def count(network):
+    """Kernels and biases."""
+    names = [v for v in network.trainable_variables if "bn" not in v.name]
+    names = [v for v in names if "preact" not in v.name and "postnorm" not in v.name]
+    return sum(int(np.prod(variable.shape)) for variable in names)
+
+
+def test_fewer_parameters_than_the_ordinary_network_as_deep():
+    """The bar: under 25 % of them, with five iterations a stage."""
+    with tf.Graph().as_default():
+        options = dict(num_classes=10, base_channels=16)
+        iterative = tiny(limits=(5, 5, 5, 5), **options)
+        ordinary = sact_tf.cifar_bottleneck_resnet("5", **options)
+        assert ordinary.options.model == "5_5_5_5"
+        assert count(iterative) == 283070 and count(ordinary) == 1990218
+
+
+@pytest.mark.long
+def test_the_network_that_papers_compare_with():
+    """ResNet-152 on CIFAR: 58 million parameters, 3.7 GMAC."""
+    with tf.Graph().as_default():
+        network = sact_tf.cifar_bottleneck_resnet()
+        assert count(network) == pytest.approx(58.16e6, rel=0.01)
+        with tf.compat.v1.Session() as session:
+            flops = session.run(network.dense_flops(tf.zeros([1, 32, 32, 3])))[0]
+    assert flops / 2 == pytest.approx(3.722e9, rel=0.01)
+
+
 @BOTH
 def test_iterations_have_statistics_of_their_own(variant):
     """Number 5."""
@@ -313,18 +342,30 @@ def test_images_that_have_halted_leave_the_batch(network):
 
 def test_units_see_only_images_that_run(monkeypatch):
     one = block(execution="perforated")
-    sizes, call = [], one.units[0].call
+    sizes, run = [], one.units[0].run_gathered
 
-    def count(x, **options):
+    def count(x, *args):
         sizes.append(len(x))
-        return call(x, **options)
+        return run(x, *args)
 
-    monkeypatch.setattr(one.units[0], "call", count)
+    monkeypatch.setattr(one.units[0], "run_gathered", count)
     _, end_points = one(features(20), training=False, return_end_points=True)
     units = end_points["num_units"].numpy()
     expected = [(units > k).sum() for k in range(4)]
     assert sizes == [count for count in expected if count]
     assert len(set(sizes)) > 1
+
+
+@pytest.mark.parametrize("implementation", ["auto", "tensorflow"])
+@BOTH
+def test_native_kernels_run_the_same_unit(variant, implementation):
+    one = block(variant, iterations=2)
+    unit, x = one.units[0], features()
+    for step in range(2):
+        with custom_ops.default_implementation(implementation):
+            actual = unit.run_gathered(x, step, features() + 1)
+        expected = unit(x, training=False, step=step, inputs=features() + 1)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_other_sizes_share_a_batch(network):

@@ -341,6 +341,21 @@ def test_the_state_of_the_relaxed_model(mask_state):
     assert is_once is not mask_state
 
 
+def test_mask_state_matters_in_relaxed_mode_alone():
+    """A hard survival is its own square."""
+    gates, differences = np.random.default_rng(0).normal(0.5, 0.02, [4, 1, 5, 5]), {}
+    for mode in ("relaxed", *HARD):
+        outputs = []
+        for mask_state in (True, False):
+            keras.utils.set_random_seed(1)  # the same units
+            rule = ProbabilisticHalting(test_mode=mode, mask_state=mask_state)
+            block = gated_block(rule, gates, logits=True)
+            outputs.append(block(images(1, 5), seed=[1, 2]))
+        differences[mode] = float(tf.reduce_max(tf.abs(outputs[0] - outputs[1])))
+    assert differences["relaxed"] > 1e-3
+    assert all(differences[mode] == 0 for mode in HARD)
+
+
 @pytest.mark.parametrize("mode", HARD)
 def test_one_latent_per_block_is_an_image_that_halts(network, mode):
     vary(network, group_grid=1, test_mode=mode)

@@ -20,6 +20,13 @@ flags.disclaim_key_flags()
 def define_flags() -> None:
     """Defines the flags of schedule, optimizer, loss and augmentation."""
     flags.DEFINE_enum(
+        "recipe",
+        None,
+        ["sact", "iterative"],
+        "sact: learning rates from 0.1, crops and flips; iterative: from 0.01, flips "
+        "only. By default that of the network's paper.",
+    )
+    flags.DEFINE_enum(
         "learning_rate_schedule",
         "steps",
         ["steps", "cosine", "one_cycle"],
@@ -29,15 +36,15 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "learning_rate",
         None,
-        "The highest rate; by default 0.1, of iterative networks 0.01.",
+        "The highest rate; by default the one of --recipe.",
         lower_bound=0.0,
     )
     flags.DEFINE_list(
         "learning_rate_boundaries",
         [],
         "The last steps at learning rates 0.1, 0.01 and 0.001, as in "
-        "60000,75000,90000; empty: 60, 75 and 90 % of --max_number_of_steps. Of "
-        "iterative networks, the last at 0.01 and 0.001; empty: a third and two "
+        "60000,75000,90000; empty: 60, 75 and 90 % of --max_number_of_steps. "
+        "With --recipe=iterative, the last at 0.01 and 0.001; empty: a third and two "
         "thirds.",
     )
     flags.DEFINE_bool("nesterov", False, "Train with Nesterov's momentum.")
@@ -56,13 +63,19 @@ def define_flags() -> None:
     )
 
 
+def _is_iterative():
+    """Whether training is that of iterative networks, and of those beside them."""
+    is_theirs = iterative.is_asked_for() or FLAGS.network == "cifar_bottleneck"
+    return (FLAGS.recipe or ("iterative" if is_theirs else "sact")) == "iterative"
+
+
 def learning_rate() -> keras.optimizers.schedules.LearningRateSchedule:
     """Returns the schedule the flags describe.
 
     Raises:
         ValueError: On boundaries that are no increasing steps, or without a use.
     """
-    is_iterative = iterative.is_asked_for()
+    is_iterative = _is_iterative()
     highest = FLAGS.learning_rate
     if highest is None:
         highest = 0.01 if is_iterative else 0.1
@@ -92,10 +105,10 @@ def learning_rate() -> keras.optimizers.schedules.LearningRateSchedule:
 def augmented(examples: Examples) -> Examples:
     """Returns training examples, augmented as the flags say.
 
-    Iterative networks are trained with flips alone, as in the papers.
+    With --recipe=iterative, flips are all there is but --cutout.
     """
     examples = dataclasses.replace(examples, cutout=FLAGS.cutout)
-    if iterative.is_asked_for():
+    if _is_iterative():
         examples = dataclasses.replace(examples, crop_padding=0)
     return examples
 
