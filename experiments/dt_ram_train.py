@@ -24,7 +24,7 @@ from absl import flags
 import sact_tf
 from experiments.common import attention, distribution, programs
 from sact_tf import training
-from sact_tf.summaries import Summaries
+from sact_tf.summaries import RunningMeans
 
 FLAGS = flags.FLAGS
 _CURRICULUM_SHARE = 0.5  # of the steps, until all glimpses are taken
@@ -76,13 +76,6 @@ flags.DEFINE_float(
 )
 flags.DEFINE_integer("seed", None, "Of weights and data order.")
 distribution.define_flags()
-
-
-class _RunningMeans(Summaries):
-    """Writes loss, accuracy, reward and steps of training, and the rate."""
-
-    def write(self, logs):
-        tf.summary.scalar("Learning Rate", self.model.optimizer.learning_rate)
 
 
 def make_optimizer(num_examples: int, max_number_of_steps: int):
@@ -140,7 +133,7 @@ def train(examples, strategy, log_dir: str, dynamic: bool, steps: int, start: st
         log_dir,
         steps,
         batch_size(),
-        lambda state: _RunningMeans(state, log_dir, FLAGS.save_summaries_secs),
+        lambda state: RunningMeans(state, log_dir, FLAGS.save_summaries_secs),
         FLAGS.save_interval_secs,
         FLAGS.seed,
         FLAGS.data_service,
