@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import os
 
-import tensorflow as tf
 import tf_keras as keras
 from absl import flags
 

@@ -14,7 +14,6 @@ than all give the features a detector would take.
 from __future__ import annotations
 
 import json
-import multiprocessing
 
 import numpy as np
 import tensorflow as tf
@@ -29,7 +28,7 @@ from experiments.benchmarks.tools import (
     ranks,
     time_by_turns,
 )
-from experiments.common import programs
+from experiments.common import memory, programs
 
 FLAGS = flags.FLAGS
 
@@ -122,38 +121,20 @@ def make_side(side: str):
     return lambda: network(images).numpy(), lambda: float(np.mean(count(images)))
 
 
-def _resident(key: str) -> float:
-    """Reads VmHWM or VmRSS, in MB."""
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith(key))
-    return int(line.split()[1]) / 1024
-
-
-def _measure_memory(values: dict, side: str, result) -> None:
+def _prepare(values: dict, side: str):
+    """Builds a side in a process of its own; returns the function that runs it."""
     FLAGS(["benchmark"])
     for name, value in values.items():
         FLAGS[name].value = value
-    run, _ = make_side(side)
-    with open("/proc/self/clear_refs", "w") as reset:  # forgets the peak so far
-        reset.write("5")
-    before = _resident("VmRSS")
-    for _ in range(3):
-        run()
-    result.put(_resident("VmHWM") - before)
+    return make_side(side)[0]
 
 
 def peak_memory(side: str) -> float:
     """Returns how much memory the runs of a side take beyond its weights, in MB."""
-    context = multiprocessing.get_context("spawn")
-    result = context.Queue()
     names = ("network", "model", "model_type", "image_size", "batch_size", "pattern")
     names += ("units_per_block", "tile_size", "precision")
     values = {name: FLAGS[name].value for name in names}
-    process = context.Process(target=_measure_memory, args=(values, side, result))
-    process.start()
-    peak = result.get()
-    process.join()
-    return peak
+    return memory.peak_memory(_prepare, values, side)
 
 
 def network_rows() -> list[dict]:

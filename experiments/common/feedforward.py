@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
+import numpy as np
 import tf_keras as keras
 from absl import flags
 
 from experiments.common import programs
 from sact_tf import classifiers
 from sact_tf.data import cifar, imagenet, shapes
-from sact_tf.data.examples import DataError
+from sact_tf.data.examples import DataError, Examples
 from sact_tf.networks.feedforward import NETWORKS
 
 FLAGS = flags.FLAGS
@@ -26,10 +28,11 @@ def define_data_flags() -> None:
     flags.DEFINE_enum(
         "dataset",
         "tfrecord",
-        ["tfrecord", "cifar_tfds", "tfds", "folder", "shapes"],
+        ["tfrecord", "cifar_tfds", "tfds", "folder", "shapes", "none"],
         "tfrecord: CIFAR-10 in the original's files; cifar_tfds: CIFAR-10 through "
         "TensorFlow Datasets; tfds: --tfds_name of TensorFlow Datasets; folder: one "
-        "directory of images per class; shapes: made on the fly.",
+        "directory of images per class; shapes: made on the fly; none: no images, "
+        "where only time is measured.",
     )
     flags.DEFINE_string(
         "dataset_dir",
@@ -70,7 +73,7 @@ def image_size() -> int:
         )
     if FLAGS.image_size is not None:
         return FLAGS.image_size
-    return 224 if FLAGS.dataset in _TEST_SPLITS else own
+    return own if FLAGS.dataset in (*_OWN_SIZE, "shapes") else 224
 
 
 def load_examples(split: str):
@@ -83,6 +86,8 @@ def load_examples(split: str):
     if split == "eval":
         name = FLAGS.eval_split or _TEST_SPLITS.get(FLAGS.dataset, "test")
     size, directory = image_size(), FLAGS.dataset_dir
+    if FLAGS.dataset == "none":
+        raise ValueError("--dataset=none: this needs images")
     if FLAGS.dataset == "shapes":
         return shapes.load(name, size)
     with programs.naming_dataset_dir():
@@ -95,6 +100,32 @@ def load_examples(split: str):
         if not directory:
             raise DataError("must name a directory with --dataset=folder")
         return imagenet.load_folder(directory, name, size)
+
+
+def drawn(examples, count: int, seed: int):
+    """Returns training examples drawn at random, the same and in the same order always.
+
+    Args:
+        examples: A split.
+        count: How many, or all if there are fewer.
+        seed: Of the choice.
+    """
+    if isinstance(examples, Examples):
+        order = np.random.default_rng(seed).permutation(examples.num_examples)[:count]
+        boxes = None if examples.boxes is None else examples.boxes[order]
+        return dataclasses.replace(
+            examples,
+            images=examples.images[order],
+            labels=examples.labels[order],
+            boxes=boxes,
+        )
+    # Encoded images are kept in memory, in the order in which they came first.
+    chosen = examples.elements(True, seed, None).take(count).cache()
+    return dataclasses.replace(
+        examples,
+        elements=lambda shuffle, seed, shard: chosen,
+        num_examples=min(count, examples.num_examples),
+    )
 
 
 def define_train_flags() -> None:

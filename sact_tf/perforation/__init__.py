@@ -7,6 +7,7 @@ those of the nearest position.
 from sact_tf.perforation.implicit import CompactNetwork, PerforatedModel
 from sact_tf.perforation.layer import PerforatedConv2D
 from sact_tf.perforation.masks import make_mask
+from sact_tf.perforation.search import search_rates
 from sact_tf.perforation.surgery import Rates, perforate
 from sact_tf.perforation.survey import survey
 
@@ -17,5 +18,6 @@ __all__ = [
     "Rates",
     "make_mask",
     "perforate",
+    "search_rates",
     "survey",
 ]

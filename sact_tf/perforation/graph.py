@@ -159,7 +159,9 @@ def _unfold(model, inputs, steps):
             if _is_foldable(node.layer):
                 made = tf.nest.flatten(_unfold(node.layer, read, steps))
             else:
-                structure = tf.nest.map_structure(lambda x: Token(x.shape), node.outputs)
+                structure = tf.nest.map_structure(
+                    lambda x: Token(x.shape), node.outputs
+                )
                 made = tf.nest.flatten(structure)
                 steps.append(
                     Step(node.layer, args, kwargs, read, tuple(made), structure)
@@ -169,9 +171,7 @@ def _unfold(model, inputs, steps):
 
 
 def _is_foldable(layer):
-    return isinstance(layer, keras.Model) and getattr(
-        layer, "_is_graph_network", False
-    )
+    return isinstance(layer, keras.Model) and getattr(layer, "_is_graph_network", False)
 
 
 def rebuild(

@@ -118,6 +118,8 @@ def linear_output(layer: keras.layers.Conv2D, inputs: tf.Tensor) -> tf.Tensor:
     """Returns a convolution's output before its activation."""
     dtype = layer.compute_dtype
     output = layer.convolution_op(tf.cast(inputs, dtype), tf.cast(layer.kernel, dtype))
-    return tf.nn.bias_add(output, tf.cast(layer.bias, dtype)) if layer.use_bias else (
-        output
+    return (
+        tf.nn.bias_add(output, tf.cast(layer.bias, dtype))
+        if layer.use_bias
+        else (output)
     )

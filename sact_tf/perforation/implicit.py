@@ -29,7 +29,7 @@ class Perforation(NamedTuple):
 
 
 def perforation_of(mask: np.ndarray, seed: int = 0) -> Perforation:
-    """Returns the tables of a mask, bool [height, width]; ties are drawn by the seed."""
+    """Returns a mask's tables, bool [height, width]; the seed draws ties."""
     kept = np.flatnonzero(mask).astype(np.int32)
     return Perforation(kept, tables.nearest_rows(mask, seed))
 

@@ -190,7 +190,7 @@ class PerforatedConv2D(keras.layers.Conv2D):
         return rows if self.activation is None else self.activation(rows)
 
     def _spread(self, rows):
-        """Puts rows at their positions, and what the activation makes of 0 elsewhere."""
+        """Puts rows at their positions, and the activation of 0 elsewhere."""
         height, width = self._windows.output
         missing = tf.zeros_like(rows[:, :1])
         if self.activation is not None:

@@ -35,6 +35,10 @@ class LayerMask:
     scores: np.ndarray | None = None
     pool: masks.Pool | None = None
 
+    def num_kept(self, height: int, width: int) -> int:
+        """Returns how many positions it keeps."""
+        return masks.num_kept(height, width, self.keep_fraction, self.mask)
+
     def make(self, height: int, width: int) -> np.ndarray:
         """Returns the mask, bool [height, width]."""
         return masks.make_mask(
@@ -54,12 +58,18 @@ class Rates(dict):
     Attributes:
         kinds: Kind of the mask, by layer.
         seed: Of the masks.
+        scores: Of impact masks, by layer; None: there are no such masks.
     """
 
-    def __init__(self, fractions: Mapping[str, float], kinds: Mapping[str, str], seed):
+    def __init__(
+        self,
+        fractions: Mapping[str, float],
+        kinds: Mapping[str, str],
+        seed: int,
+        scores: Mapping[str, np.ndarray] | None = None,
+    ):
         super().__init__(fractions)
-        self.kinds = dict(kinds)
-        self.seed = seed
+        self.kinds, self.seed, self.scores = dict(kinds), seed, scores
 
 
 def layer_seed(seed: int, name: str) -> int:
@@ -163,11 +173,12 @@ def perforate(
     found = survey(model)
     fractions = _fractions(found, keep_fraction)
     kinds = dict.fromkeys(fractions, mask)
+    scores = None
     if isinstance(keep_fraction, Rates):
         kinds, seed = keep_fraction.kinds, keep_fraction.seed
-    scores = None
+        scores = keep_fraction.scores
     wanting = [n for n, kind in kinds.items() if kind == "impact" and fractions[n] < 1]
-    if wanting:
+    if wanting and scores is None:
         if examples is None:
             raise ValueError(
                 "examples must be given for impact masks: images and labels; got None"

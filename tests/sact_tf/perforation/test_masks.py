@@ -115,9 +115,7 @@ def test_refused(change, message):
 
 
 @settings(max_examples=30)
-@given(
-    height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 10**6)
-)
+@given(height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 10**6))
 def test_nearest_rows(height, width, seed):
     rng = np.random.default_rng(seed)
     mask = rng.random([height, width]) < rng.random()

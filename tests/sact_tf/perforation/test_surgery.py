@@ -63,9 +63,10 @@ def dead_end():
     return keras.Model(inputs, [x, pooled, last])
 
 
-@pytest.mark.parametrize("mask", ["grid", "uniform", "structure"])
+@pytest.mark.parametrize(
+    "build, mask", [(branches, "uniform"), (branches, "structure"), (dead_end, "grid")]
+)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("build", [branches, dead_end])
 def test_implicit_equals_explicit(build, mask):
     model = perforate(randomize(build()), 0.4, mask)
     x = tf.random.normal([2, *model.input_shape[1:]])
