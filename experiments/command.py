@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": ("paired_bootstrap", "compares two networks on the same images"),
     "attention train": ("dt_ram_train", "trains recurrent attention, RAM or DT-RAM"),
     "attention eval": ("dt_ram_eval", "evaluates it and draws where it looks"),
+    "perforate": ("perforate", "makes convolutional networks faster by static masks"),
     "parity": ("parity_task", "trains recurrent networks that halt, on parity"),
     "tradeoff": ("plot_tradeoff", "plots accuracy against operations"),
     "garden": ("model_garden_train", "trains with the TensorFlow Model Garden"),

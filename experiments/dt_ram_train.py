@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 import os
 
-import tensorflow as tf
 import tf_keras as keras
 from absl import flags
 
@@ -33,7 +32,7 @@ from experiments.common import attention, distribution, programs
 from sact_tf import training
 from sact_tf.networks import attention_options
 from sact_tf.pretrained import formats
-from sact_tf.summaries import Summaries
+from sact_tf.summaries import RunningMeans
 
 FLAGS = flags.FLAGS
 _CURRICULUM_SHARE = 0.5  # of the steps, until all glimpses are taken
@@ -119,13 +118,6 @@ flags.DEFINE_float(
 )
 flags.DEFINE_integer("seed", None, "Of weights and data order.")
 distribution.define_flags()
-
-
-class _RunningMeans(Summaries):
-    """Writes loss, accuracy, reward and steps of training, and the rate."""
-
-    def write(self, logs):
-        tf.summary.scalar("Learning Rate", self.model.optimizer.learning_rate)
 
 
 def make_optimizer(
@@ -242,7 +234,7 @@ def train(
         log_dir,
         steps,
         batch_size(),
-        lambda state: _RunningMeans(state, log_dir, FLAGS.save_summaries_secs),
+        lambda state: RunningMeans(state, log_dir, FLAGS.save_summaries_secs),
         FLAGS.save_interval_secs,
         FLAGS.seed,
         FLAGS.data_service,

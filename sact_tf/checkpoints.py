@@ -68,9 +68,31 @@ class CheckpointMismatchError(ValueError):
 
 
 def slim_variables(model: keras.Model) -> dict[str, tf.Variable]:
-    """Returns the variables of a network of this package by their TF-Slim names."""
+    """Returns the variables of a network of this package by their TF-Slim names.
+
+    Those of any other `tf_keras` model have the names that Keras gave them, which begin
+    with their layers'.
+
+    Raises:
+        ValueError: Two variables of another model have the same name.
+    """
+    if not hasattr(model, "slim_scope"):
+        return _by_keras_names(model)
     variables: dict[str, tf.Variable] = {}
     _collect(model, model.slim_scope, variables)
+    return variables
+
+
+def _by_keras_names(model):
+    variables = {}
+    for variable in model.weights:
+        name = variable.name.partition(":")[0]
+        if name in variables:
+            raise ValueError(
+                f"model {model.name} has two variables {name}; give its layers names "
+                "that differ"
+            )
+        variables[name] = variable
     return variables
 
 

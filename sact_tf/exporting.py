@@ -75,16 +75,17 @@ def write_saved_model(
     model: keras.Model,
     path: str,
     serve: tf.types.experimental.PolymorphicFunction,
-    serve_bytes: tf.types.experimental.PolymorphicFunction,
+    serve_bytes: tf.types.experimental.PolymorphicFunction | None,
     implementation: str = "tensorflow",
 ) -> str:
-    """Writes a SavedModel with the two signatures that all of this project have.
+    """Writes a SavedModel with the signatures that those of this project have.
 
     Args:
         model: Whose variables are saved.
         path: Directory to write, whole or not at all.
         serve: Becomes `serving_default`; not traced yet.
-        serve_bytes: Becomes `serving_bytes`; not traced yet.
+        serve_bytes: Becomes `serving_bytes`; not traced yet. None: how encoded images
+            become the model's is not known.
         implementation: As of `export_saved_model`.
 
     Returns:
@@ -92,20 +93,25 @@ def write_saved_model(
     """
     module = tf.Module()
     module.variables_ = model.variables
-    module.serve, module.serve_bytes = serve, serve_bytes
-    signatures = {"serving_default": serve, "serving_bytes": serve_bytes}
+    module.serve = serve
+    signatures = {"serving_default": serve}
+    if serve_bytes is not None:
+        module.serve_bytes = signatures["serving_bytes"] = serve_bytes
     with custom_ops.default_implementation(implementation):
         with atomic_directory(path) as temporary:
             tf.saved_model.save(module, temporary, signatures=signatures)
     return path
 
 
-def _of_logits(logits):
+def of_logits(logits: tf.Tensor) -> dict[str, tf.Tensor]:
     """Returns the outputs that only networks with a classifier have."""
-    probabilities = tf.nn.softmax(logits)
-    top = tf.math.top_k(probabilities, min(_TOP, logits.shape[-1]))
+    return {"logits": logits, **of_probabilities(tf.nn.softmax(logits))}
+
+
+def of_probabilities(probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns the outputs of a classifier that gives no logits."""
+    top = tf.math.top_k(probabilities, min(_TOP, probabilities.shape[-1]))
     return {
-        "logits": logits,
         "probabilities": probabilities,
         "top_classes": top.indices,
         "top_probabilities": top.values,
@@ -118,7 +124,7 @@ def _serving_function(model: keras.Model):
     def serve(images):
         logits, end_points = model.with_end_points(images, training=False)
         outputs = (
-            _of_logits(logits) if model.options.num_classes else {"features": logits}
+            of_logits(logits) if model.options.num_classes else {"features": logits}
         )
         return {**outputs, **adaptivity(end_points)}
 

@@ -15,7 +15,9 @@ import tempfile
 import zipfile
 
 import h5py
+import tensorflow as tf
 import tf_keras as keras
+from tf_keras.src.saving import serialization_lib
 
 from sact_tf import reading
 from sact_tf.data.examples import DataError
@@ -69,6 +71,56 @@ def load_network(path: str) -> keras.Model:
     except _LAYOUT_ERRORS as error:
         raise DataError(
             f"{path}: holds no network of this package ({error})"
+        ) from error
+
+
+def load_model(path: str) -> keras.Model:
+    """Loads any model that `tf_keras` saved: a `.keras` or HDF5 file or a SavedModel.
+
+    Code within layers (`Lambda`) is refused. A SavedModel holds graphs that can read
+    and write files: load those you trust.
+
+    Raises:
+        FileNotFoundError: There is no such file or directory.
+        DataError: It holds no Keras model, or one that cannot be built.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    if os.path.isdir(path):
+        names = os.listdir(path)
+        if "keras_metadata.pb" not in names:
+            what = "a SavedModel" if "saved_model.pb" in names else "a directory"
+            raise DataError(
+                f"{path}: is {what} that holds no Keras layers; save the model itself, "
+                "by model.save('NAME.keras')"
+            )
+    else:
+        _check_any_file(_file(path))
+    try:
+        with serialization_lib.SafeModeScope(safe_mode=True):
+            model = keras.models.load_model(path, compile=False)
+    except (*_LAYOUT_ERRORS, ImportError, tf.errors.OpError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path}: holds no Keras model ({reason})") from error
+    if not isinstance(model, keras.Model):
+        raise DataError(f"{path}: holds no Keras model ({type(model).__name__})")
+    return model
+
+
+def _check_any_file(path):
+    """Raises DataError unless a file is a `.keras` archive or HDF5."""
+    if h5py.is_hdf5(path):
+        return _check_weights(path, path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if _CONFIG not in archive.namelist():
+                raise DataError(f"{path}: is no .keras archive: it has no {_CONFIG}")
+            for info in archive.infolist():
+                reading.check_member(info)
+    except (zipfile.BadZipFile, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path}: is neither a .keras archive nor an HDF5 file ({error})"
         ) from error
 
 

@@ -43,6 +43,40 @@ def describe(
     return ", ".join([*parts, *(f"{name} {value:.4g}" for name, value in logs.items())])
 
 
+class StatusLine:
+    """A line that changes in place on a terminal; in a log, one now and then."""
+
+    def __init__(self):
+        self._is_terminal = sys.stdout.isatty()
+        self._secs = _TERMINAL_SECS if self._is_terminal else _LOG_SECS
+        self._shown = 0.0
+        self._width = 0
+
+    def show(self, line: Callable[[], str], at_once: bool = False) -> None:
+        """Shows a line, unless one was shown a moment ago.
+
+        Args:
+            line: Returns it.
+            at_once: Show it in any case.
+        """
+        now = time.monotonic()
+        if not at_once and now - self._shown < self._secs:
+            return
+        self._shown = now
+        text = line()
+        if self._is_terminal:
+            print(f"\r{text:{self._width}}", end="", flush=True)
+            self._width = len(text)
+        else:
+            print(text, flush=True)
+
+    def end(self) -> None:
+        """Leaves the line as it is; others come below."""
+        if self._is_terminal and self._width:
+            print(flush=True)
+            self._width = 0
+
+
 class Progress(keras.callbacks.Callback):
     """Shows a run: one line that changes on a terminal, a line now and then in a log.
 
@@ -55,34 +89,21 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         self._step = step
         self._total = total
-        self._is_terminal = sys.stdout.isatty()
-        self._secs = _TERMINAL_SECS if self._is_terminal else _LOG_SECS
-        self._first, self._started, self._shown = None, 0.0, 0.0
-        self._width = 0
+        self._first, self._started = None, 0.0
+        self._line = StatusLine()
         self._logs = {}
 
     def on_train_batch_end(self, batch, logs=None):
-        now = time.monotonic()
         self._logs = logs or {}
         if self._first is None:  # what the first step takes is mostly tracing
-            self._first, self._started = self._step(), now
-        if now - self._shown >= self._secs:
-            self._show(now)
+            self._first, self._started = self._step(), time.monotonic()
+        self._line.show(self._text)
 
     def on_train_end(self, logs=None):
         if self._first is not None:
-            self._show(time.monotonic())
-            if self._is_terminal:
-                print(flush=True)
+            self._line.show(self._text, at_once=True)
+            self._line.end()
 
-    def _show(self, now):
-        self._shown = now
-        step = self._step()
-        line = describe(
-            step, self._total, step - self._first, now - self._started, self._logs
-        )
-        if self._is_terminal:
-            print(f"\r{line:{self._width}}", end="", flush=True)
-            self._width = len(line)
-        else:
-            print(line, flush=True)
+    def _text(self):
+        step, secs = self._step(), time.monotonic() - self._started
+        return describe(step, self._total, step - self._first, secs, self._logs)

@@ -65,3 +65,10 @@ class Summaries(keras.callbacks.Callback):
             lambda values: strategy.experimental_local_results(values)[0],
             self._functions[measure](*args),
         )
+
+
+class RunningMeans(Summaries):
+    """Writes the running means of training, such as loss and accuracy, and the rate."""
+
+    def write(self, logs):
+        tf.summary.scalar("Learning Rate", self.model.optimizer.learning_rate)

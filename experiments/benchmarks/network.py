@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -38,7 +37,7 @@ from experiments.benchmarks.tools import (
     parse_sides,
     time_by_turns,
 )
-from experiments.common import programs
+from experiments.common import memory, programs
 from sact_tf.networks.options import NetworkOptions
 from sact_tf.optional import MissingPackageError
 
@@ -306,39 +305,21 @@ def _speed(flops: float, seconds: float, number: str, peaks: dict) -> dict[str, 
     return {**row, "share_of_peak": speed / peaks[number]} if number in peaks else row
 
 
-def _resident(key: str) -> float:
-    """Reads VmHWM or VmRSS, in MB."""
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith(key))
-    return int(line.split()[1]) / 1024
-
-
-def _measure_memory(values: dict, side: str, result) -> None:
+def _prepare(values: dict, side: str):
+    """Builds a side in a process of its own; returns the function that runs it."""
     FLAGS(["benchmark"])
     for name, value in values.items():
         FLAGS[name].value = value
     _set_threads()
-    run = make_side(side).run
-    with open("/proc/self/clear_refs", "w") as reset:  # forgets the peak so far
-        reset.write("5")
-    before = _resident("VmRSS")
-    for _ in range(3):
-        run()
-    result.put(_resident("VmHWM") - before)
+    return make_side(side).run
 
 
 def peak_memory(side: str) -> float:
     """Returns how much memory the runs of a side take beyond its weights, in MB."""
-    context = multiprocessing.get_context("spawn")
-    result = context.Queue()
     names = ("network", "model", "model_type", "image_size", "batch_size", "pattern")
     names += ("units_per_block", "tile_size", "precision", "threads")
     values = {name: FLAGS[name].value for name in names}
-    process = context.Process(target=_measure_memory, args=(values, side, result))
-    process.start()
-    peak = result.get()
-    process.join()
-    return peak
+    return memory.peak_memory(_prepare, values, side)
 
 
 def _shared() -> dict[str, object]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tf_keras as keras
+
+from sact_tf.timing import time_by_turns  # noqa: F401 (as which it was known here)
 
 
 def parse_sides(flag: str, text: str) -> tuple[int, int]:
@@ -74,18 +75,6 @@ def in_tiles(units: Callable, tile_size: int) -> Callable:
         return spread[:height, :width]
 
     return tiled
-
-
-def time_by_turns(calls: dict, repetitions: int) -> dict[str, float]:
-    """Returns median seconds of each call; the first two rounds warm up."""
-    times = {name: [] for name in calls}
-    for repetition in range(repetitions + 2):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if repetition >= 2:
-                times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in times.items()}
 
 
 def impose_halting(
