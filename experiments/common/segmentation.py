@@ -236,3 +236,25 @@ def classes_in(checkpoint: str) -> int | None:
     name = f"{HEAD}/logits/biases"
     shapes = reader.get_variable_to_shape_map()
     return int(shapes[name][0]) if name in shapes else None
+
+
+def trained_model() -> tuple[SegmentationNetwork, list[str]]:
+    """Builds the network of the flags, and loads --checkpoint_dir.
+
+    Returns:
+        The network, and the names of its classes.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: It is another network's, or of another number of classes.
+    """
+    checkpoint = newest_checkpoint()
+    classes = classes_in(checkpoint)
+    if FLAGS.num_classes not in (None, classes) and classes is not None:
+        raise ValueError(
+            f"--num_classes={FLAGS.num_classes}: {checkpoint} has {classes} classes"
+        )
+    # A checkpoint of another kind has none; loading it says which it is.
+    model = make_model(classes or FLAGS.num_classes or 2)
+    sact_tf.load_slim_checkpoint(model, checkpoint)
+    return model, names_of_classes(model.num_classes)

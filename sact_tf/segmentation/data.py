@@ -25,7 +25,8 @@ from sact_tf.segmentation.losses import VOID
 
 SCALES = (0.5, 2.0)
 """Smallest and largest factor that training resizes images by."""
-_FACTOR = Domain(0.05, 20)
+FACTOR = Domain(0.05, 20)
+"""What such factors may be."""
 _SHUFFLE_BUFFER = 512  # decoded images
 _GREY = 127.5
 # Crops lie inside of images by so many pixels: rounding must not lead outside.
@@ -77,7 +78,7 @@ class SegmentationExamples:
         for side in self.crop_size:
             INPUT_SIDE.check(side, "crop_size")
         for factor in self.scales:
-            _FACTOR.check(factor, "scales")
+            FACTOR.check(factor, "scales")
         if self.scales[0] > self.scales[1]:
             raise ValueError(
                 "scales must be the smallest and the largest factor; got "

@@ -38,7 +38,7 @@ def class_weights(kind: str, pixels: np.ndarray) -> np.ndarray | None:
         weights = np.median(shares[pixels > 0]) / shares
     else:
         weights = 1 / np.log(1.02 + shares)
-    return (weights / (weights * shares).sum() * shares.sum()).astype(np.float32)
+    return (weights / np.average(weights, weights=pixels)).astype(np.float32)
 
 
 def cross_entropy(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -242,6 +242,29 @@ class SegmentationNetwork(keras.Model):
             seed=seed,
             output_size=output_size,
         )
+
+    def compiled(self) -> Callable[..., tuple[tf.Tensor, dict[str, object]]]:
+        """Returns what `with_end_points` does in inference, compiled by TensorFlow.
+
+        It takes images, and `output_size`.
+        """
+        names = ("block_scopes", "block_num_units")  # of Python values
+        constants = {}
+
+        @tf.function(reduce_retracing=True)
+        def run(images, output_size):
+            logits, end_points = self.with_end_points(
+                images, training=False, output_size=output_size
+            )
+            constants.update({name: end_points.pop(name) for name in names})
+            return logits, end_points
+
+        def segment(images, output_size=None):
+            size = tf.shape(images)[1:3] if output_size is None else output_size
+            logits, end_points = run(images, size)
+            return logits, {**end_points, **constants}
+
+        return segment
 
     def _loss(self, images, sums, weights, end_points):
         """Returns what training minimizes, of whatever halting rule."""
