@@ -104,7 +104,7 @@ def main() -> None:
         most = [f"{names[k]} {100 * shares[k]:.0f} %" for k in np.argsort(-shares)[:3]]
         print(
             f"{path}: {', '.join(most)}; {spent:.4g} FLOPs of the backbone, "
-            f"{100 * relative:.1f} % of all its units'",
+            f"{100 * relative:.1f} % of an ordinary one's",
             flush=True,
         )
     if failed:

@@ -58,7 +58,7 @@ def evaluate(
         `Mean IoU`, `Pixel Accuracy`, `Mean Accuracy`, and `IoU/<class>` of every class
         that occurs; of `Total Flops` (backbone and head), `Backbone Flops`, `Head
         Flops`, the same of `Macs`, and `Relative Flops` (the backbone's, divided by
-        those of all its units everywhere) `/mean`, `/std`, `/min` and `/max` over
+        those of an ordinary one of its depth) `/mean`, `/std`, `/min` and `/max` over
         images; of `<block>/{flops,ponder_cost,num_units}` `_mean` and `_std`; and what
         `used_units` tells. And the matrix of `metrics.confusion`.
 

@@ -86,7 +86,7 @@ def export_saved_model(
 
     * `classes`, int32 [batch, height, width], and `probabilities`, float32 [batch,
       height, width, num_classes], of the images' own size,
-    * `flops` of the backbone, `dense_flops`, what they would be if all its units ran,
+    * `flops` of the backbone, `dense_flops`, what an ordinary one of its depth takes,
       and `head_flops`, int64 [batch], and of iterative networks `macs`,
     * of adaptive networks `<block>_ponder_cost` float32 and `<block>_num_units` int32,
       [batch], of SACT networks [batch, block height, block width],

@@ -181,7 +181,7 @@ class SegmentationNetwork(keras.Model):
         return exporting.export_saved_model(self, path, **options)
 
     def dense_flops(self, images: tf.Tensor, num_units: int | None = None) -> tf.Tensor:
-        """Counts what the backbone would take if all its units ran; int64 [batch].
+        """Counts what an ordinary backbone of this depth takes; int64 [batch].
 
         Args:
             images: [batch, height, width, 3]; only the shape counts.

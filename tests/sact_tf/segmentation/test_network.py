@@ -22,7 +22,8 @@ def test_logits_have_the_size_of_the_image(make, model_type):
         logits, end_points = model.with_end_points(noise(height, width), False)
         assert logits.shape == [1, height, width, 3]
         assert np.all(np.isfinite(logits))
-        assert end_points["flops"] <= end_points["dense_flops"]
+        # Those of halting heads are not an ordinary network's.
+        assert int(end_points["flops"][0]) < 1.05 * int(end_points["dense_flops"][0])
     assert model(noise(8, 8), output_size=[20, 30]).shape == [1, 20, 30, 3]
 
 
