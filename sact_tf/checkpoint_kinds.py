@@ -7,15 +7,20 @@ from collections.abc import Iterable
 
 DETECTOR = "detector"
 CLASSIFIER = "classification network"
+SEGMENTER = "segmentation network"
 
-_MARKS = {DETECTOR: re.compile(r"^rpn/"), CLASSIFIER: re.compile(r"^[^/]+/logits/")}
+_MARKS = {
+    DETECTOR: re.compile(r"^rpn/"),
+    SEGMENTER: re.compile(r"^segmentation_head/(?!logits/)"),
+    CLASSIFIER: re.compile(r"^[^/]+/logits/"),
+}
 
 
 class CheckpointKindError(ValueError):
     """A checkpoint is of another kind of model than what it is loaded into.
 
     Attributes:
-        kind: Of the checkpoint, `DETECTOR` or `CLASSIFIER`.
+        kind: Of the checkpoint, `DETECTOR`, `SEGMENTER` or `CLASSIFIER`.
     """
 
     def __init__(self, checkpoint_path: str, kind: str, expected: str):
@@ -26,7 +31,7 @@ class CheckpointKindError(ValueError):
 
 
 def kind_of(names: Iterable[str]) -> str | None:
-    """Returns `DETECTOR` or `CLASSIFIER`; None if names tell neither.
+    """Returns `DETECTOR`, `SEGMENTER` or `CLASSIFIER`; None if names tell neither.
 
     Args:
         names: Of variables in a TF-Slim checkpoint.

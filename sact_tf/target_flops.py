@@ -11,7 +11,6 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf.domains import COUNT, Domain
-from sact_tf.networks.network import Network
 
 _RELATIVE = Domain(0, 1)
 # Of a proportional-integral controller: the factor per relative error.
@@ -97,13 +96,14 @@ class TargetFlops(keras.callbacks.Callback):
             return {}
         return {"tau_factor": self.factor, "tau_integral": self._integral}
 
-    def attach(self, model: Network) -> None:
+    def attach(self, model: keras.Model) -> None:
         """Lets the losses of a network depend on the factor; `fit` does that, too.
 
         Args:
-            model: An adaptive network, before it is traced.
+            model: An adaptive network, of classification or segmentation, before it is
+                traced.
         """
-        if not isinstance(model, Network):
+        if not hasattr(model, "steer"):
             raise ValueError(
                 "TargetFlops needs a network of this package as the model that is fit; "
                 f"got {type(model).__name__}"

@@ -15,6 +15,8 @@ from sact_tf.domains import (
     Domain,
     has_too_many_units,
 )
+from sact_tf.segmentation.data import FACTOR
+from sact_tf.segmentation.sources import LABEL
 
 FLAGS = flags.FLAGS
 
@@ -22,15 +24,20 @@ _MANY = Domain(1, 100000, is_integer=True)
 _DOMAINS = {
     "base_channels": Domain(1, 1024, is_integer=True),
     "batch_size": Domain(1, 65536, is_integer=True),
+    "crop_height": INPUT_SIDE,
     "crop_size": Domain(7, 448, is_integer=True),
+    "crop_width": INPUT_SIDE,
     "cutout": Domain(0, 1024, is_integer=True),
     "eval_batch_size": Domain(1, 65536, is_integer=True),
     "group_grid": COUNT,
+    "head_channels": Domain(1, 4096, is_integer=True),
     "human_sigma": SIGMA,
     "image_size": OPTIONAL_SIDE,
     "long_side": OPTIONAL_SIDE,
     "max_detections": _MANY,
     "max_number_of_steps": COUNT,
+    "max_scale": FACTOR,
+    "min_scale": FACTOR,
     "num_classes": _MANY,
     "num_epochs_per_decay": POSITIVE,
     "num_figures": Domain(0, 1000, is_integer=True),
@@ -42,6 +49,7 @@ _DOMAINS = {
     "short_side": INPUT_SIDE,
     "temperature": POSITIVE,
     "tile_size": INPUT_SIDE,
+    "void_label": LABEL,
 }
 """Of flags by their names; of all others: what is finite, or has 64 bits."""
 

@@ -9,16 +9,28 @@ from collections.abc import Iterator
 from absl import flags
 
 from experiments.common import numbers
-from sact_tf.checkpoint_kinds import CLASSIFIER, DETECTOR, CheckpointKindError
+from sact_tf.checkpoint_kinds import (
+    CLASSIFIER,
+    DETECTOR,
+    SEGMENTER,
+    CheckpointKindError,
+)
 
 FLAGS = flags.FLAGS
 _TAKEN_BY = {
     DETECTOR: "coco_eval, coco_detect and coco_export take it, saliency_eval and "
-    "imagenet_ponder_map its blocks 1 to 3, and coco_train as --finetune_path",
+    "imagenet_ponder_map its blocks 1 to 3, and coco_train and segmentation_train as "
+    "--finetune_path",
+    SEGMENTER: "segmentation_eval, segmentation_predict and segmentation_export take "
+    "it, and segmentation_train as --finetune_path",
     CLASSIFIER: "imagenet_eval (cifar_main of CIFAR-10), imagenet_ponder_map and "
-    "export_saved_model take it, and coco_train as --finetune_path",
+    "export_saved_model take it, and coco_train and segmentation_train as "
+    "--finetune_path",
 }
-_FLAGS_OF = {"relative": "target_relative_flops"}  # of arguments of other names
+_FLAGS_OF = {
+    "relative": "target_relative_flops",
+    "scales": "min_scale",
+}  # of arguments of other names
 
 
 def explain(error: Exception) -> str:

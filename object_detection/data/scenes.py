@@ -13,9 +13,6 @@ SPLIT_SIZES = {"train": 1000, "validation": 200}
 IMAGE_SIZE = 128
 """Side of the scenes before they are resized."""
 CATEGORIES = [{"id": k, "name": name} for k, name in enumerate(shapes.CLASS_NAMES, 1)]
-_MAX_OBJECTS = 4
-_RADIUS = (0.09, 0.2)  # by the side of the image
-_TRIES = 20
 
 
 def load(
@@ -55,11 +52,12 @@ def load(
     pixels, images, annotations = [], [], []
     for k in range(1, num_examples + 1):
         rng = np.random.default_rng([1, split_id, image_size, k])
-        scene, objects = _render(image_size, rng)
-        pixels.append(scene)
+        scene = shapes.draw_scene(image_size, rng)
+        pixels.append(scene.image)
         size = dict(width=image_size, height=image_size)
         images.append(dict(id=k, file_name=f"{split}_{k:05d}.png", **size))
-        for label, (top, left, bottom, right) in objects:
+        for label, mask in scene.objects:
+            top, left, bottom, right = shapes.box_of(mask)
             box = [int(v) for v in (left, top, right - left, bottom - top)]
             annotations.append(dict(image_id=k, category_id=label + 1, bbox=box))
     ground_truth = coco.annotation_dictionary(images, annotations, CATEGORIES)
@@ -75,28 +73,10 @@ def load(
         decode,
         num_examples,
         CATEGORIES,
-        _MAX_OBJECTS,
+        shapes.MAX_OBJECTS,
         lambda: ground_truth,
         "shapes",
         sum(map(len, boxes)),
         notes,
         **options,
     )
-
-
-def _render(size, rng):
-    """Draws a scene; returns it, and labels and boxes of its objects."""
-    image = shapes.background(size, rng)
-    taken, objects = [], []
-    for _ in range(rng.integers(1, _MAX_OBJECTS + 1)):
-        label = int(rng.integers(len(shapes.CLASS_NAMES)))
-        for _ in range(_TRIES):
-            radius = size * rng.uniform(*_RADIUS)
-            centre = rng.uniform(radius + 1, size - radius - 1, 2)
-            distances = [np.hypot(*(centre - c)) - r - radius for c, r in taken]
-            if not distances or min(distances) > 0:
-                taken.append((centre, radius))
-                image, box = shapes.draw_object(image, label, radius, centre, rng)
-                objects.append((label, box))
-                break
-    return shapes.to_pixels(image, rng), objects

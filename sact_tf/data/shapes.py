@@ -9,6 +9,7 @@ little of the image, it shows what spatially adaptive computation is for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -159,8 +160,8 @@ def _render(size, rng):
     label = int(rng.integers(len(_CLASSES)))
     radius = size * rng.uniform(0.11, 0.16)
     centre = rng.uniform(radius + 1, size - radius - 1, 2)
-    image, box = draw_object(image, label, radius, centre, rng)
-    return to_pixels(image, rng), label, box
+    image, mask = draw_object(image, label, radius, centre, rng)
+    return to_pixels(image, rng), label, box_of(mask)
 
 
 def _render_detail(size, rng):
@@ -189,7 +190,7 @@ def draw_object(
     radius: float,
     centre: Sequence[float],
     rng: np.random.Generator,
-) -> tuple[np.ndarray, list[int]]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Draws an object, turned and coloured at random.
 
     Args:
@@ -200,8 +201,7 @@ def draw_object(
         rng: Of angle and colour.
 
     Returns:
-        The image with the object, and its box: top, left, bottom, right in pixels,
-        bottom and right exclusive.
+        The image with the object, and where that is, bool [height, width].
     """
     height, width = image.shape[:2]
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
@@ -215,9 +215,66 @@ def draw_object(
     coverage = np.clip(0.5 - distance * radius, 0, 1)[..., np.newaxis]
     colour = rng.uniform(0.0, 0.25, 3)
     colour[rng.permutation(3)[: rng.integers(1, 3)]] = rng.uniform(0.85, 1.0)
-    inside = np.argwhere(coverage[..., 0] > 0.5)
-    box = [*inside.min(0), *(inside.max(0) + 1)]
-    return image * (1 - coverage) + colour * coverage, box
+    return image * (1 - coverage) + colour * coverage, coverage[..., 0] > 0.5
+
+
+def box_of(mask: np.ndarray) -> list[int]:
+    """Returns the box around what is True, bottom and right exclusive.
+
+    Args:
+        mask: Bool [height, width].
+
+    Returns:
+        Top, left, bottom, right in pixels.
+    """
+    inside = np.argwhere(mask)
+    return [*inside.min(0), *(inside.max(0) + 1)]
+
+
+class Scene(NamedTuple):
+    """An image of several objects.
+
+    Attributes:
+        image: uint8 [height, width, 3].
+        labels: int64 [height, width]: 0 is background, 1 the first class, and so on.
+        objects: Index of the class and mask, bool [height, width], of every object.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    objects: list[tuple[int, np.ndarray]]
+
+
+MAX_OBJECTS = 4
+"""Most objects of a scene."""
+_RADIUS = (0.09, 0.2)  # by the side of the image
+_TRIES = 20
+
+
+def draw_scene(size: int, rng: np.random.Generator) -> Scene:
+    """Draws one to four objects, apart from each other, on cluttered background.
+
+    An object's radius is 9 to 20 % of the image's side.
+
+    Args:
+        size: Side of the image.
+        rng: Of all that is drawn.
+    """
+    image, labels = background(size, rng), np.zeros([size, size], np.int64)
+    taken, objects = [], []
+    for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
+        label = int(rng.integers(len(CLASS_NAMES)))
+        for _ in range(_TRIES):
+            radius = size * rng.uniform(*_RADIUS)
+            centre = rng.uniform(radius + 1, size - radius - 1, 2)
+            distances = [np.hypot(*(centre - c)) - r - radius for c, r in taken]
+            if not distances or min(distances) > 0:
+                taken.append((centre, radius))
+                image, mask = draw_object(image, label, radius, centre, rng)
+                labels[mask] = label + 1
+                objects.append((label, mask))
+                break
+    return Scene(to_pixels(image, rng), labels, objects)
 
 
 def to_pixels(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
