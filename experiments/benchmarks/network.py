@@ -22,6 +22,7 @@ import tf_keras as keras
 from absl import flags
 
 import custom_ops
+from experiments.benchmarks.profiles import print_profile, profile
 from experiments.benchmarks.tools import (
     impose_halting,
     parse_numbers,
@@ -74,6 +75,9 @@ flags.DEFINE_string(
     "layer", None, "KHxKW,IN,OUT,HEIGHTxWIDTH: time this convolution, not a network."
 )
 flags.DEFINE_list("active", ["0.1", "0.25", "0.5", "0.75", "1"], "Active fractions.")
+flags.DEFINE_string(
+    "profile", None, "Print where the time of this side of --sides goes, and no more."
+)
 flags.DEFINE_bool("json", False, "Print JSON lines, not a table.")
 
 
@@ -276,9 +280,25 @@ def print_rows(rows: list[dict]) -> None:
         print(*(f"{text:>18}" for text in texts))
 
 
+def profile_rows() -> list[dict]:
+    """Profiles the side of --profile."""
+    if FLAGS.profile not in SIDES:
+        raise ValueError(
+            f"--profile: must be one of {', '.join(SIDES)}; got {FLAGS.profile}"
+        )
+    run, _ = make_side(FLAGS.profile)
+    return profile(run, FLAGS.repetitions)
+
+
 def main() -> None:
     """Runs what the flags say."""
-    rows = layer_rows() if FLAGS.layer else network_rows()
+    if FLAGS.profile and not FLAGS.json:
+        print_profile(profile_rows())
+        return
+    if FLAGS.profile:
+        rows = profile_rows()
+    else:
+        rows = layer_rows() if FLAGS.layer else network_rows()
     if FLAGS.json:
         for row in rows:
             print(json.dumps(row))
