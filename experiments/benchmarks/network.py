@@ -31,6 +31,7 @@ from absl import flags
 import custom_ops
 from custom_ops import build, peak
 from experiments.benchmarks import in_openvino, layers
+from experiments.benchmarks.profiles import print_profile, profile
 from experiments.benchmarks.tools import (
     impose_halting,
     parse_numbers,
@@ -94,6 +95,9 @@ flags.DEFINE_string(
     "layer", None, "KHxKW,IN,OUT,HEIGHTxWIDTH: time this convolution, not a network."
 )
 flags.DEFINE_list("active", ["0.1", "0.25", "0.5", "0.75", "1"], "Active fractions.")
+flags.DEFINE_string(
+    "profile", None, "Print where the time of this side of --sides goes, and no more."
+)
 flags.DEFINE_bool("json", False, "Print JSON lines, not a table.")
 
 
@@ -413,10 +417,24 @@ def print_rows(rows: list[dict]) -> None:
         print(*(f"{text:>18}" for text in texts))
 
 
+def profile_rows() -> list[dict]:
+    """Profiles the side of --profile."""
+    if FLAGS.profile not in SIDES:
+        raise ValueError(
+            f"--profile: must be one of {', '.join(SIDES)}; got {FLAGS.profile}"
+        )
+    return profile(make_side(FLAGS.profile).run, FLAGS.repetitions)
+
+
 def main() -> None:
     """Runs what the flags say."""
+    if FLAGS.profile and not FLAGS.json:
+        print_profile(profile_rows())
+        return
     _set_threads()
-    if FLAGS.layer:
+    if FLAGS.profile:
+        rows = profile_rows()
+    elif FLAGS.layer:
         rows = layers.layer_rows()
     else:
         rows = (block_rows if FLAGS.by_block else network_rows)(measure_peak())

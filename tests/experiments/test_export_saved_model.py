@@ -35,7 +35,7 @@ def run(program, tmp_path):
 
 
 def test_exports(run, tmp_path):
-    run(execution="perforated", image_size=40)
+    run(execution="perforated", precision="float32", image_size=40)
     serve = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_bytes"]
     image = np.random.default_rng(0).integers(0, 256, [50, 60, 3]).astype(np.uint8)
     outputs = serve(image_bytes=tf.io.encode_png(image)[None])
@@ -56,6 +56,8 @@ def test_errors_name_the_flag(run, tmp_path):
         run(checkpoint_dir="")
     with pytest.raises(ValueError, match="tile_size must be an integer >= 2"):
         run(execution="tiled")
+    with pytest.raises(ValueError, match="--precision=bfloat16: needs --execution=per"):
+        run(precision="bfloat16")
     with pytest.raises(FileNotFoundError, match="no readable .* /nowhere"):
         run(checkpoint_dir="/nowhere")
 
