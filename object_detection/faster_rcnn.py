@@ -17,6 +17,7 @@ from sact_tf import latent_losses
 from sact_tf.layers import build_child
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
 from sact_tf.optional import lazy
+from sact_tf.units.parts import fused_steps
 
 detection_generator = lazy("official.vision.modeling.layers.detection_generator")
 roi_sampler = lazy("official.vision.modeling.layers.roi_sampler")
@@ -487,7 +488,7 @@ class FasterRCNN(keras.Model):
 
     def train_step(self, data):
         training = self.options.train_batch_norm
-        with tf.GradientTape() as tape:
+        with tf.GradientTape() as tape, fused_steps():
             terms, end_points = self.detection_losses(data, training, trains_rule=True)
             loss = tf.add_n([*terms.values(), *self.losses])
             loss += self._reinforce_term(loss, end_points)
