@@ -14,10 +14,10 @@ from object_detection.box_classifier import BOX_WEIGHTS, BoxClassifier, crop_reg
 from object_detection.feature_extractor import FeatureExtractor, whole_sizes
 from object_detection.proposals import RegionProposalNetwork, propose
 from sact_tf import latent_losses
+from sact_tf.fused_steps import fused_steps
 from sact_tf.layers import build_child
 from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
 from sact_tf.optional import lazy
-from sact_tf.units.parts import fused_steps
 
 detection_generator = lazy("official.vision.modeling.layers.detection_generator")
 roi_sampler = lazy("official.vision.modeling.layers.roi_sampler")

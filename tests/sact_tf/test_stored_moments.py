@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import custom_ops
 import sact_tf
-from sact_tf.units import parts
+from sact_tf.fused_steps import fused_steps
 
 
 def pair(lively, family, model_type, **options):
@@ -115,7 +115,7 @@ def test_fused_steps_are_the_same(lively, model_type):
         return tape.gradient(loss, model.trainable_variables)
 
     expected = gradients()
-    with parts.fused_steps():
+    with fused_steps():
         run = tf.function(gradients)
         got = run()
         graph = run.get_concrete_function().graph
