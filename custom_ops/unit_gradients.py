@@ -14,6 +14,7 @@ import tensorflow as tf
 from custom_ops import units
 from custom_ops.chains import chain_gradient
 from custom_ops.convolution import perforated_conv2d
+from custom_ops.implementation import native_library
 from custom_ops.positions import touched_by
 
 
@@ -118,18 +119,29 @@ def _projection(op, gradient, sums_gradient):
 @tf.RegisterGradient("MaskedAccumulate")
 @tf.RegisterGradient("MaskedAccumulateAt")
 def _accumulate(op, gradient):
-    total, x, weight, *found = op.inputs
+    _, x, weight, *found = op.inputs
+    library = native_library("auto", "MaskedAccumulateGradient", x.dtype)
+    if library is not None:
+        to_x, to_weight = library.masked_accumulate_gradient(gradient, x, weight)
+    else:
+        to_x, to_weight = _accumulate_gradient(gradient, x, weight)
+    return gradient, to_x, to_weight, *[None] * len(found)
+
+
+def _accumulate_gradient(gradient, x, weight):
+    """What the kernel computes, in plain TensorFlow: zero where the weight is."""
     to_x = gradient * tf.cast(weight, x.dtype)[..., tf.newaxis]
     to_weight = tf.cast(tf.einsum("bhwc,bhwc->bhw", gradient, x), weight.dtype)
-    if len(found) == 3:  # where else it is zero, it is not read
-        positions = found[0]
-        kept = tf.scatter_nd(
-            positions[:, tf.newaxis],
-            tf.gather(tf.reshape(to_weight, [-1]), positions),
-            [tf.size(weight, tf.int64)],
-        )
-        to_weight = tf.reshape(kept, tf.shape(weight))
-    return gradient, to_x, to_weight, *[None] * len(found)
+    return to_x, tf.where(weight != 0.0, to_weight, tf.zeros_like(to_weight))
+
+
+@tf.RegisterGradient("MaskedAccumulateGradient")
+def _second_accumulate(op, to_x_gradient, to_weight_gradient):
+    return _of_twin(
+        lambda *inputs: list(_accumulate_gradient(*inputs)),
+        list(op.inputs),
+        [to_x_gradient, to_weight_gradient],
+    )
 
 
 @tf.RegisterGradient("FoldBatchNorm")

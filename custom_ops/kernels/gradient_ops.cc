@@ -115,6 +115,28 @@ class PerforatedChainGradientOp : public UnitOp<T> {
   bool shortcut_;
 };
 
+template <typename T>
+class MaskedAccumulateGradientOp : public Op {
+ public:
+  using Op::Op;
+
+  void Run(OpKernelContext* context) override {
+    const Tensor& gradient = context->input(0);
+    const Tensor& x = context->input(1);
+    const Tensor& weight = context->input(2);
+    OP_REQUIRES_OK(context, CheckAccumulate(context));
+    Tensor *x_gradient, *weight_gradient;
+    OP_REQUIRES_OK(context, context->allocate_output(0, x.shape(), &x_gradient));
+    OP_REQUIRES_OK(context,
+                   context->allocate_output(1, weight.shape(), &weight_gradient));
+    AccumulateGradient(gradient.flat<T>().data(), x.flat<T>().data(),
+                       weight.flat<float>().data(), weight.NumElements(),
+                       x.dim_size(3), x_gradient->flat<T>().data(),
+                       weight_gradient->flat<float>().data(), PoolWorkers(context));
+  }
+};
+
+REGISTER_CPU("MaskedAccumulateGradient", MaskedAccumulateGradientOp);
 REGISTER_CPU("PerforatedChainGradient", PerforatedChainGradientOp);
 
 }  // namespace

@@ -497,6 +497,67 @@ void ChainGradient(const std::vector<Link<T>>& links, const T* x,
   }
 }
 
+// y[p] = total[p] + weight[p] * x[p] everywhere; y may be the total.
+template <typename T>
+void AccumulateAll(const T* total, const T* x, const float* weight, int64_t positions,
+                   int64_t channels, T* y, const Workers& workers) {
+  constexpr int64_t kChunk = 256;
+  workers.ForEach(CeilDiv(positions, kChunk), [&](int64_t chunk) {
+    const int64_t last = std::min(positions, (chunk + 1) * kChunk);
+    for (int64_t p = chunk * kChunk; p < last; ++p) {
+      const T* const before = total + p * channels;
+      T* const to = y + p * channels;
+      if (weight[p] == 0.0f) {
+        if (to != before) Copy(before, channels, to);
+        continue;
+      }
+      const T* const from = x + p * channels;
+      const T w = static_cast<T>(weight[p]);
+      int64_t c = 0;
+      for (; c + kLanes<T> <= channels; c += kLanes<T>) {
+        Store(to + c, Load(before + c) + Load(from + c) * w);
+      }
+      for (; c < channels; ++c) to[c] = before[c] + from[c] * w;
+    }
+  });
+}
+
+// Gradients of y[p] += weight[p] * x[p], zero where the weight is.
+template <typename T>
+void AccumulateGradient(const T* gradient, const T* x, const float* weight,
+                        int64_t positions, int64_t channels, T* x_gradient,
+                        float* weight_gradient, const Workers& workers) {
+  constexpr int64_t kChunk = 256;
+  workers.ForEach(CeilDiv(positions, kChunk), [&](int64_t chunk) {
+    const int64_t last = std::min(positions, (chunk + 1) * kChunk);
+    for (int64_t p = chunk * kChunk; p < last; ++p) {
+      const T* const dy = gradient + p * channels;
+      const T* const from = x + p * channels;
+      T* const to = x_gradient + p * channels;
+      const T w = static_cast<T>(weight[p]);
+      weight_gradient[p] = 0.0f;
+      if (weight[p] == 0.0f) {
+        std::fill_n(to, channels, T(0));
+        continue;
+      }
+      Vector<T> sums{};
+      int64_t c = 0;
+      for (; c + kLanes<T> <= channels; c += kLanes<T>) {
+        const Vector<T> passed = Load(dy + c);
+        sums += passed * Load(from + c);
+        Store(to + c, passed * w);
+      }
+      T sum(0);
+      for (int lane = 0; lane < kLanes<T>; ++lane) sum += sums[lane];
+      for (; c < channels; ++c) {
+        sum += dy[c] * from[c];
+        to[c] = dy[c] * w;
+      }
+      weight_gradient[p] = static_cast<float>(sum);
+    }
+  });
+}
+
 }  // namespace perforated
 
 #endif  // CUSTOM_OPS_KERNELS_GRADIENTS_H_

@@ -295,6 +295,22 @@ REGISTER_OP("PerforatedChainGradient")
       return absl::OkStatus();
     });
 
+// Where the weight is zero, so are both gradients.
+REGISTER_OP("MaskedAccumulateGradient")
+    .Input("gradient: T")
+    .Input("x: T")
+    .Input("weight: float")
+    .Output("x_gradient: T")
+    .Output("weight_gradient: float")
+    .Attr("T: {half, bfloat16, float, double}")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle shape;
+      TF_RETURN_IF_ERROR(c->Merge(c->input(0), c->input(1), &shape));
+      c->set_output(0, shape);
+      c->set_output(1, c->input(2));
+      return absl::OkStatus();
+    });
+
 REGISTER_OP("FoldBatchNorm")
     .Input("gamma: T")
     .Input("beta: T")

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu_ops.h"
+#include "gradients.h"
 #include "unit_checks.h"
 #include "units.h"
 
@@ -166,20 +167,20 @@ class MaskedAccumulateOp : public UnitOp<T> {
     const Tensor& weight = context->input(2);
     OP_REQUIRES_OK(context, CheckAccumulate(context));
     const float* const weights = weight.flat<float>().data();
-    std::vector<int64_t> found_here;
-    Positions positions;
-    if (context->num_inputs() <= 4) {  // nothing that is for CPUs came along
-      found_here = NonZero(weights, weight.NumElements());
-      positions = found_here;
-    } else {
-      ActiveInput active;
-      OP_REQUIRES_OK(context, active.ReadFound(context, weight.shape(), 3));
-      positions = active.positions();
-    }
     const PoolWorkers workers(context);
     Tensor* y;
+    if (context->num_inputs() <= 4) {  // nothing that is for CPUs came along
+      const T* const total = context->input(0).flat<T>().data();
+      OP_REQUIRES_OK(
+          context, context->forward_input_or_allocate_output({0}, 0, x.shape(), &y));
+      AccumulateAll(total, x.flat<T>().data(), weights, weight.NumElements(),
+                    x.dim_size(3), y->flat<T>().data(), workers);
+      return;
+    }
+    ActiveInput active;
+    OP_REQUIRES_OK(context, active.ReadFound(context, weight.shape(), 3));
     OP_REQUIRES_OK(context, this->CopyOrForward(context, 0, 0, workers, &y));
-    Accumulate(x.flat<T>().data(), weights, positions, x.dim_size(3),
+    Accumulate(x.flat<T>().data(), weights, active.positions(), x.dim_size(3),
                y->flat<T>().data(), workers);
   }
 };

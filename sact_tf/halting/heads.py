@@ -15,6 +15,7 @@ import tf_keras as keras
 
 import custom_ops
 from sact_tf import flops
+from sact_tf.fused_steps import fuses
 from sact_tf.layers import (
     BatchNorm,
     build_child,
@@ -273,28 +274,39 @@ class SpatialHaltingScore(NormalizedHead):
         super().build(input_shape)
 
     def _logits(self, x, residual, inputs, training, valid):
-        normalized = zero_outside(self.local_bn(x, training=training), valid)
-        local = _to_one_channel(self.local_conv, normalized)
+        if valid is None and self._slope() is not None and fuses(x):
+            everywhere = tf.ones(tf.shape(x)[:3], tf.bool)
+            folded = self.local_bn.folded_in(x, training)
+            local = self._convolve(x, everywhere, folded)
+        else:
+            normalized = zero_outside(self.local_bn(x, training=training), valid)
+            local = _to_one_channel(self.local_conv, normalized)
         pooled = self.global_bn(global_average(x, valid), training=training)
         return self._sum(local, pooled)
 
     def _active_logits(self, x, active, sums):
-        slope = None
-        if isinstance(self.local_bn, BatchNorm):
-            slope = slope_of(self.local_bn.activation)
-        if slope is None:
+        if self._slope() is None:
             return self._logits(x, None, None, False, None)
-        scale, shift = self.local_bn.folded(x.dtype)
-        local = custom_ops.perforated_conv2d(
+        local = self._convolve(x, active, self.local_bn.folded(x.dtype))
+        return self._sum(local, _normalized_mean(self.global_bn, sums, x))
+
+    def _slope(self):
+        """Returns the slope of a batch normalization's activation that can be fused."""
+        is_ours = isinstance(self.local_bn, BatchNorm)
+        return slope_of(self.local_bn.activation) if is_ours else None
+
+    def _convolve(self, x, active, folded):
+        """Normalizes and convolves x at active positions."""
+        scale, shift = folded
+        return custom_ops.perforated_conv2d(
             x,
             tf.cast(self.local_conv.kernel, x.dtype),
             active,
             bias=tf.cast(self.local_conv.bias, x.dtype),
             input_scale=scale,
             input_shift=shift,
-            input_slope=slope,
+            input_slope=self._slope(),
         )
-        return self._sum(local, _normalized_mean(self.global_bn, sums, x))
 
     def _sum(self, local, pooled):
         logits = local + _pointwise(self.global_conv, pooled)

@@ -15,6 +15,7 @@ import tf_keras as keras
 
 import custom_ops
 from sact_tf import flops
+from sact_tf.fused_steps import has_kernel
 from sact_tf.layers import (
     BatchNorm,
     build_child,
@@ -136,7 +137,7 @@ class BasicUnit(Unit):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """As `BottleneckUnit.run_tiled`."""
 
-        if parts.has_kernel("PerforatedBasicUnitAt", x.dtype):
+        if has_kernel("PerforatedBasicUnitAt", x.dtype):
             # It reads tiles in place; dense convolutions need a copy with surroundings.
             return self.run_active(x, active, sums)
 

@@ -15,6 +15,7 @@ import tf_keras as keras
 
 import custom_ops
 from sact_tf import flops
+from sact_tf.fused_steps import has_kernel
 from sact_tf.layers import (
     BatchNorm,
     build_child,
@@ -252,7 +253,7 @@ class BottleneckUnit(Unit):
             tile_size: Side of the tiles.
         """
 
-        if parts.has_kernel("PerforatedBottleneckAt", x.dtype):
+        if has_kernel("PerforatedBottleneckAt", x.dtype):
             # It reads tiles in place; dense convolutions need a copy with surroundings.
             return self.run_active(x, active, sums)
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from custom_ops.implementation import native_library
+import custom_ops
+from sact_tf.fused_steps import fuses
 
 
 def add_residual(shortcut, residual, active):
+    if active is not None and fuses(residual):
+        return custom_ops.masked_add(shortcut, residual, active)
     if active is not None:
         residual *= tf.cast(active, residual.dtype)[..., tf.newaxis]
     return shortcut + residual
-
-
-def has_kernel(op: str, dtype: tf.DType) -> bool:
-    """Tells whether compiled kernels run an operation here, unless told otherwise."""
-    return native_library("auto", op, dtype) is not None
 
 
 def zero_outside_image(tiles, inside):
