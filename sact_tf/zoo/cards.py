@@ -98,7 +98,7 @@ class Card:
         training: Program, flags, commit, machine, seconds.
         limits: What it is not good for, sentences.
         recipe: Name of the file with the flags that trained it.
-        start: Name of the network it was trained from; "": none.
+        start: Name of the recipe of the network it was trained from; "": none.
         times: Measured milliseconds per image, a mapping for each side.
         size: Of the file, in bytes.
     """
@@ -208,6 +208,8 @@ def markdown(card: Card) -> str:
         )
         for time in card.times
     ]
+    if card.start:
+        facts.append(("training started from", card.start))
     facts += [
         ("data", card.data["name"]),
         ("terms of the data", card.data["terms"]),
