@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from sact_tf import reading
@@ -262,6 +263,7 @@ def page(cards: Sequence[Card]) -> str:
         "layers). This page is written by `python -m experiments.models "
         "--write_cards=docs/zoo.md` of what the files hold; no number is typed.",
     ]
+    parts = [textwrap.fill(part, 118, break_on_hyphens=False) for part in parts]
     if not cards:
         parts.append("No network has been packed yet.")
         return "\n\n".join(parts) + "\n"
