@@ -9,7 +9,8 @@ precision, and the program that made the evaluation runs again on the rounded we
 with the same flags: that result is the card's. The recipe of the same name in
 experiments/recipes must be what was run.
 
-Times, as `experiments.benchmarks.zoo` measures them, can be added later:
+Times, as `experiments.benchmarks.zoo` measures them, can be added later. Without an
+evaluation the file keeps its weights and results, and its texts are taken anew:
 
     python -m experiments.zoo_pack --name=sact-resnet32-cifar10 --times=times.json
 """
@@ -52,7 +53,10 @@ _ORDINARY = "those of the ordinary network of the same depth"
 
 flags.DEFINE_enum("name", None, list(PLANS), "The network's name in the zoo.")
 flags.DEFINE_string(
-    "evaluation", "", "eval.json of its checkpoint; without it, --times is added alone."
+    "evaluation",
+    "",
+    "eval.json of its checkpoint; without it, the file that is there gets --times, and "
+    "texts as they are now.",
 )
 flags.DEFINE_string(
     "training_record",
@@ -177,6 +181,18 @@ def other_results(row: Mapping[str, object]) -> dict[str, str]:
     return others
 
 
+def texts(name: str) -> dict[str, object]:
+    """Returns the entries of a card that are words."""
+    plan: Plan = PLANS[name]
+    return {
+        "title": plan.title,
+        "data": {"name": plan.data.name, "terms": plan.data.terms},
+        "limits": list(plan.limits),
+        "recipe": os.path.basename(recipes.path_of(name)),
+        "start": plan.start,
+    }
+
+
 def make_card(
     name: str,
     model: keras.Model,
@@ -193,10 +209,9 @@ def make_card(
         stored: The same of the rounded ones.
         training: Record of the run.
     """
-    plan: Plan = PLANS[name]
     metric, key = _PROGRAMS[row["program"]]
     flops, deviation, relative, of = operations(model, stored)
-    names = plan.data.class_names or row.get("class_names")
+    names = PLANS[name].data.class_names or row.get("class_names")
     if not names:
         raise DataError(
             f"--evaluation={FLAGS.evaluation}: does not tell the names of classes"
@@ -205,14 +220,13 @@ def make_card(
     network = getattr(model, "network", model)  # a detector's
     return {
         "name": name,
-        "title": plan.title,
+        **texts(name),
         "network": row["network"],
         "class_names": list(names),
         "preprocessing": "grey, scaled to [0, 1]"
         if is_grey
         else network.options.preprocessing,
         "image_size": list(model.image_shape[:1]) if is_grey else row["image_size"],
-        "data": {"name": plan.data.name, "terms": plan.data.terms},
         "evaluation": {
             "program": row["program"],
             "dataset": row["dataset"],
@@ -235,9 +249,6 @@ def make_card(
             "machine": training["machine"],
             "seconds": training["seconds"],
         },
-        "limits": list(plan.limits),
-        "recipe": os.path.basename(recipes.path_of(name)),
-        "start": plan.start,
         "times": [],
     }
 
@@ -283,10 +294,8 @@ def read_times(name: str) -> list[dict]:
 
 
 def main() -> None:
-    """Packs a network, or adds times to one."""
+    """Packs a network, or brings the card of one up to date."""
     programs.require("name")
-    if not FLAGS.evaluation and not FLAGS.times:
-        raise ValueError("--evaluation or --times: one must be given")
     name = FLAGS.name
     output_dir = programs.make_directory("output_dir", FLAGS.output_dir)
     path = os.path.join(output_dir, f"{name}.npz")
@@ -294,6 +303,7 @@ def main() -> None:
         card, tensors = pack(name)
     else:
         card, tensors = files.read(path)
+        card.update(texts(name))
     if FLAGS.times:
         card["times"] = read_times(name)
     with tempfile.TemporaryDirectory() as work:

@@ -113,7 +113,7 @@ def test_commands_name_programs(page):
 @every_page
 def test_flags_exist(page):
     sources = "".join(p.read_text() for p in (ROOT / "experiments").rglob("*.py"))
-    known = set(re.findall(r'"(\w+)"', sources)) | {"help"}
+    known = set(re.findall(r'"(\w+)"', sources)) | {"help", "flagfile"}
     # Those of pip and of Docker are not ours.
     text = re.sub(r"^```dockerfile\n.*?^```$", "", page.read_text(), flags=re.M | re.S)
     text = re.sub(r"^.*pip install.*$", "", text, flags=re.M)

@@ -61,7 +61,8 @@ class Plan:
         title: What it is, in words.
         data: What it is trained on.
         limits: What it is not good for.
-        start: Network of the zoo that its training started from; "": none.
+        start: Name of the recipe of the network that its training started from; "":
+            none.
     """
 
     title: str
@@ -116,6 +117,7 @@ PLANS = {
         "images of 64x64 pixels",
         SHAPES,
         ("It knows nothing but generated shapes on clutter.",),
+        "vanilla-shapes64",
     ),
     "detector-bccd": Plan(
         "Faster R-CNN with SACT features that finds blood cells",
@@ -124,6 +126,7 @@ PLANS = {
             "No medical device: it was trained on 205 photographs, "
             "and must not be used to diagnose anything.",
         ),
+        "vanilla-detector-bccd",
     ),
     "dt-ram-mnist": Plan(
         "Recurrent visual attention that decides when to stop (DT-RAM), on digits",

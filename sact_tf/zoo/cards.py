@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from sact_tf import reading
@@ -98,7 +99,7 @@ class Card:
         training: Program, flags, commit, machine, seconds.
         limits: What it is not good for, sentences.
         recipe: Name of the file with the flags that trained it.
-        start: Name of the network it was trained from; "": none.
+        start: Name of the recipe of the network it was trained from; "": none.
         times: Measured milliseconds per image, a mapping for each side.
         size: Of the file, in bytes.
     """
@@ -208,6 +209,8 @@ def markdown(card: Card) -> str:
         )
         for time in card.times
     ]
+    if card.start:
+        facts.append(("training started from", card.start))
     facts += [
         ("data", card.data["name"]),
         ("terms of the data", card.data["terms"]),
@@ -260,6 +263,7 @@ def page(cards: Sequence[Card]) -> str:
         "layers). This page is written by `python -m experiments.models "
         "--write_cards=docs/zoo.md` of what the files hold; no number is typed.",
     ]
+    parts = [textwrap.fill(part, 118, break_on_hyphens=False) for part in parts]
     if not cards:
         parts.append("No network has been packed yet.")
         return "\n\n".join(parts) + "\n"

@@ -12,6 +12,7 @@ from sact_tf.data.images import read_image
 from sact_tf.zoo import loading
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     "sact-shapes64" not in sact_tf.list_networks(),
     reason="the zoo has no sact-shapes64",

@@ -124,13 +124,16 @@ def test_times_are_added_later(run, tmp_path):
     with pytest.raises(ValueError, match="--times=.*has no row of 'sact-shapes64'"):
         run(evaluation="", times=str(times))
     assert files.read(path)[0] == card
+    files.write(path, {**card, "title": "Old words", "times": []}, weights)
+    run(evaluation="")
+    assert files.read(path)[0] == {**card, "times": []}
 
 
 def test_what_cannot_be_packed(run, refusal, tmp_path):
     options = run.options
     assert refusal(**{**options, "name": None}).startswith("--name: must be given")
-    assert refusal(**{**options, "evaluation": ""}).startswith(
-        "--evaluation or --times: one must be given"
+    assert "sact-shapes64.npz: does not exist" in refusal(
+        **{**options, "evaluation": ""}
     )
     missing = {**options, "evaluation": str(tmp_path / "none.json")}
     assert refusal(**missing).startswith("--evaluation=")

@@ -390,7 +390,7 @@ def of_data(part):
 @of_data("shapes64")
 def test_accuracy_on_generated_images(name):
     """On the first of the images that the card's number is of: within 4 deviations."""
-    count = 300
+    count = 150
     value = zoo.card(name).evaluation["value"]
     tolerance = 4 * np.sqrt(max(value * (1 - value), 0.01) / count)
     check_accuracy(name, shapes.load("test", 64, count), tolerance)
