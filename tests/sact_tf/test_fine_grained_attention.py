@@ -234,6 +234,7 @@ def test_it_grows_step_by_step(images, tmp_path):
         make(steps=3, backbone=make_backbone(base_channels=2)).start_from(path)
 
 
+@pytest.mark.long
 def test_adaptive_networks_of_every_family_and_a_keras_file(images, tmp_path):
     sact = sact_tf.imagenet_resnet("1_1_1_1", "sact", 7, base_channels=2, tau=0.1)
     model = make(steps=2, backbone=sact)  # whose classifier is left out
