@@ -272,7 +272,7 @@ def test_adaptive_networks_of_every_family_and_a_keras_file(images, tmp_path):
         (dict(resized_to=0), "resized_to must be"),
         (dict(curriculum_steps=5), "curriculum_steps must be None"),
         (dict(exploration=2.0), "exploration must be"),
-        (dict(baseline="none"), "baseline must be one of scalar, state, None"),
+        (dict(baseline="none"), "baseline must be one of scalar, state; got 'none'"),
     ],
     ids=str,
 )
