@@ -18,7 +18,10 @@ _TAKEN_BY = {
     CLASSIFIER: "imagenet_eval (cifar_main of CIFAR-10), imagenet_ponder_map and "
     "export_saved_model take it, and coco_train as --finetune_path",
 }
-_FLAGS_OF = {"relative": "target_relative_flops"}  # of arguments of other names
+_FLAGS_OF = {  # of arguments of other names
+    "relative": "target_relative_flops",
+    "split": "split_name",
+}
 
 
 def explain(error: Exception) -> str:

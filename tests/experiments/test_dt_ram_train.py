@@ -170,6 +170,7 @@ def test_bad_flags_are_named(refusal, digits, tmp_path):
     assert "--gamma=1.5" in refusal(**given, gamma=1.5)
     assert refusal(**given, glimpse_size=40).startswith("--glimpse_size=40: ")
     assert "--stop_threshold=1.0" in refusal(**given, stop_threshold=1.0)
+    assert "--split_name=val: split must be" in refusal(**given, split_name="val")
     fine = "--network=fine_grained: needs images of three channels"
     assert refusal(**given, network="fine_grained").startswith(fine)
     message = refusal(**given, weights="resnet.h5")

@@ -396,6 +396,10 @@ def test_a_keras_file_keeps_all(images, tmp_path):
             dict(image_shape=(1, 1, 1), glimpse_size=1, scales=2),
             "glimpse_size must be such that windows fit.*got 1 at 2 scales",
         ),
+        (
+            dict(scales=4),
+            "scales must be such that windows are at most twice.*got 4, 64",
+        ),
         (dict(stop="never"), "stop must be one of bernoulli, act; got 'never'"),
         (dict(baseline="none"), "baseline must be one of scalar, state; got 'none'"),
         (dict(exploration=1.5), "exploration must be a finite number from 0 to 1"),
