@@ -86,10 +86,10 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_enum(
     "reward_baseline",
-    None,
+    "scalar",
     attention_options.BASELINES,
     "What reward is expected: a number, or a linear function of the state for every "
-    "step; by default state of a DT-RAM, scalar of a RAM.",
+    "step.",
 )
 flags.DEFINE_float(
     "exploration",

@@ -78,9 +78,9 @@ def define_model_flags() -> None:
     )
     flags.DEFINE_integer(
         "glimpse_size",
-        None,
-        "Side of the window; by default 8, of --network=fine_grained 100 of 224 pixels "
-        "of the image.",
+        8,
+        "Side of the window; of --network=fine_grained by default 100 of 224 pixels of "
+        "the image.",
         lower_bound=1,
     )
     flags.DEFINE_integer(
@@ -203,6 +203,8 @@ def make_model(num_classes: int, **options) -> AttentionNetwork:
     """
     given = {name: FLAGS[name].value for name in _MODEL_FLAGS}
     given = {name: value for name, value in given.items() if value is not None}
+    if is_fine_grained() and FLAGS["glimpse_size"].using_default_value:
+        del given["glimpse_size"]
     options = {k: v for k, v in options.items() if v is not None}
     shape = image_shape()
     if not is_fine_grained():

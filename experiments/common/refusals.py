@@ -27,10 +27,11 @@ _TAKEN_BY = {
     "export_saved_model take it, and coco_train and segmentation_train as "
     "--finetune_path",
 }
-_FLAGS_OF = {
+_FLAGS_OF = {  # of arguments of other names
     "relative": "target_relative_flops",
     "scales": "min_scale",
-}  # of arguments of other names
+    "split": "split_name",
+}
 
 
 def explain(error: Exception) -> str:

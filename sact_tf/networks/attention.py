@@ -8,9 +8,7 @@ learned by REINFORCE from a reward R. With S all that was drawn up to the stop a
 
 where the last term stands for its gradient only. L_S is the cross-entropy of the
 answer, or the sum of those of all steps taken. The baseline b is one number, or one
-linear function of the state for every step ("state"; b_t of Mnih et al.): what is still
-to be gained differs from step to step by more than gamma does, and one number for all
-leaves a stop little to learn from.
+linear function of the state for every step (b_t of Mnih et al.).
 """
 
 from __future__ import annotations
@@ -107,7 +105,7 @@ class AttentionNetwork(keras.Model):
         """
         zeros = dict(initializer="zeros")
         self.baseline_slope = None
-        if self.options.has_state_baseline:
+        if self.options.baseline == "state":
             shape = [self.steps, state_size]
             self.baseline_slope = self.add_weight("baseline_slope", shape, **zeros)
             self.baseline = self.add_weight("baseline", [self.steps], **zeros)

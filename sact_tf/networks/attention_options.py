@@ -26,7 +26,8 @@ class AttentionOptions:
             likeliest class is likelier than that; None: it takes all steps.
         tau: Price of every step, of `stop="act"`.
         intermediate_supervision: Whether the loss is that of all steps taken.
-        baseline: One of `BASELINES`; None: "state" where it is dynamic, else "scalar".
+        baseline: What reward is expected: "scalar", one number, as in the public code;
+            "state", one linear function of the state for every step.
         exploration: Probability with which a batch stops at a random step instead.
             Stops learn nothing from it, all else does. It falls as in the public code:
             times 0.8 after every pass, not below 0.1.
@@ -46,7 +47,7 @@ class AttentionOptions:
     confidence_threshold: float | None = None
     tau: float = 0.01
     intermediate_supervision: bool = False
-    baseline: str | None = None
+    baseline: str = "scalar"
     exploration: float = 0.0
     exploration_steps: int = 1000
     curriculum_steps: int | None = None
@@ -62,11 +63,11 @@ class AttentionOptions:
         AT_LEAST_0.check(self.tau, "tau")
         for name, accepted in (
             ("stop", HALTINGS),
-            ("baseline", (*BASELINES, None)),
+            ("baseline", BASELINES),
         ):
             value = getattr(self, name)
             if value not in accepted:
-                shown = ", ".join(str(a) for a in accepted)
+                shown = ", ".join(accepted)
                 raise ValueError(f"{name} must be one of {shown}; got {value!r}")
         self.make_rule()
 
@@ -84,9 +85,3 @@ class AttentionOptions:
         if not self.dynamic:
             return None
         return bernoulli if self.stop == "bernoulli" else CumulativeHalting()
-
-    @property
-    def has_state_baseline(self) -> bool:
-        """Whether the baseline reads the state."""
-        default = "state" if self.dynamic else "scalar"
-        return (self.baseline or default) == "state"

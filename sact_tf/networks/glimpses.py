@@ -147,3 +147,9 @@ def check_windows(image_shape: Sequence[int], glimpse_size: int, scales: int) ->
             f"glimpse_size must be such that windows fit the padded images' {padded} "
             f"pixels; got {glimpse_size} at {scales} scales, {largest} pixels"
         )
+    if largest > 2 * max(height, width):
+        raise ValueError(
+            f"scales must be such that windows are at most twice as wide as images of "
+            f"{height} x {width} pixels, which shows all of them from anywhere; got "
+            f"{scales}, {largest} pixels"
+        )

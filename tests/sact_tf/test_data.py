@@ -214,6 +214,21 @@ def test_shapes_objects_stand_out_in_their_boxes():
         assert strong.mean() < 0.01
 
 
+def test_details_are_marks_on_large_objects_of_any_class():
+    examples = shapes.load_details("train", 128, 30)
+    again = shapes.load_details("train", 128, 5)
+    np.testing.assert_array_equal(examples.images[:5], again.images)
+    assert set(examples.labels) == set(range(10))
+    sides = examples.boxes[:, 2:] - examples.boxes[:, :2]
+    assert (examples.boxes >= 0).all() and (examples.boxes <= 128).all()
+    assert 5 <= sides.max(1).min() and sides.max() <= 18
+    for image, (top, left, bottom, right) in zip(examples.images, examples.boxes):
+        mark = image[top:bottom, left:right].max(-1)  # bright on dark
+        assert mark.max() > 190 and mark.min() < 90
+    with pytest.raises(ValueError, match="image_size must be at least 64"):
+        shapes.load_details("train", 32)
+
+
 def test_shapes_bad_arguments():
     with pytest.raises(ValueError, match="split .*'val'"):
         shapes.load("val")

@@ -234,6 +234,7 @@ def test_it_grows_step_by_step(images, tmp_path):
         make(steps=3, backbone=make_backbone(base_channels=2)).start_from(path)
 
 
+@pytest.mark.long
 def test_adaptive_networks_of_every_family_and_a_keras_file(images, tmp_path):
     sact = sact_tf.imagenet_resnet("1_1_1_1", "sact", 7, base_channels=2, tau=0.1)
     model = make(steps=2, backbone=sact)  # whose classifier is left out
@@ -271,7 +272,7 @@ def test_adaptive_networks_of_every_family_and_a_keras_file(images, tmp_path):
         (dict(resized_to=0), "resized_to must be"),
         (dict(curriculum_steps=5), "curriculum_steps must be None"),
         (dict(exploration=2.0), "exploration must be"),
-        (dict(baseline="none"), "baseline must be one of scalar, state, None"),
+        (dict(baseline="none"), "baseline must be one of scalar, state; got 'none'"),
     ],
     ids=str,
 )

@@ -251,7 +251,7 @@ def test_losses_are_those_of_the_paper(images):
     labels = tf.range(6) % 3
     for supervision in (False, True):
         model = make(gamma=0.9, intermediate_supervision=supervision)
-        model.baseline.assign([0.3] * 4)
+        model.baseline.assign(0.3)
         loss, points = model.losses_of(images, labels, SEED)
         units, logits = points["num_units"].numpy(), points["logits"].numpy()
         right = logits.argmax(1) == labels.numpy()
@@ -339,7 +339,8 @@ def test_exploring_batches_stop_anywhere_and_teach_no_stop(images):
 
 def test_the_baseline_of_every_step_learns_what_to_expect(images):
     """Where the reward is known, expectations go there, and only for steps reached."""
-    model = force(make(gamma=1.0), 20.0)  # stops after the first glimpse
+    model = make(gamma=1.0, baseline="state")
+    force(model, 20.0)  # stops after the first glimpse
     model.classifier.kernel.assign(tf.zeros_like(model.classifier.kernel))
     model.classifier.bias.assign(10 * tf.one_hot(2, 10))
     model.freeze_attention()
@@ -395,8 +396,12 @@ def test_a_keras_file_keeps_all(images, tmp_path):
             dict(image_shape=(1, 1, 1), glimpse_size=1, scales=2),
             "glimpse_size must be such that windows fit.*got 1 at 2 scales",
         ),
+        (
+            dict(scales=4),
+            "scales must be such that windows are at most twice.*got 4, 64",
+        ),
         (dict(stop="never"), "stop must be one of bernoulli, act; got 'never'"),
-        (dict(baseline="none"), "baseline must be one of scalar, state, None"),
+        (dict(baseline="none"), "baseline must be one of scalar, state; got 'none'"),
         (dict(exploration=1.5), "exploration must be a finite number from 0 to 1"),
         (dict(stop_threshold=1.0), r"stop_threshold must lie in \(0, 1\)"),
         (dict(confidence_threshold=0.5), "confidence_threshold is for a RAM"),
