@@ -358,7 +358,8 @@ def test_units_see_only_images_that_run(monkeypatch):
 
 @pytest.mark.parametrize("implementation", ["auto", "tensorflow"])
 @BOTH
-def test_native_kernels_run_the_same_unit(variant, implementation):
+def test_native_kernels_run_the_same_unit(variant, implementation, monkeypatch):
+    monkeypatch.setattr(sact_tf.units.iterative, "_NATIVE_CHANNELS", 1)
     one = block(variant, iterations=2)
     unit, x = one.units[0], features()
     for step in range(2):
