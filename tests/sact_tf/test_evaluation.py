@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import sact_tf
 from sact_tf import evaluation, writing
-from sact_tf.halting import CumulativeHalting, ProbabilisticHalting
+from sact_tf.halting import CumulativeHalting
+from sact_tf.halting.probabilistic import ProbabilisticHalting
 
 
 @given(st.lists(st.lists(st.floats(-1e6, 1e6), max_size=5), min_size=1, max_size=6))
