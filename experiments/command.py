@@ -44,6 +44,7 @@ COMMANDS = {
     "bench detect": ("benchmarks.detection", "times detection and its training"),
     "bench exports": ("benchmarks.exports", "times exported networks"),
     "bench input": ("benchmarks.input", "tells how much of training waits for input"),
+    "bench iterative": ("benchmarks.iterative", "times networks that stop early"),
     "bench precision": ("benchmarks.precision", "compares bfloat16 with float32"),
     "bench step": ("benchmarks.training_step", "times a training step"),
 }

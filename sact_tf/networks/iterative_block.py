@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import flops
-from sact_tf.blocks import AdaptiveBlock, _residual
+from sact_tf.blocks import AdaptiveBlock
 from sact_tf.halting import EPSILON, CumulativeHalting, ImageDomain
 from sact_tf.halting.gates import GATE_BIAS, IamGate, IterativeGate
 from sact_tf.layers import build_child, conv2d, policy_of, zero_outside
@@ -246,51 +246,63 @@ class IterativeBlock(AdaptiveBlock):
         return output, end_points
 
     def _run_gathered(self, x):
-        """Runs in inference; images that have halted leave the batch."""
+        """Runs in inference; images that have halted leave the batch.
+
+        A loop, and not a row of conditions: each of those takes time even where its
+        iteration is skipped.
+        """
+        unit, last = self.units[0], len(self.units) - 1
         state = self.rule.initial(self.domain.shape(x), None)
         zeros = tf.zeros_like(x)
-        batch = tf.range(tf.shape(x)[0])
-        running = _Running(batch, x, x, zeros, zeros, state)
-        weights, scores = [], []
-        for k in range(len(self.units)):
+        batch = tf.shape(x)[0]
+        first = zeros if unit.starts_at_zero else x
+        running = _Running(tf.range(batch), first, x, zeros, zeros, state)
+        told = tf.zeros([2, last + 1, batch])  # weights, and scores
+        norms = unit.stacked_norms()
 
-            def step(running=running, k=k):
-                return self._gathered_step(k, running)
+        def goes_on(k, running, told):
+            return (k < last) & (tf.size(running.index) > 0)
 
-            def skip(running=running):
-                nothing = tf.zeros(self.domain.shape(x))
-                return running, nothing, nothing
+        def step(k, running, told, is_last=False):
+            running, *rows = self._gathered_step(k, running, norms, is_last)
+            where = tf.stack([[0, k], [1, k]])
+            return k + 1, running, tf.tensor_scatter_nd_update(told, where, rows)
 
-            if k == 0:
-                results = step()
-            else:
-                results = tf.cond(tf.size(running.index) > 0, step, skip)
-            running, weight, score = results
-            weights.append(weight)
-            scores.append(score)
+        loop = (tf.constant(0), running, told)
+        if last:
+            shapes = tf.nest.map_structure(_shape_in_loop, loop)
+            loop = tf.while_loop(goes_on, step, loop, shapes, parallel_iterations=1)
+        _, running, told = tf.cond(
+            tf.size(loop[1].index) > 0,
+            lambda: step(tf.constant(last), *loop[1:], is_last=True),
+            lambda: loop,
+        )
         state = running.state
         self.add_loss(self.current_tau() * self.domain.mean(self.rule.cost(state)))
-        each = self.units[0].flops(x)
+        each = unit.flops(x)
         end_points = {
             "ponder_cost": self.rule.cost(state),
             "num_units": state.num_units,
-            "halting_distribution": tf.stack(weights, axis=-1),
+            "halting_distribution": tf.transpose(told[0]),
             "flops": each * tf.cast(state.num_units, tf.int64),
         }
-        for k, score in enumerate(scores[:-1], 1):
-            end_points[f"unit_{k}/halting_proba"] = score[:, tf.newaxis]
-        return running.outputs, end_points
+        for k in range(last):
+            end_points[f"unit_{k + 1}/halting_proba"] = told[1, k][:, tf.newaxis]
+        return tf.ensure_shape(running.outputs, x.shape), end_points
 
-    def _gathered_step(self, k, running):
-        """Runs iteration k (from 0) of the images that still run."""
-        before, index = running.features, running.index
-        unit, is_last = self.units[k], k == len(self.heads)
-        features = unit.run_gathered(before, k, running.inputs)
+    def _gathered_step(self, k, running, norms, is_last):
+        """Runs iteration k (from 0) of the images that still run.
+
+        Returns:
+            What then runs; the iteration's weights and scores, float32 [batch] each.
+        """
+        before, index, unit = running.features, running.index, self.units[0]
+        features = unit.run_gathered(before, [n[k] for n in norms], running.inputs)
         shape = self.domain.shape(running.outputs)
         score = None
         if not is_last:
-            residual = _residual(self.heads[k], unit, k, before, features)
-            score = self.heads[k](features, residual, running.inputs, training=False)
+            residual = features - before
+            score = self.heads[0](features, residual, running.inputs, training=False)
             score = tf.scatter_nd(index[:, tf.newaxis], score, shape)
             score = self._impose(k, score, running.outputs)
         weight, state = self.rule.step(running.state, score, is_last)
@@ -303,6 +315,13 @@ class IterativeBlock(AdaptiveBlock):
             tf.reduce_all(stays), lambda: running, lambda: _without(running, stays)
         )
         return running, weight, tf.zeros(shape) if score is None else score
+
+
+def _shape_in_loop(value):
+    """Returns the shape of a loop's variable, but for the images that run."""
+    shape = value.shape
+    images = shape.rank if shape.rank in (1, 4) else 0
+    return tf.TensorShape([None, *shape[1:]]) if images else shape
 
 
 def _without(running, stays):

@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import tf_keras as keras
 
-from sact_tf.checkpoints import fitting_variables, form_of
+from sact_tf.checkpoints import fitting_variables, form_of, load_slim_checkpoint
 from sact_tf.pretrained import keras_hdf5
 from sact_tf.pretrained.formats import identify
-from sact_tf.pretrained.sources import Found
+from sact_tf.pretrained.sources import SOURCES, Found
 
 _IMAGENET = 1000
 # Of a class that weights do not know: no logit is as low, and float16 has it.
@@ -49,6 +49,8 @@ def load_pretrained(
     Keras Applications; `.weights.h5` files of KerasHub; `.safetensors` files of timm.
     No code in a file is run. Nothing is assigned unless everything fits.
 
+    Iterative networks take checkpoints of this project alone.
+
     A classifier of ImageNet's 1000 classes fits one of 1001, and the other way round:
     the background is class 0, and the notes say what became of it.
 
@@ -74,6 +76,15 @@ def load_pretrained(
             classes; the message says what was found and what fits.
         ImportError: The package that reads it is not installed.
     """
+    plan = getattr(model, "architecture", None)
+    if plan is not None and plan.make_block is not None:  # no units that others have
+        loaded = load_slim_checkpoint(
+            model,
+            path,
+            fresh_halting=fresh_halting,
+            without_classifier=without_classifier,
+        )
+        return Pretrained(SOURCES["sact"].description, tuple(loaded), ())
     found = identify(path, source, model)
     return load_found(model, found, fresh_halting, first_units, without_classifier)
 

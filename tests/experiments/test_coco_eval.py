@@ -76,6 +76,7 @@ def test_evaluates(run, checkpoint, tmp_path, capsys, execution):
     assert rows and {"image_id", "category_id", "bbox", "score"} == set(rows[0])
 
 
+@pytest.mark.long
 def test_pact_is_evaluated_in_all_modes(run, tmp_path, capsys):
     options = Options(anchor_sizes=(16,), aspect_ratios=(1.0,), crop_size=7)
     model = FasterRCNN(10, "2_1_1_1", "pact", base_channels=2, options=options)

@@ -34,7 +34,7 @@ two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 for name, strategy in {"one": one, "two": two, "apart": two}.items():
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        model = sact_tf.cifar_resnet("1_2_1", "sact", base_channels=4, tau=0.1)
+        model = eval(sys.argv[2])
     synchronize_batch_norm(model, name != "apart")
     training.train(
         model, examples, f"{sys.argv[1]}/{name}", 2, 8, rate, seed=1, verbose=0
@@ -55,14 +55,22 @@ def largest_difference(values, expected):
     return max(np.abs(values[name] - expected[name]).max() for name in expected)
 
 
+_NETWORKS = {
+    "sact": 'sact_tf.cifar_resnet("1_2_1", "sact", base_channels=4, tau=0.1)',
+    "iterative": 'sact_tf.iterative_net("iterative", (1, 2, 1, 1), num_classes=10, '
+    'stem="cifar", base_channels=4, tau=0.1)',
+}
+
+
 @pytest.mark.long
-def test_mirrored_training_is_that_on_one_device(tmp_path):
+@pytest.mark.parametrize("network", _NETWORKS.values(), ids=_NETWORKS)
+def test_mirrored_training_is_that_on_one_device(network, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(_ON_TWO_DEVICES))
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     process = subprocess.run(
-        [sys.executable, script, tmp_path],
+        [sys.executable, script, tmp_path, network],
         check=True,
         env=environment,
         timeout=600,

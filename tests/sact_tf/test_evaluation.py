@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import sact_tf
 from sact_tf import evaluation, writing
+from sact_tf.halting import CumulativeHalting
+from sact_tf.halting.probabilistic import ProbabilisticHalting
 
 
 @given(st.lists(st.lists(st.floats(-1e6, 1e6), max_size=5), min_size=1, max_size=6))
@@ -113,3 +115,38 @@ def test_samples_of_a_seed_are_always_the_same(tiny_examples, lively):
     sact = sact_tf.cifar_resnet("1", "sact", 3, 2)
     results, images = evaluation.evaluate_modes(sact, batches, per_image=True)
     assert results == {} and len(images["network/Accuracy"]) == 20
+
+
+class Moded:
+    """A model that says in which mode it is."""
+
+    def __init__(self, mode=None):
+        self.mode = mode
+
+    def with_options(self, test_mode):
+        return Moded(test_mode)
+
+
+def test_all_modes_of_any_model():
+    def evaluate(model, sample, mode):
+        assert model.mode == mode
+        return {"AP": len(mode) + sample}
+
+    rule = ProbabilisticHalting()
+    results = evaluation.in_all_modes(Moded(), rule, evaluate, num_samples=3)
+    expected = {"relaxed/AP": 7, "discrete/AP": 9, "thresholded/AP": 11}
+    assert results == {**expected, "discrete/AP std": 1}
+    for rule in (None, CumulativeHalting()):
+        assert evaluation.in_all_modes(Moded(), rule, evaluate) == {}
+
+
+def test_units_of_images():
+    end_points = {
+        "block_scopes": ["a", "b", "c"],
+        "a/num_units": tf.constant([1, 2]),
+        "c/num_units": tf.constant([3, 1]),
+    }
+    np.testing.assert_array_equal(evaluation.units_of_images(end_points), [4, 3])
+    end_points["c/num_units"] = tf.ones([2, 4, 4], tf.int32)
+    assert evaluation.units_of_images(end_points) is None
+    assert evaluation.units_of_images({"block_scopes": ["a"]}) is None

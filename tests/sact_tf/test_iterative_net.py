@@ -358,13 +358,17 @@ def test_units_see_only_images_that_run(monkeypatch):
 
 @pytest.mark.parametrize("implementation", ["auto", "tensorflow"])
 @BOTH
-def test_native_kernels_run_the_same_unit(variant, implementation):
+def test_native_kernels_run_the_same_unit(variant, implementation, monkeypatch):
+    monkeypatch.setattr(sact_tf.units.iterative, "_NATIVE_CHANNELS", 1)
     one = block(variant, iterations=2)
     unit, x = one.units[0], features()
+    inputs = features() + 1
     for step in range(2):
+        state = 0 * x if unit.starts_at_zero and not step else x
         with custom_ops.default_implementation(implementation):
-            actual = unit.run_gathered(x, step, features() + 1)
-        expected = unit(x, training=False, step=step, inputs=features() + 1)
+            norms = [norm[step] for norm in unit.stacked_norms()]
+            actual = unit.run_gathered(state, norms, inputs)
+        expected = unit(x, training=False, step=step, inputs=inputs)
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -426,6 +430,20 @@ def test_checkpoints_of_other_limits_are_refused(others, tmp_path):
     assert "\n" not in str(error.value)
     for a, b in zip(before, network.blocks[1].get_weights()):
         np.testing.assert_array_equal(a, b)
+
+
+def test_checkpoints_are_pretrained_weights(tmp_path):
+    """For a detector, say: gates are taken, and the classifier is not."""
+    options = dict(limits=(1, 2, 1, 1), base_channels=1)
+    saved, network = tiny(**options), tiny(num_classes=2, **options)
+    path = sact_tf.save_slim_checkpoint(saved, str(tmp_path / "model.ckpt-0"))
+    loaded = sact_tf.load_pretrained(
+        network, path, fresh_halting=None, without_classifier=True
+    )
+    assert loaded.variables and not any("logits" in n for n in loaded.variables)
+    for a, b in zip(saved.blocks, network.blocks):
+        for one, other in zip(a.get_weights(), b.get_weights()):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.long
