@@ -40,6 +40,7 @@ COMMANDS = {
     "bench detect": ("benchmarks.detection", "times detection and its training"),
     "bench exports": ("benchmarks.exports", "times exported networks"),
     "bench input": ("benchmarks.input", "tells how much of training waits for input"),
+    "bench segment": ("benchmarks.segmentation", "times a segmentation network"),
     "bench step": ("benchmarks.training_step", "times a training step"),
 }
 """The program's module in `experiments`, and what it does, by the command's words."""
