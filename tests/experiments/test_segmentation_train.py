@@ -80,7 +80,7 @@ def test_iterative_backbones_train(run, tmp_path):
     [
         (dict(dataset="folders"), "--images: must be given"),
         (
-            dict(dataset="folders", images="/nowhere", labels="/nowhere"),
+            dict(dataset="folders", images="/nowhere", labels="/tmp"),
             "--images=/nowhere: images folder /nowhere does not exist",
         ),
         (dict(num_classes=5), "--dataset=shapes: has 11 classes; 5 are asked for"),
