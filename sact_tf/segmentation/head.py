@@ -101,7 +101,9 @@ class ConvUnit(keras.layers.Layer):
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
         """Layers by their scopes in checkpoints, below this one's."""
         scopes = {"conv": self.conv}
-        return {**scopes, "BatchNorm": self.batch_norm} if self.batch_norm else scopes
+        if self.batch_norm is not None:
+            scopes["BatchNorm"] = self.batch_norm
+        return scopes
 
     def build(self, input_shape):
         build_child(self.conv, input_shape)
@@ -120,10 +122,11 @@ class SegmentationHead(keras.layers.Layer):
     """Maps features of several scales to logits at the finest of them.
 
     The coarsest features, and averages of them over pyramids of rectangles (with a bias
-    in place of the paper's batch normalization: a batch of few images has one average
-    of each), become the top of a top-down path: to each finer scale, brought to as many channels by a 1x1
-    convolution, the enlarged coarser one is added. The results of all scales, each
-    after a 3x3 convolution and enlarged to the finest, are fused by one more.
+    in place of the paper's batch normalization: a batch of few images has few
+    averages), become the top of a top-down path: to each finer scale, brought to as
+    many channels by a 1x1 convolution, the enlarged coarser one is added. The results
+    of all scales, each after a 3x3 convolution and enlarged to the finest, are fused by
+    one more.
 
     Args:
         num_classes: Size of the logits.
