@@ -62,7 +62,7 @@ def test_evaluates_and_writes(program, trained, tmp_path, capsys):
     [
         (dict(checkpoint_dir="/nowhere"), "--checkpoint_dir=/nowhere"),
         (dict(num_classes=5), "--dataset=shapes: has 11 classes; 5 are asked for"),
-        (dict(execution="tiled"), "--execution=tiled"),
+        (dict(execution="tiled"), "--tile_size=1: tile_size must be an integer >= 2"),
     ],
 )
 def test_errors_name_the_flag(refusal, trained, tmp_path, values, message):
