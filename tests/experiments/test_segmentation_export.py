@@ -12,6 +12,7 @@ from sact_tf.segmentation import SegmentationNetwork
 from sact_tf.segmentation.data import network_input
 
 
+@pytest.mark.long  # perforated execution of four blocks is traced twice
 def test_exports(program, lively, tmp_path):
     network = sact_tf.imagenet_resnet("1_3_1_1", "sact", 0, base_channels=2)
     model = lively(SegmentationNetwork(network, 3, 4))
