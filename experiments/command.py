@@ -46,6 +46,7 @@ COMMANDS = {
     "bench input": ("benchmarks.input", "tells how much of training waits for input"),
     "bench iterative": ("benchmarks.iterative", "times networks that stop early"),
     "bench precision": ("benchmarks.precision", "compares bfloat16 with float32"),
+    "bench segment": ("benchmarks.segmentation", "times a segmentation network"),
     "bench step": ("benchmarks.training_step", "times a training step"),
 }
 """The program's module in `experiments`, and what it does, by the command's words."""

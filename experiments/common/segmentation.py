@@ -9,7 +9,6 @@ from absl import flags
 import sact_tf
 from experiments.common import evaluating, iterative, programs
 from sact_tf.checkpoint_files import open_checkpoint
-from sact_tf.data.examples import DataError
 from sact_tf.executions import EXECUTIONS
 from sact_tf.networks.iterative_block import VARIANTS
 from sact_tf.segmentation import SegmentationNetwork, sources
@@ -155,13 +154,9 @@ def load_examples(num_classes: int | None = None) -> SegmentationExamples:
     given = FLAGS.num_classes or num_classes
     if FLAGS.dataset == "folders":
         programs.require("images", "labels")
-        try:
-            examples = sources.load_folders(
-                FLAGS.images, FLAGS.labels, given, FLAGS.void_label, **options
-            )
-        except (DataError, FileNotFoundError) as error:
-            flag = "images" if str(error).startswith("images folder") else "labels"
-            raise DataError(f"--{flag}={FLAGS[flag].value}: {error}") from error
+        examples = sources.load_folders(
+            FLAGS.images, FLAGS.labels, given, FLAGS.void_label, **options
+        )
     elif FLAGS.dataset == "shapes":
         examples = sources.load_shapes(FLAGS.split_name, FLAGS.num_examples, **options)
     else:

@@ -69,41 +69,64 @@ def adaptive_average(x: tf.Tensor, bins: int) -> tf.Tensor:
 
 
 class ConvUnit(keras.layers.Layer):
-    """Convolution, batch normalization, ReLU.
+    """Convolution, batch normalization or bias, ReLU.
 
     Args:
         filters: Output channels.
         kernel_size: Side of the kernel.
         weight_decay: L2 coefficient of the kernel.
+        normalizes: Whether there is batch normalization, rather than a bias.
         name: Keras name.
     """
 
-    def __init__(self, filters: int, kernel_size: int, weight_decay: float, name: str):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        weight_decay: float,
+        normalizes: bool,
+        name: str,
+    ):
         super().__init__(name=name)
-        self.conv = conv2d(filters, kernel_size, weight_decay=weight_decay, name="conv")
-        self.batch_norm = _batch_norm(name="BatchNorm")
+        self.conv = conv2d(
+            filters,
+            kernel_size,
+            use_bias=not normalizes,
+            weight_decay=weight_decay,
+            name="conv",
+        )
+        self.batch_norm = _batch_norm(name="BatchNorm") if normalizes else None
 
     @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
         """Layers by their scopes in checkpoints, below this one's."""
-        return {"conv": self.conv, "BatchNorm": self.batch_norm}
+        scopes = {"conv": self.conv}
+        if self.batch_norm is not None:
+            scopes["BatchNorm"] = self.batch_norm
+        return scopes
 
     def build(self, input_shape):
         build_child(self.conv, input_shape)
-        build_child(self.batch_norm, [None, None, None, self.conv.filters])
+        if self.batch_norm is not None:
+            build_child(self.batch_norm, [None, None, None, self.conv.filters])
         super().build(input_shape)
 
     def call(self, x, training=None):
-        return self.batch_norm(self.conv(x), training=training)
+        x = self.conv(x)
+        if self.batch_norm is None:
+            return tf.nn.relu(x)
+        return self.batch_norm(x, training=training)
 
 
 class SegmentationHead(keras.layers.Layer):
     """Maps features of several scales to logits at the finest of them.
 
-    The coarsest features, and averages of them over pyramids of rectangles, become the
-    top of a top-down path: to each finer scale, brought to as many channels by a 1x1
-    convolution, the enlarged coarser one is added. The results of all scales, each
-    after a 3x3 convolution and enlarged to the finest, are fused by one more.
+    The coarsest features, and averages of them over pyramids of rectangles (with a bias
+    in place of the paper's batch normalization: a batch of few images has few
+    averages), become the top of a top-down path: to each finer scale, brought to as
+    many channels by a 1x1 convolution, the enlarged coarser one is added. The results
+    of all scales, each after a 3x3 convolution and enlarged to the finest, are fused by
+    one more.
 
     Args:
         num_classes: Size of the logits.
@@ -133,8 +156,8 @@ class SegmentationHead(keras.layers.Layer):
             num_classes, 1, use_bias=True, weight_decay=weight_decay, name="logits"
         )
 
-    def _unit(self, kernel_size, name):
-        return ConvUnit(self.channels, kernel_size, self._decay, name)
+    def _unit(self, kernel_size, name, normalizes=True):
+        return ConvUnit(self.channels, kernel_size, self._decay, normalizes, name)
 
     @property
     def slim_scopes(self) -> dict[str, keras.layers.Layer]:
@@ -144,7 +167,8 @@ class SegmentationHead(keras.layers.Layer):
 
     def build(self, input_shape):
         fine, channels = len(input_shape) - 1, self.channels
-        self.pools = [self._unit(1, f"pool_{count}") for count in self.bins]
+        # A batch has too few averages for their moments to mean much.
+        self.pools = [self._unit(1, f"pool_{count}", False) for count in self.bins]
         self.top = self._unit(3, "top")
         self.laterals = [self._unit(1, f"lateral_{k + 1}") for k in range(fine)]
         self.outputs = [self._unit(3, f"output_{k + 1}") for k in range(fine)]

@@ -44,12 +44,12 @@ def test_one_average_is_that_of_all():
 
 
 def test_parameters_are_counted_by_hand():
-    """1x1 and 3x3 convolutions without bias, gamma and beta of each, and logits."""
+    """Convolutions, gamma and beta of each but pyramids, which have a bias; logits."""
     head, n = make(), 6
     own = 3 * (16 * n) + 9 * (16 + 3 * n) * n  # pyramids and top
     own += sum(c * n for c in (4, 8, 8)) + 3 * 9 * n * n  # laterals and outputs
     own += 9 * 4 * n * n  # fusion
-    norms = 2 * n * (3 + 1 + 3 + 3 + 1)
+    norms = n * 3 + 2 * n * (1 + 3 + 3 + 1)
     logits = 5 * n + 5
     found = sum(int(np.prod(v.shape)) for v in head.trainable_variables)
     assert found == own + norms + logits

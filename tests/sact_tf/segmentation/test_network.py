@@ -15,7 +15,16 @@ def noise(height, width, batch=1):
     return tf.random.stateless_uniform([batch, height, width, 3], [1, 2], -1, 1)
 
 
-@pytest.mark.parametrize("model_type", ["vanilla", "act", "sact", "pact", "iterative"])
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        "vanilla",
+        "sact",
+        "iterative",
+        pytest.param("act", marks=pytest.mark.long),
+        pytest.param("pact", marks=pytest.mark.long),
+    ],
+)
 def test_logits_have_the_size_of_the_image(make, model_type):
     model = make(model_type)
     for height, width in ((1, 1), (33, 50)):
