@@ -1,4 +1,4 @@
-"""Convolutions and residual units computed at chosen positions only.
+"""Convolutions, pooling and residual units computed at chosen positions only.
 
 Native kernels, compiled on first use, with a plain TensorFlow twin of each.
 """
@@ -10,6 +10,7 @@ from custom_ops.implementation import (
     has_kernel,
     load,
 )
+from custom_ops.indexed import indexed_conv2d, indexed_pool, nearest_interpolate
 from custom_ops.positions import (
     ActivePositions,
     DevicePositions,
@@ -34,9 +35,12 @@ __all__ = [
     "find_positions",
     "fold_batch_norm",
     "has_kernel",
+    "indexed_conv2d",
+    "indexed_pool",
     "load",
     "mask_of",
     "masked_accumulate",
+    "nearest_interpolate",
     "perforated_basic_unit",
     "perforated_bottleneck",
     "perforated_conv2d",

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from custom_ops.arguments import check_float, check_rank, check_size, convert, like
 from custom_ops.implementation import load, native_library
 from custom_ops.positions import ActivePositions, coordinates, split, where_flat
 
 _MAX_INT = 2**31 - 1
-_FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 
 def perforated_conv2d(
@@ -68,22 +68,18 @@ def perforated_conv2d(
             a mask of numbers holds NaN or infinity.
         RuntimeError: If `implementation` is "native" and there is no kernel.
     """
-    input = _convert("input", input)
-    if input.dtype not in _FLOATS:
-        raise ValueError(
-            f"input must be one of {', '.join(t.name for t in _FLOATS)}; got "
-            f"{input.dtype.name}"
-        )
-    _check_rank("input", input, (4,), "[batch, height, width, channels]")
-    filters = _like("filters", filters, input.dtype)
-    _check_rank("filters", filters, (4,), "[height, width, in channels, out channels]")
-    _check_size("filters", filters, 2, input.shape[3], "the input's channels")
+    input = convert("input", input)
+    check_float("input", input)
+    check_rank("input", input, (4,), "[batch, height, width, channels]")
+    filters = like("filters", filters, input.dtype, "the input")
+    check_rank("filters", filters, (4,), "[height, width, in channels, out channels]")
+    check_size("filters", filters, 2, input.shape[3], "the input's channels")
     strides = _pair("strides", strides)
     dilations = _pair("dilations", dilations)
     padding, explicit_paddings = _parse_padding(padding)
     mask, found = split(mask, (2, 3))
     if mask.shape.rank == 3:
-        _check_size("mask", mask, 0, input.shape[0], "the input's batch")
+        check_size("mask", mask, 0, input.shape[0], "the input's batch")
     for axis in range(2):
         expected = _static_output_size(
             input.shape[1 + axis],
@@ -93,7 +89,7 @@ def perforated_conv2d(
             padding,
             explicit_paddings[2 * axis : 2 * axis + 2],
         )
-        _check_size("mask", mask, axis - 2, expected, "the output's size")
+        check_size("mask", mask, axis - 2, expected, "the output's size")
     vectors = {}
     for name, vector, size in (
         ("bias", bias, filters.shape[3]),
@@ -101,9 +97,9 @@ def perforated_conv2d(
         ("input_shift", input_shift, input.shape[3]),
     ):
         if vector is not None:
-            vector = _like(name, vector, input.dtype)
-            _check_rank(name, vector, (1,), "[channels]")
-            _check_size(name, vector, 0, size, "the channels")
+            vector = like(name, vector, input.dtype, "the input")
+            check_rank(name, vector, (1,), "[channels]")
+            check_size(name, vector, 0, size, "the channels")
         vectors[name] = vector
     slope, activation = _parse_activation(activation)
     if not _is_fraction(input_slope):
@@ -399,39 +395,6 @@ def activate(x: tf.Tensor, slope: float) -> tf.Tensor:
     if slope == 1.0:
         return x
     return tf.nn.relu(x) if slope == 0.0 else tf.nn.leaky_relu(x, slope)
-
-
-def _like(name: str, tensor, dtype: tf.DType) -> tf.Tensor:
-    tensor = _convert(name, tensor, dtype)
-    if tensor.dtype != dtype:
-        raise ValueError(
-            f"{name} must be {dtype.name} like the input; got {tensor.dtype.name}"
-        )
-    return tensor
-
-
-def _convert(name: str, value, dtype: tf.DType | None = None) -> tf.Tensor:
-    try:
-        return tf.convert_to_tensor(value, dtype_hint=dtype)
-    except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{name} must be a tensor; got {type(value).__name__}: {reason}"
-        ) from error
-
-
-def _check_rank(name, tensor, ranks, expected) -> None:
-    if tensor.shape.rank not in ranks:
-        raise ValueError(f"{name} must be {expected}; got shape {tensor.shape}")
-
-
-def _check_size(name, tensor, axis, expected, what) -> None:
-    got = tensor.shape[axis]
-    if None not in (got, expected) and got != expected:
-        raise ValueError(
-            f"{name} must have {expected} elements ({what}) in axis {axis}; got shape "
-            f"{tensor.shape}"
-        )
 
 
 def _pair(name: str, value: int | Sequence[int]) -> list[int]:
