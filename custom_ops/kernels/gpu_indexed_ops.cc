@@ -230,9 +230,8 @@ void Register() {
   REGISTER_GPU_WITH_HOST_INPUT("AddToRows", AddToRowsGpuOp, T, "num_rows");
 }
 
-// As in gpu_ops.cc.
 const bool registered = [] {
-  if (!gpu::DriverFits()) return false;
+  if (!CanRegister()) return false;
   Register<float>();
   Register<Eigen::half>();
   Register<Eigen::bfloat16>();

@@ -24,6 +24,13 @@ OPS = [
     "PerforatedBasicUnitAt",
     "MaskedAccumulate",
     "MaskedAccumulateAt",
+    "NearestInterpolate",
+    "IndexedConv2D",
+    "IndexedConv2DInputGradient",
+    "IndexedConv2DFilterGradient",
+    "IndexedPool",
+    "IndexedMaxPoolGradient",
+    "AddToRows",
 ]
 HAS_GPU = bool(tf.config.list_physical_devices("GPU"))
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")

@@ -1,5 +1,5 @@
-// The functions of gpu.h for callers that know C only, on the host's memory: lets Python
-// compare what the emulation computes with TensorFlow. Null, or an error.
+// The functions of gpu.h for callers that know C only, on the host's memory: lets
+// Python compare what the emulation computes with TensorFlow. Null, or an error.
 
 #include <cstdint>
 

@@ -99,12 +99,15 @@ enum cudaMemcpyKind {
   cudaMemcpyDeviceToDevice,
 };
 constexpr int CUDART_VERSION = 12000;
+namespace emulation {
+inline int driver_version = CUDART_VERSION;  // 0 without a driver
+}  // namespace emulation
 
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int* version) {
-  *version = CUDART_VERSION;
+  *version = emulation::driver_version;
   return cudaSuccess;
 }
 template <typename T>
