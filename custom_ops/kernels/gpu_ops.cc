@@ -9,8 +9,24 @@
 
 #include "gpu.h"
 #include "ops.h"
+#include "tensorflow/core/platform/logging.h"
 
 namespace perforated {
+
+bool CanRegister() {
+  static const bool fits = [] {
+    const bool fits = gpu::DriverFits();
+    if (!fits) {
+      LOG(WARNING)
+          << "The NVIDIA driver is too old for the perforated kernels, so that "
+             "plain TensorFlow operations run on the GPU. Install a newer "
+             "driver, or set NVCC to the CUDA compiler of an older version.";
+    }
+    return fits;
+  }();
+  return fits;
+}
+
 namespace {
 
 // What the three ops do around the call of gpu.h.
@@ -154,10 +170,8 @@ void Register() {
                                "filters_shape");
 }
 
-// Registers nothing where the driver is too old for this library: Python then runs
-// plain TensorFlow operations.
 const bool registered = [] {
-  if (!gpu::DriverFits()) return false;
+  if (!CanRegister()) return false;
   Register<float>();
   Register<Eigen::half>();
   Register<Eigen::bfloat16>();

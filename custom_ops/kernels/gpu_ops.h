@@ -86,6 +86,10 @@ inline absl::Status PlacesThatCame(OpKernelContext* context, int others,
   return absl::OkStatus();
 }
 
+// Whether there is a point in registering GPU kernels: not where the driver is too old
+// for this library. That is said once; Python then runs plain TensorFlow operations.
+bool CanRegister();
+
 #define REGISTER_GPU(name, kernel, type)                                   \
   REGISTER_KERNEL_BUILDER(                                                 \
       Name(name).Device(tensorflow::DEVICE_GPU).TypeConstraint<type>("T"), \

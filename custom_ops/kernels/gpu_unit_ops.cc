@@ -263,9 +263,8 @@ void Register() {
   REGISTER_GPU("MaskedAccumulateAt", MaskedAccumulateGpuOp, T);
 }
 
-// As in gpu_ops.cc: nothing where the driver is too old.
 const bool registered = [] {
-  if (!gpu::DriverFits()) return false;
+  if (!CanRegister()) return false;
   Register<float>();
   Register<Eigen::half>();
   Register<Eigen::bfloat16>();

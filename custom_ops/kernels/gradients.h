@@ -109,26 +109,18 @@ void InputGradientOfPointwise(const Geometry& g, int64_t rows,
 }
 
 // Gradient with respect to the input: adds dy * filters^T to `input_gradient`, which
-// begins as zeros. Its rows are those of input positions, or `row_of` maps them to
-// rows. gradient_row(r) is the gradient of the r-th position's output. Tasks own images
-// and ranges of channels, so no two write to the same place.
-template <typename T, typename GradientRow>
-void ConvolveInputGradient(const Geometry& g, const GradientRow& gradient_row,
-                           const T* filters, const Positions& positions,
-                           const int64_t* row_of, T* input_gradient,
-                           const Workers& workers) {
+// begins as zeros. Its rows are those of the input, or `row_of` maps them to rows.
+// gradient_row(r) is the gradient of the r-th window's output. Tasks own images and
+// ranges of channels, so no two write to the same place.
+template <typename T, typename Windows, typename GradientRow>
+void ConvolveInputGradientAt(const Geometry& g, const Windows& windows,
+                             const GradientRow& gradient_row, const T* filters,
+                             const int64_t* row_of, T* input_gradient,
+                             const Workers& workers) {
   constexpr int kWidth = kPanelColumns<T>;
-  if (positions.empty() || g.channels == 0 || g.filters == 0) return;
-  const Windows windows(g, positions);
+  if (windows.size() == 0 || g.channels == 0 || g.filters == 0) return;
   const int64_t chunks = CeilDiv(g.channels, kWidth);
   const int64_t steps = CeilDiv(g.filters, kMaxDepth);
-  std::vector<int64_t> first(g.batch + 1);
-  const int64_t image_size = g.out_height * g.out_width;
-  for (int64_t image = 0; image <= g.batch; ++image) {
-    first[image] =
-        std::lower_bound(positions.begin(), positions.end(), image * image_size) -
-        positions.begin();
-  }
   // Panel tap * chunks + c holds [filters, channels of chunk c].
   std::vector<PackedMatrix<T>> panels(g.taps() * chunks);
   workers.ForEach(static_cast<int64_t>(panels.size()), [&](int64_t p) {
@@ -145,8 +137,9 @@ void ConvolveInputGradient(const Geometry& g, const GradientRow& gradient_row,
     static thread_local Buffer<T> tile_buffer;
     T* tile = tile_buffer.Reserve(kTileRows * kTileStride);
     alignas(64) T block[kBlockRows * kWidth];
-    for (int64_t row = first[image]; row < first[image + 1]; row += kTileRows) {
-      const int64_t num_rows = std::min<int64_t>(kTileRows, first[image + 1] - row);
+    const int64_t end = windows.First(image + 1);
+    for (int64_t row = windows.First(image); row < end; row += kTileRows) {
+      const int64_t num_rows = std::min<int64_t>(kTileRows, end - row);
       for (int64_t s = 0; s < steps; ++s) {
         const int64_t k = s * kMaxDepth;
         const int64_t count = std::min<int64_t>(kMaxDepth, g.filters - k);
@@ -179,6 +172,16 @@ void ConvolveInputGradient(const Geometry& g, const GradientRow& gradient_row,
       }
     }
   });
+}
+
+// The same at positions.
+template <typename T, typename GradientRow>
+void ConvolveInputGradient(const Geometry& g, const GradientRow& gradient_row,
+                           const T* filters, const Positions& positions,
+                           const int64_t* row_of, T* input_gradient,
+                           const Workers& workers) {
+  ConvolveInputGradientAt(g, Windows(g, positions), gradient_row, filters, row_of,
+                          input_gradient, workers);
 }
 
 // result [left_columns, right_columns] = left^T * right, over `rows` of both.
@@ -251,8 +254,25 @@ void MultiplyTransposed(int64_t rows, int64_t left_columns, int64_t right_column
   });
 }
 
-// Gradient with respect to the filters: patches^T * dy over the positions, where
-// patches are of `rows` [positions of the input, or as `row_of` says; channels] after
+// Gradient with respect to the filters: patches^T * dy over some windows, where patches
+// are of `rows` [rows of the input, or as `row_of` says; channels] after `before`.
+template <typename T, typename Windows, typename GradientRow>
+void ConvolveFilterGradientAt(const Geometry& g, const Windows& windows, const T* rows,
+                              const int64_t* row_of, const Transform<T>& before,
+                              const GradientRow& gradient_row, T* filter_gradient,
+                              const Workers& workers) {
+  MultiplyTransposed<T>(
+      windows.size(), g.depth(), g.filters, false,
+      [&](int64_t row, int64_t k, int64_t count, T* to) {
+        GatherPatch(g, windows, rows, row_of, before, row, k, count, to);
+      },
+      [&](int64_t row, int64_t k, int64_t count, T* to) {
+        Copy(gradient_row(row) + k, count, to);
+      },
+      filter_gradient, workers);
+}
+
+// The same over the positions, where patches are of `rows` [positions of the input, or as `row_of` says; channels] after
 // `before`. `known` is what is read at the positions, or null.
 template <typename T, typename GradientRow>
 void ConvolveFilterGradient(const Geometry& g, const T* rows, const int64_t* row_of,
@@ -285,16 +305,8 @@ void ConvolveFilterGradient(const Geometry& g, const T* rows, const int64_t* row
     }
     return;
   }
-  const Windows windows(g, positions);
-  MultiplyTransposed<T>(
-      positions.size(), g.depth(), g.filters, false,
-      [&](int64_t row, int64_t k, int64_t count, T* to) {
-        GatherPatch(g, windows, rows, row_of, before, row, k, count, to);
-      },
-      [&](int64_t row, int64_t k, int64_t count, T* to) {
-        Copy(gradient_row(row) + k, count, to);
-      },
-      filter_gradient, workers);
+  ConvolveFilterGradientAt(g, Windows(g, positions), rows, row_of, before, gradient_row,
+                           filter_gradient, workers);
 }
 
 // A convolution of a chain that keeps size, and what its gradients go to.

@@ -161,6 +161,28 @@ def test_emulation_finds_misuse(misuse, number, expected):
     assert done.stdout == f"{expected}\n"
 
 
+def test_emulated_driver_and_card_that_are_too_old(tmp_path, compiled):
+    """What Python asks before it registers kernels; what the error says."""
+    source = tmp_path / "driver.cc"
+    source.write_text(r"""
+#include <cstdio>
+#include "gpu_positions.cu"
+using namespace perforated::gpu;
+int main() {
+  for (const int version : {0, 11080, 12000, 12080, 13000}) {
+    emulation::driver_version = version;
+    std::printf("%d ", DriverFits());
+  }
+  std::printf("%s\n", MessageOf(cudaErrorNoKernelImageForDevice));
+}
+""")
+    done = subprocess.run([compiled(source)], capture_output=True, text=True)
+    *fits, message = done.stdout.split(" ", 5)
+    assert fits == ["1", "0", "1", "1", "1"]
+    assert "this library is not compiled for this device" in message
+    assert "SACT_CUDA_ARCHITECTURES" in message
+
+
 def test_emulated_numbers_round_to_nearest(tmp_path, compiled):
     """Half and bfloat16: every value, and halfway between neighbours, ties to even."""
     source = tmp_path / "driver.cc"
@@ -209,6 +231,12 @@ def test_emulated_kernels_under_sanitizers(tmp_path, sanitizers):
             "gpu_loaders.h",
             "column < op.num_columns() ?",
             "column <= op.num_columns() ?",
+        ),
+        ("gpu_indexed.cu", "v > result ||", "v >= result ||"),
+        (
+            "gpu_indexed.cu",
+            "greatest[at] == entry % all.taps ?",
+            "greatest[at] >= entry % all.taps ?",
         ),
         (
             "gpu_units.cu",

@@ -78,6 +78,11 @@ T __shfl_up_sync(unsigned mask, T value, unsigned distance) {
   return other;
 }
 
+template <typename T>
+T atomicAdd(T* to, T value) {
+  return __atomic_fetch_add(to, value, __ATOMIC_RELAXED);
+}
+
 // -------------------------------------------------------------------------- the
 // runtime
 
@@ -94,12 +99,15 @@ enum cudaMemcpyKind {
   cudaMemcpyDeviceToDevice,
 };
 constexpr int CUDART_VERSION = 12000;
+namespace emulation {
+inline int driver_version = CUDART_VERSION;  // 0 without a driver
+}  // namespace emulation
 
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int* version) {
-  *version = CUDART_VERSION;
+  *version = emulation::driver_version;
   return cudaSuccess;
 }
 template <typename T>
