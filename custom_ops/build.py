@@ -50,11 +50,21 @@ except ImportError:  # Windows
 
 _KERNELS = pathlib.Path(__file__).parent / "kernels"
 # Those that take longest to compile first.
-_CPU_SOURCES = ("unit_ops.cc", "convolution_ops.cc", "op_definitions.cc")
+_CPU_SOURCES = (
+    "unit_ops.cc",
+    "convolution_ops.cc",
+    "indexed_ops.cc",
+    "op_definitions.cc",
+)
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-Wall", "-Wextra")
 _CUDA_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "--threads", "0")
-_CUDA_SOURCES = ("gpu_convolution.cu", "gpu_units.cu", "gpu_positions.cu")
-_GPU_OPS = ("gpu_ops.cc", "gpu_unit_ops.cc")
+_CUDA_SOURCES = (
+    "gpu_convolution.cu",
+    "gpu_indexed.cu",
+    "gpu_units.cu",
+    "gpu_positions.cu",
+)
+_GPU_OPS = ("gpu_ops.cc", "gpu_indexed_ops.cc", "gpu_unit_ops.cc")
 _CUDA_ARCHITECTURES = "75;80;90"
 _OLDEST_ARCHITECTURE = 75
 _lock = threading.Lock()

@@ -22,9 +22,18 @@ from custom_ops import build
 ARCHITECTURES = (75, 80)
 """Compute capabilities (times 10) from which on the kernels take another path."""
 
-_SOURCES = ("gpu_check.cu", "gpu_units.cu", "gpu_positions.cu", "emulation/device.cc")
+_SOURCES = (
+    "gpu_check.cu",
+    "gpu_check_convolution.cu",
+    "gpu_check_indexed.cu",
+    "gpu_check_units.cu",
+    "gpu_units.cu",
+    "gpu_positions.cu",
+    "emulation/c_api.cc",
+    "emulation/device.cc",
+)
 # Those that depend on the compute capability.
-_KERNEL_SOURCES = ("gpu_convolution.cu",)
+_KERNEL_SOURCES = ("gpu_convolution.cu", "gpu_indexed.cu")
 _FLAGS = (
     "-std=c++17",
     "-O1",

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from custom_ops import build, convolution, emulation, positions, units
+from custom_ops import build, convolution, emulation, indexed, positions, units
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 """Types of the elements; `tf32` is float32 where TensorFlow may round factors."""
@@ -116,12 +116,33 @@ def _accumulate(normal, mask, implementation):
     return [units.masked_accumulate(total, x, weight, implementation)]
 
 
+def _indexed(normal, mask, implementation):
+    """Convolution, pooling and interpolation of rows; the mask's taps read some."""
+    generator = np.random.default_rng(3)
+    taps = generator.integers(0, 50, [mask.size, 9], np.int32)
+    taps[~mask.ravel()] = -1
+    index = generator.integers(0, 50, mask.shape[1:], np.int32)
+    inputs = [normal(2, 50, 32), normal(3, 3, 32, 40)]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        rows, filters = inputs
+        results = [
+            indexed.indexed_conv2d(rows, filters, taps, normal(40), implementation),
+            indexed.indexed_pool(rows, taps, "max", implementation),
+            indexed.indexed_pool(rows, taps, "average", implementation),
+            indexed.nearest_interpolate(rows, index, implementation),
+        ]
+        loss = tf.add_n([tf.reduce_sum(y * y) / 2.0 for y in results])
+    return [*results, *map(tf.convert_to_tensor, tape.gradient(loss, inputs))]
+
+
 KERNELS: dict[str, Callable] = {
     "convolution and gradients": _convolution,
     "bottleneck": _bottleneck,
     "projection": _projection,
     "basic unit": _basic_unit,
     "accumulation": _accumulate,
+    "rows through a table": _indexed,
 }
 
 

@@ -50,6 +50,7 @@ def _check(implementation: str) -> None:
         )
 
 
+@tf.autograph.experimental.do_not_convert  # which would look for the library anew
 def load():
     """Returns the native library as a module of op functions, or None.
 
@@ -119,6 +120,7 @@ def _is_compiled_by_xla() -> bool:
     )
 
 
+@tf.autograph.experimental.do_not_convert
 def native_library(implementation: str, op: str, dtype: tf.DType):
     """Returns the library whose function runs an op, or None for plain TensorFlow.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from custom_ops.arguments import check_float, check_rank, check_size, convert, like
-from custom_ops.implementation import native_library
+from custom_ops.implementation import load, native_library, runs_on_gpu
 
 KINDS = ("max", "average")
 """Of pooling."""
@@ -45,8 +45,12 @@ def nearest_interpolate(
     """
     rows = _rows(rows)
     index = _table("index", index, "[height, width]")
-    native_library(implementation, "NearestInterpolate", rows.dtype)
-    index = _in_range("index", index, 0, rows)
+    op = "NearestInterpolate"
+    library = native_library(implementation, op, rows.dtype)
+    if library is None or runs_on_gpu(implementation, op, rows.dtype):
+        index = _in_range("index", index, 0, rows)
+    if library is not None:
+        return library.nearest_interpolate(rows, index)
     return _gather(rows, index)
 
 
@@ -93,8 +97,14 @@ def indexed_conv2d(
         bias = like("bias", bias, rows.dtype, "the rows")
         check_rank("bias", bias, (1,), "[channels]")
         check_size("bias", bias, 0, filters.shape[3], "the channels")
-    native_library(implementation, "IndexedConv2D", rows.dtype)
-    return _tensorflow_conv2d(rows, filters, taps, bias)
+    op = "IndexedConv2D"
+    library = native_library(implementation, op, rows.dtype)
+    if library is None:
+        return _tensorflow_conv2d(rows, filters, taps, bias)
+    if runs_on_gpu(implementation, op, rows.dtype):
+        taps = _in_range("taps", taps, -1, rows)
+    none = tf.zeros([0], rows.dtype)
+    return library.indexed_conv2d(rows, filters, taps, none if bias is None else bias)
 
 
 def indexed_pool(
@@ -130,8 +140,13 @@ def indexed_pool(
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     rows = _rows(rows)
     taps = _table("taps", taps, "[rows_out, taps]")
-    native_library(implementation, "IndexedPool", rows.dtype)
-    return _tensorflow_pool(rows, taps, kind)
+    op = "IndexedPool"
+    library = native_library(implementation, op, rows.dtype)
+    if library is None:
+        return _tensorflow_pool(rows, taps, kind)
+    if runs_on_gpu(implementation, op, rows.dtype):
+        taps = _in_range("taps", taps, -1, rows)
+    return library.indexed_pool(rows, taps, kind=kind)
 
 
 def _rows(rows) -> tf.Tensor:
@@ -216,15 +231,108 @@ def _tensorflow_conv2d(rows, filters, taps, bias):
 def _tensorflow_pool(rows, taps, kind):
     """Pooling in plain TensorFlow: gather, reduce."""
     values = _gather_taps(rows, taps)
+    if kind == "average":  # What is not counted is zero.
+        return tf.reduce_sum(values, 2) / _count(taps, rows.dtype)
+    chosen = _first_greatest(values, taps)
+    return tf.reduce_sum(tf.where(chosen, values, tf.zeros([], rows.dtype)), 2)
+
+
+def _count(taps, dtype):
+    """How many taps an output counts, at least 1, [rows_out, 1]."""
+    counted = tf.cast(taps >= 0, tf.int32)
+    return tf.cast(tf.maximum(1, tf.reduce_sum(counted, 1, True)), dtype)
+
+
+def _first_greatest(values, taps):
+    """Which tap a maximum comes from: bool, shaped like the values of all taps."""
     counted = taps[..., tf.newaxis] >= 0
-    if kind == "average":
-        count = tf.maximum(1, tf.reduce_sum(tf.cast(counted, tf.int32), 1))
-        # What is not counted is zero.
-        return tf.reduce_sum(values, 2) / tf.cast(count, rows.dtype)
-    infinity = tf.constant(float("inf"), rows.dtype)
+    infinity = tf.constant(float("inf"), values.dtype)
     keys = tf.where(tf.math.is_nan(values), infinity, values)  # NaN shall be seen.
     keys = tf.where(counted, keys, -infinity)
     is_greatest = tf.logical_and(keys == tf.reduce_max(keys, 2, True), counted)
     is_first = tf.cumsum(tf.cast(is_greatest, tf.int32), 2) == 1
-    chosen = tf.logical_and(is_greatest, is_first)
-    return tf.reduce_sum(tf.where(chosen, values, tf.zeros([], rows.dtype)), 2)
+    return tf.logical_and(is_greatest, is_first)
+
+
+# Gradients of the native ops. All but a maximum is linear in what it takes, so that the
+# gradients of gradients are the ops again.
+
+
+def _num_rows(rows):
+    return tf.shape(rows)[1]
+
+
+@tf.RegisterGradient("NearestInterpolate")
+def _interpolate_gradient(op, gradient):
+    rows, index = op.inputs
+    batch, height, width, channels = tf.unstack(tf.shape(gradient))
+    return load().add_to_rows(
+        _num_rows(rows),
+        tf.reshape(index, [height * width, 1]),
+        tf.reshape(gradient, [batch, height * width, channels]),
+    ), None
+
+
+@tf.RegisterGradient("IndexedConv2D")
+def _conv2d_gradient(op, gradient):
+    library = load()
+    rows, filters, taps, bias = op.inputs
+    return (
+        library.indexed_conv2d_input_gradient(_num_rows(rows), filters, taps, gradient),
+        library.indexed_conv2d_filter_gradient(tf.shape(filters), rows, taps, gradient),
+        None,
+        tf.reduce_sum(gradient, [0, 1]) if bias.shape[0] != 0 else None,
+    )
+
+
+@tf.RegisterGradient("IndexedConv2DInputGradient")
+def _second_input_gradient(op, gradient):
+    library = load()
+    _, filters, taps, inner = op.inputs
+    none = tf.zeros([0], gradient.dtype)
+    return (
+        None,
+        library.indexed_conv2d_filter_gradient(
+            tf.shape(filters), gradient, taps, inner
+        ),
+        None,
+        library.indexed_conv2d(gradient, filters, taps, none),
+    )
+
+
+@tf.RegisterGradient("IndexedConv2DFilterGradient")
+def _second_filter_gradient(op, gradient):
+    library = load()
+    _, rows, taps, inner = op.inputs
+    none = tf.zeros([0], gradient.dtype)
+    return (
+        None,
+        library.indexed_conv2d_input_gradient(_num_rows(rows), gradient, taps, inner),
+        None,
+        library.indexed_conv2d(rows, gradient, taps, none),
+    )
+
+
+@tf.RegisterGradient("IndexedPool")
+def _pool_gradient(op, gradient):
+    rows, taps = op.inputs
+    if op.get_attr("kind") == b"max":
+        return load().indexed_max_pool_gradient(rows, taps, gradient), None
+    gradient /= _count(taps, gradient.dtype)
+    return load().add_to_rows(_num_rows(rows), taps, gradient), None
+
+
+@tf.RegisterGradient("AddToRows")
+def _add_to_rows_gradient(op, gradient):
+    taps = op.inputs[1]
+    mean = load().indexed_pool(gradient, taps, kind="average")
+    return None, None, mean * _count(taps, gradient.dtype)
+
+
+@tf.RegisterGradient("IndexedMaxPoolGradient")
+def _second_max_gradient(op, gradient):
+    rows, taps, _ = op.inputs
+    chosen = _first_greatest(_gather_taps(rows, taps), taps)
+    zero = tf.zeros([], rows.dtype)
+    chosen_gradients = tf.where(chosen, _gather_taps(gradient, taps), zero)
+    return None, None, tf.reduce_sum(chosen_gradients, 2)

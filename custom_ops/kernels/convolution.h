@@ -1,8 +1,8 @@
-// Convolution at chosen output positions, and its two gradients.
+// Convolution at chosen outputs, and its two gradients.
 //
-// Tensors are contiguous and row-major: images [batch, height, width, channels],
-// filters [height, width, in channels, out channels]. Positions are flat indices into
-// [batch, out height, out width], ascending.
+// Tensors are contiguous and row-major: images [batch, height, width, channels], of
+// which a pixel's channels are a row; filters [height, width, in channels, out
+// channels].
 
 #ifndef CUSTOM_OPS_KERNELS_CONVOLUTION_H_
 #define CUSTOM_OPS_KERNELS_CONVOLUTION_H_
@@ -13,205 +13,10 @@
 #include <vector>
 
 #include "gemm.h"
+#include "positions.h"
 #include "vector.h"
 
 namespace perforated {
-
-struct Geometry {
-  int64_t batch, height, width, channels;  // input
-  int64_t kernel_height, kernel_width;     // filters
-  int64_t out_height, out_width, filters;  // output
-  int64_t stride_y = 1, stride_x = 1;
-  int64_t dilation_y = 1, dilation_x = 1;
-  int64_t pad_top = 0, pad_left = 0;
-
-  int64_t taps() const { return kernel_height * kernel_width; }
-  int64_t depth() const { return taps() * channels; }
-  int64_t num_inputs() const { return batch * height * width; }
-  int64_t num_outputs() const { return batch * out_height * out_width; }
-  // Whether it is 3x3 and keeps size, as in residual units and halting heads.
-  bool IsSame3x3() const {
-    return kernel_height == 3 && kernel_width == 3 && stride_y == 1 && stride_x == 1 &&
-           dilation_y == 1 && dilation_x == 1 && pad_top == 1 && pad_left == 1 &&
-           out_height == height && out_width == width;
-  }
-};
-
-// Some positions, ascending. Owns nothing.
-class Positions {
- public:
-  Positions() = default;
-  Positions(const int64_t* data, int64_t size) : data_(data), size_(size) {}
-  Positions(const std::vector<int64_t>& positions)
-      : Positions(positions.data(), static_cast<int64_t>(positions.size())) {}
-
-  int64_t size() const { return size_; }
-  bool empty() const { return size_ == 0; }
-  const int64_t* begin() const { return data_; }
-  const int64_t* end() const { return data_ + size_; }
-  int64_t operator[](int64_t index) const { return data_[index]; }
-
- private:
-  const int64_t* data_ = nullptr;
-  int64_t size_ = 0;
-};
-
-// Where the windows of some output positions lie in the input. Positions ascend, so no
-// division is needed to find their coordinates.
-class Windows {
- public:
-  Windows(const Geometry& g, const Positions& positions)
-      : height_(g.height), width_(g.width) {
-    for (int64_t y = 0; y < g.kernel_height; ++y) {
-      for (int64_t x = 0; x < g.kernel_width; ++x) {
-        taps_.push_back({y * g.dilation_y, x * g.dilation_x});
-      }
-    }
-    corners_.reserve(positions.size());
-    int64_t image = 0, y = 0, row_end = g.out_width;
-    for (const int64_t position : positions) {
-      while (position >= row_end) {
-        row_end += g.out_width;
-        if (++y == g.out_height) {
-          y = 0;
-          ++image;
-        }
-      }
-      corners_.push_back(
-          {image * g.height, y * g.stride_y - g.pad_top,
-           (position - row_end + g.out_width) * g.stride_x - g.pad_left});
-    }
-  }
-  // Flat input position of a tap of the index-th position, or -1 in the padding.
-  int64_t Input(int64_t index, int64_t tap) const {
-    const Corner& corner = corners_[index];
-    const int64_t y = corner.y + taps_[tap].y;
-    const int64_t x = corner.x + taps_[tap].x;
-    const bool inside = static_cast<uint64_t>(y) < static_cast<uint64_t>(height_) &&
-                        static_cast<uint64_t>(x) < static_cast<uint64_t>(width_);
-    return inside ? (corner.first_row + y) * width_ + x : -1;
-  }
-
- private:
-  struct Tap {
-    int64_t y, x;
-  };
-  struct Corner {
-    int64_t first_row, y, x;  // the image's first row; the window's corner in the image
-  };
-  int64_t height_, width_;
-  std::vector<Tap> taps_;
-  std::vector<Corner> corners_;
-};
-
-// A mask's bytes, each 0 or 1.
-inline const uint8_t* Bytes(const bool* mask) {
-  return reinterpret_cast<const uint8_t*>(mask);
-}
-
-// Lists the `count` set bytes of a mask, as flat indices from `first` on. Does not
-// branch on them, because nothing can guess them.
-inline void ListSet(const uint8_t* mask, int64_t count, int64_t first, int64_t* to) {
-  for (int64_t i = 0, n = 0; n < count; ++i) {
-    to[n] = first + i;
-    n += mask[i];
-  }
-}
-
-// Flat indices of the set elements of a mask; of one image's mask, in every image.
-inline std::vector<int64_t> ActivePositions(const bool* mask, int64_t size,
-                                            int64_t copies = 1) {
-  const int64_t count = std::count(mask, mask + size, true);
-  std::vector<int64_t> positions(count * copies);
-  for (int64_t copy = 0; copy < copies; ++copy) {
-    ListSet(Bytes(mask), count, copy * size, positions.data() + copy * count);
-  }
-  return positions;
-}
-
-// The input positions that a convolution reads at some output positions, and the way
-// back: row_of[input position] is its index among them, or -1.
-struct Touched {
-  Positions inputs;
-  const int64_t* row_of = nullptr;
-};
-
-// Which inputs [batch, height, width] a convolution reads at a mask of its outputs.
-class TouchedMask {
- public:
-  TouchedMask(const Geometry& g, const uint8_t* active) : touched_(g.num_inputs()) {
-    // First spread along the rows of the output, then along its columns.
-    const int64_t num_rows = g.batch * g.out_height;
-    std::vector<uint8_t> rows(num_rows * g.width);
-    for (int64_t row = 0; row < num_rows; ++row) {
-      Spread(g.kernel_width, g.stride_x, g.dilation_x, g.pad_left, g.out_width, g.width,
-             1, active + row * g.out_width, rows.data() + row * g.width);
-    }
-    for (int64_t image = 0; image < g.batch; ++image) {
-      Spread(g.kernel_height, g.stride_y, g.dilation_y, g.pad_top, g.out_height,
-             g.height, g.width, rows.data() + image * g.out_height * g.width,
-             touched_.data() + image * g.height * g.width);
-    }
-    count_ = std::count(touched_.begin(), touched_.end(), 1);
-  }
-  int64_t count() const { return count_; }
-  // Writes what `Touched` refers to: [count] and [number of inputs].
-  void List(int64_t* inputs, int64_t* row_of) const {
-    ListSet(touched_.data(), count_, 0, inputs);
-    std::fill_n(row_of, touched_.size(), -1);
-    for (int64_t row = 0; row < count_; ++row) row_of[inputs[row]] = row;
-  }
-
- private:
-  // Sets what a one-dimensional window reads; elements are `width` bytes wide.
-  static void Spread(int64_t kernel, int64_t stride, int64_t dilation, int64_t pad,
-                     int64_t out_size, int64_t in_size, int64_t width,
-                     const uint8_t* from, uint8_t* to) {
-    for (int64_t tap = 0; tap < kernel; ++tap) {
-      const int64_t offset = tap * dilation - pad;
-      const int64_t first = offset >= 0 ? 0 : CeilDiv(-offset, stride);
-      const int64_t last =
-          in_size <= offset ? 0 : std::min(out_size, CeilDiv(in_size - offset, stride));
-      if (stride == 1) {
-        for (int64_t i = first * width; i < last * width; ++i) {
-          to[i + offset * width] |= from[i];
-        }
-        continue;
-      }
-      for (int64_t i = first; i < last; ++i) {
-        for (int64_t j = 0; j < width; ++j) {
-          to[(i * stride + offset) * width + j] |= from[i * width + j];
-        }
-      }
-    }
-  }
-  std::vector<uint8_t> touched_;
-  int64_t count_;
-};
-
-// What a convolution reads at some positions: as it is known already, or found now.
-class TouchedInputs : public Touched {
- public:
-  TouchedInputs(const Geometry& g, const Positions& positions, const Touched* known) {
-    if (known != nullptr) {
-      Touched::operator=(*known);
-      return;
-    }
-    std::vector<uint8_t> active(g.num_outputs());
-    for (const int64_t position : positions) active[position] = 1;
-    const TouchedMask mask(g, active.data());
-    inputs_.resize(mask.count());
-    row_of_.resize(g.num_inputs());
-    mask.List(inputs_.data(), row_of_.data());
-    inputs = inputs_;
-    row_of = row_of_.data();
-  }
-  TouchedInputs(const TouchedInputs&) = delete;
-  TouchedInputs& operator=(const TouchedInputs&) = delete;
-
- private:
-  std::vector<int64_t> inputs_, row_of_;
-};
 
 // Inline, because it is called for a few hundred bytes at a time.
 template <typename T>
@@ -263,9 +68,10 @@ inline void Add(const T* from, int64_t count, T* to) {
 }
 
 // Copies elements [k, k + count) of the patch that a convolution multiplies at the
-// index-th of some output positions: taps in order, channels within. `row_of` maps an
-// input position to its row in `rows` (compact), or is null where they are the same.
-template <typename T>
+// index-th of some windows: taps in order, channels within. `row_of` maps what the
+// windows call a row of the input to its row in `rows` (compact), or is null where they
+// are the same.
+template <typename T, typename Windows>
 inline void GatherPatch(const Geometry& g, const Windows& windows, const T* rows,
                         const int64_t* row_of, const Transform<T>& transform,
                         int64_t index, int64_t k, int64_t count, T* to) {
@@ -310,24 +116,23 @@ void PackFilters(const Geometry& g, const T* filters, PackedMatrix<T>* packed) {
   }
 }
 
-// Writes output rows output_row(r) [filters] for every r-th active position, and does
-// `last` besides. `known` is what the convolution reads at them, or null.
-template <typename T, typename Output>
-void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
-              const Transform<T>& before, const PackedMatrix<T>& packed,
-              const Transform<T>& after, const Positions& positions,
-              const Touched* known, const Output& output_row, const Workers& workers,
-              const Tasks& last = {}) {
-  const int64_t num_positions = positions.size();
-  const Windows windows(g, positions);
+// Writes output rows output_row(r) [filters] for every r-th window, and does `last`
+// besides. `find_touched` gives the inputs that they read, where that is needed.
+template <typename T, typename Windows, typename FindTouched, typename Output>
+void ConvolveAt(const Geometry& g, const Windows& windows, const T* rows,
+                const int64_t* row_of, const Transform<T>& before,
+                const PackedMatrix<T>& packed, const Transform<T>& after,
+                const FindTouched& find_touched, const Output& output_row,
+                const Workers& workers, const Tasks& last) {
+  const int64_t num_windows = windows.size();
   if (FewFilters<T>(g)) {
-    const TouchedInputs touched(g, positions, known);
+    const auto touched = find_touched();
     const int64_t columns = g.taps() * g.filters;
-    T* const products = workers.NewArray<T>(touched.inputs.size() * columns);
+    T* const products = workers.NewArray<T>(touched.size() * columns);
     GatherMultiplyScatter<T>(
-        touched.inputs.size(), packed,
+        touched.size(), packed,
         [&](int64_t row, int64_t k, int64_t count, T* to) {
-          const int64_t input = touched.inputs[row];
+          const int64_t input = touched.Input(row);
           const int64_t from = row_of == nullptr ? input : row_of[input];
           before.Apply(rows + from * g.channels + k, k, count, to);
         },
@@ -336,14 +141,14 @@ void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
         },
         workers, last);
     constexpr int64_t kChunk = 512;
-    workers.ForEach(CeilDiv(num_positions, kChunk), [&](int64_t chunk) {
-      const int64_t end = std::min(num_positions, (chunk + 1) * kChunk);
+    workers.ForEach(CeilDiv(num_windows, kChunk), [&](int64_t chunk) {
+      const int64_t end = std::min(num_windows, (chunk + 1) * kChunk);
       for (int64_t r = chunk * kChunk; r < end; ++r) {
         T* to = output_row(r);
         std::fill(to, to + g.filters, T(0));
         for (int64_t tap = 0; tap < g.taps(); ++tap) {
           const int64_t input = windows.Input(r, tap);
-          const int64_t row = input < 0 ? -1 : touched.row_of[input];
+          const int64_t row = input < 0 ? -1 : touched.Row(input);
           if (row < 0) continue;
           const T* product = products + row * columns + tap * g.filters;
           for (int64_t f = 0; f < g.filters; ++f) to[f] += product[f];
@@ -354,7 +159,7 @@ void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
     return;
   }
   GatherMultiplyScatter<T>(
-      num_positions, packed,
+      num_windows, packed,
       [&](int64_t row, int64_t k, int64_t count, T* to) {
         GatherPatch(g, windows, rows, row_of, before, row, k, count, to);
       },
@@ -364,25 +169,29 @@ void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
       workers, last);
 }
 
+// The same at positions. `known` is what the convolution reads at them, or null.
+template <typename T, typename Output>
+void Convolve(const Geometry& g, const T* rows, const int64_t* row_of,
+              const Transform<T>& before, const PackedMatrix<T>& packed,
+              const Transform<T>& after, const Positions& positions,
+              const Touched* known, const Output& output_row, const Workers& workers,
+              const Tasks& last = {}) {
+  ConvolveAt(
+      g, Windows(g, positions), rows, row_of, before, packed, after,
+      [&] { return TouchedInputs(g, positions, known); }, output_row, workers, last);
+}
+
 // Gradient with respect to the input: adds dy * filters^T to `input_gradient`, which
 // begins as zeros. Tasks own images and ranges of channels, so no two write to the same
 // place and the order of additions is always the same.
-template <typename T>
-void ConvolveInputGradient(const Geometry& g, const T* output_gradient,
-                           const T* filters, const Positions& positions,
+template <typename T, typename Windows>
+void ConvolveInputGradient(const Geometry& g, const Windows& windows,
+                           const T* output_gradient, const T* filters,
                            T* input_gradient, const Workers& workers) {
   constexpr int kWidth = kPanelColumns<T>;
-  if (positions.empty() || g.channels == 0 || g.filters == 0) return;
-  const Windows windows(g, positions);
+  if (windows.size() == 0 || g.channels == 0 || g.filters == 0) return;
   const int64_t chunks = CeilDiv(g.channels, kWidth);
   const int64_t steps = CeilDiv(g.filters, kMaxDepth);
-  std::vector<int64_t> first(g.batch + 1);
-  const int64_t image_size = g.out_height * g.out_width;
-  for (int64_t image = 0; image <= g.batch; ++image) {
-    first[image] =
-        std::lower_bound(positions.begin(), positions.end(), image * image_size) -
-        positions.begin();
-  }
   // Panel tap * chunks + c holds [filters, channels of chunk c].
   std::vector<PackedMatrix<T>> panels(g.taps() * chunks);
   workers.ForEach(static_cast<int64_t>(panels.size()), [&](int64_t p) {
@@ -399,14 +208,15 @@ void ConvolveInputGradient(const Geometry& g, const T* output_gradient,
     static thread_local Buffer<T> tile_buffer;
     T* tile = tile_buffer.Reserve(kTileRows * kTileStride);
     alignas(64) T block[kBlockRows * kWidth];
-    for (int64_t row = first[image]; row < first[image + 1]; row += kTileRows) {
-      const int64_t num_rows = std::min<int64_t>(kTileRows, first[image + 1] - row);
+    const int64_t end = windows.First(image + 1);
+    for (int64_t row = windows.First(image); row < end; row += kTileRows) {
+      const int64_t num_rows = std::min<int64_t>(kTileRows, end - row);
       for (int64_t s = 0; s < steps; ++s) {
         const int64_t k = s * kMaxDepth;
         const int64_t count = std::min<int64_t>(kMaxDepth, g.filters - k);
         for (int64_t r = 0; r < num_rows; ++r) {
           std::memcpy(tile + r * kTileStride,
-                      output_gradient + positions[row + r] * g.filters + k,
+                      output_gradient + windows.Output(row + r) * g.filters + k,
                       count * sizeof(T));
         }
         for (int64_t chunk = chunks * range / ranges;
@@ -435,17 +245,16 @@ void ConvolveInputGradient(const Geometry& g, const T* output_gradient,
   });
 }
 
-// Gradient with respect to the filters: patches^T * dy over the active positions. Tasks
+// Gradient with respect to the filters: patches^T * dy over the windows. Tasks
 // own ranges of the filters' depth.
-template <typename T>
-void ConvolveFilterGradient(const Geometry& g, const T* input, const T* output_gradient,
-                            const Positions& positions, T* filter_gradient,
+template <typename T, typename Windows>
+void ConvolveFilterGradient(const Geometry& g, const Windows& windows, const T* input,
+                            const T* output_gradient, T* filter_gradient,
                             const Workers& workers) {
   constexpr int kWidth = kPanelColumns<T>;
   std::fill(filter_gradient, filter_gradient + g.depth() * g.filters, T(0));
-  const int64_t num_positions = positions.size();
-  if (num_positions == 0 || g.depth() == 0 || g.filters == 0) return;
-  const Windows windows(g, positions);
+  const int64_t num_windows = windows.size();
+  if (num_windows == 0 || g.depth() == 0 || g.filters == 0) return;
   const int64_t groups = CeilDiv(g.depth(), kBlockRows);
   const int64_t max_groups = kMaxDepth / kBlockRows;
   const int64_t tasks = std::min(groups, std::max<int64_t>(CeilDiv(groups, max_groups),
@@ -459,14 +268,14 @@ void ConvolveFilterGradient(const Geometry& g, const T* input, const T* output_g
     const int64_t panels = CeilDiv(g.filters, kWidth);
     const int64_t task_groups = CeilDiv(last - first, kBlockRows);
     T* sums = sums_buffer.Reserve(panels * task_groups * kBlockRows * kWidth);
-    for (int64_t row = 0; row < num_positions; row += kTileRows) {
-      const int64_t num_rows = std::min<int64_t>(kTileRows, num_positions - row);
+    for (int64_t row = 0; row < num_windows; row += kTileRows) {
+      const int64_t num_rows = std::min<int64_t>(kTileRows, num_windows - row);
       for (int64_t r = 0; r < num_rows; ++r) {
         GatherPatch(g, windows, input, nullptr, Transform<T>{}, row + r, first,
                     last - first, tile + r * kTileStride);
       }
       packed.PackElements(num_rows, g.filters, [&](int64_t r, int64_t f) {
-        return output_gradient[positions[row + r] * g.filters + f];
+        return output_gradient[windows.Output(row + r) * g.filters + f];
       });
       for (int64_t p = 0; p < panels; ++p) {
         const int columns =

@@ -149,8 +149,8 @@ class InputGradientOp : public GradientOp<T> {
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &output));
     output->flat<T>().setZero();
-    ConvolveInputGradient(g, context->input(3).flat<T>().data(),
-                          filters.flat<T>().data(), positions, output->flat<T>().data(),
+    ConvolveInputGradient(g, Windows(g, positions), context->input(3).flat<T>().data(),
+                          filters.flat<T>().data(), output->flat<T>().data(),
                           PoolWorkers(context));
   }
 };
@@ -170,9 +170,9 @@ class FilterGradientOp : public GradientOp<T> {
                    this->Prepare(context, input.shape(), shape, &g, &positions));
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &output));
-    ConvolveFilterGradient(g, input.flat<T>().data(),
-                           context->input(3).flat<T>().data(), positions,
-                           output->flat<T>().data(), PoolWorkers(context));
+    ConvolveFilterGradient(g, Windows(g, positions), input.flat<T>().data(),
+                           context->input(3).flat<T>().data(), output->flat<T>().data(),
+                           PoolWorkers(context));
   }
 };
 

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "convolution.h"
+#include "indexed.h"
 #include "units.h"
 
 namespace perforated {
@@ -147,12 +148,112 @@ void CheckConvolution(Random* random, const Workers& workers) {
       positions, nullptr,
       [&](int64_t r) { return output.data() + positions[r] * g.filters; }, workers);
   Expect("output", output, expected[0]);
-  ConvolveInputGradient(g, gradient.data(), filters.data(), positions,
+  const Windows windows(g, positions);
+  ConvolveInputGradient(g, windows, gradient.data(), filters.data(),
                         input_gradient.data(), workers);
   Expect("input gradient", input_gradient, expected[1]);
-  ConvolveFilterGradient(g, input.data(), gradient.data(), positions,
+  ConvolveFilterGradient(g, windows, input.data(), gradient.data(),
                          filter_gradient.data(), workers);
   Expect("filter gradient", filter_gradient, expected[2]);
+}
+
+// Calls visit(row of the output, tap, row of the input) for every tap that reads one.
+template <typename Visit>
+void ForEachTap(const RowsShape& shape, const Table& table, const Visit& visit) {
+  for (int64_t out = 0; out < shape.batch * table.rows_out; ++out) {
+    for (int64_t tap = 0; tap < table.taps; ++tap) {
+      const int32_t row = table.Taps(out % table.rows_out)[tap];
+      if (row >= 0) visit(out, tap, out / table.rows_out * shape.rows + row);
+    }
+  }
+}
+
+void CheckPooling(Random* random, const RowsShape& shape, const Table& table,
+                  const Workers& workers) {
+  const int64_t channels = shape.channels;
+  Values rows = random->Numbers(shape.batch * shape.rows * channels);
+  for (double& value : rows) value = std::round(2 * value);  // often equal
+  const Values gradient = random->Numbers(shape.batch * table.rows_out * channels);
+  Values greatest(gradient.size()), average(gradient.size()), row_gradient(rows.size()),
+      sums(rows.size()), counts(gradient.size());
+  std::vector<int64_t> first(gradient.size(), -1);
+  ForEachTap(shape, table, [&](int64_t out, int64_t, int64_t in) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t i = out * channels + c, from = in * channels + c;
+      if (first[i] < 0 || rows[from] > rows[first[i]]) first[i] = from;
+      average[i] += rows[from];
+      ++counts[i];
+      sums[from] += gradient[i];
+    }
+  });
+  for (std::size_t i = 0; i < gradient.size(); ++i) {
+    if (first[i] < 0) continue;
+    greatest[i] = rows[first[i]];
+    average[i] /= counts[i];
+    row_gradient[first[i]] += gradient[i];
+  }
+  Values got(gradient.size()), got_rows(rows.size());
+  Pool(PoolKind::kMax, shape, table, rows.data(), got.data(), workers);
+  Expect("maxima", got, greatest);
+  Pool(PoolKind::kAverage, shape, table, rows.data(), got.data(), workers);
+  Expect("averages", got, average);
+  MaxPoolGradient(shape, table, rows.data(), gradient.data(), got_rows.data(), workers);
+  Expect("gradient of maxima", got_rows, row_gradient);
+  AddToRows(shape, table, gradient.data(), got_rows.data(), workers);
+  Expect("sums of rows", got_rows, sums);
+}
+
+void CheckIndexed(Random* random, const Workers& workers) {
+  const RowsShape shape{random->Integer(0, 3), random->Integer(0, 30),
+                        random->Integer(0, 40)};
+  std::vector<int32_t> taps(random->Integer(0, 60) * random->Integer(1, 9));
+  for (int32_t& row : taps) row = random->Integer(-1, shape.rows - 1);
+  Table table{taps.data(), static_cast<int64_t>(taps.size()), 1};
+  for (int64_t n = 9; n > 1; --n) {
+    if (table.taps > 1 || taps.size() % n != 0) continue;
+    table = {taps.data(), table.rows_out / n, n};
+  }
+  CheckPooling(random, shape, table, workers);
+
+  Geometry g;
+  g.batch = shape.batch;
+  g.height = shape.rows;
+  g.channels = shape.channels;
+  g.out_height = table.rows_out;
+  g.kernel_height = table.taps;
+  g.width = g.out_width = g.kernel_width = 1;
+  g.filters = random->Integer(0, 2) == 0 ? 1 : random->Integer(0, 50);
+  const Values input = random->Numbers(g.num_inputs() * g.channels);
+  const Values filters = random->Numbers(g.depth() * g.filters);
+  const Values gradient = random->Numbers(g.num_outputs() * g.filters);
+  Values output(gradient.size()), input_gradient(input.size()),
+      filter_gradient(filters.size());
+  Values expected[] = {output, input_gradient, filter_gradient};
+  ForEachTap(shape, table, [&](int64_t out, int64_t tap, int64_t in) {
+    for (int64_t c = 0; c < g.channels; ++c) {
+      for (int64_t f = 0; f < g.filters; ++f) {
+        const int64_t weight = (tap * g.channels + c) * g.filters + f;
+        const int64_t o = out * g.filters + f, i = in * g.channels + c;
+        expected[0][o] += input[i] * filters[weight];
+        expected[1][i] += gradient[o] * filters[weight];
+        expected[2][weight] += gradient[o] * input[i];
+      }
+    }
+  });
+  const TableWindows windows(g.batch, g.height, table.rows_out, table.taps, table.data);
+  PackedMatrix<double> packed;
+  PackFilters(g, filters.data(), &packed);
+  ConvolveAt(
+      g, windows, input.data(), nullptr, Transform<double>{}, packed,
+      Transform<double>{}, [&] { return AllTouched{g.num_inputs()}; },
+      [&](int64_t r) { return output.data() + r * g.filters; }, workers, {});
+  Expect("indexed output", output, expected[0]);
+  ConvolveInputGradient(g, windows, gradient.data(), filters.data(),
+                        input_gradient.data(), workers);
+  Expect("indexed input gradient", input_gradient, expected[1]);
+  ConvolveFilterGradient(g, windows, input.data(), gradient.data(),
+                         filter_gradient.data(), workers);
+  Expect("indexed filter gradient", filter_gradient, expected[2]);
 }
 
 // Without scales, shifts and activations a unit is two or three convolutions in a row.
@@ -221,6 +322,7 @@ int main(int argc, char** argv) {
     const perforated::Threads workers(1 + i % 4);
     perforated::CheckConvolution(&random, workers);
     perforated::CheckUnits(&random, workers);
+    perforated::CheckIndexed(&random, workers);
   }
   std::printf("%d cases are right\n", cases);
 }

@@ -1,7 +1,7 @@
 // Perforated convolution, its two gradients and whole residual units on a CUDA device,
-// free of TensorFlow and of CUDA types: `stream` is a cudaStream_t. Tensors are pointers
-// to device memory, contiguous and row-major like in convolution.h; `Type` names the
-// type of their elements.
+// free of TensorFlow and of CUDA types: `stream` is a cudaStream_t. Tensors are
+// pointers to device memory, contiguous and row-major like in convolution.h; `Type`
+// names the type of their elements.
 //
 // Everything is queued on the stream and nothing waits for the device, which finds the
 // active positions by itself. Results are the same every time. Functions return null,
@@ -88,16 +88,16 @@ int64_t BottleneckWorkspace(const Geometry& middle);
 int64_t ProjectionWorkspace(const Geometry& middle);
 int64_t BasicUnitWorkspace(const Geometry& second);
 
-// y = x, plus the residual of three convolutions, 1x1, 3x3 and 1x1, at active positions.
-// `middle` is the geometry of the second one, of which `found` is what FindPlaces found;
-// the first runs at the positions that the second reads. x and y [batch, height, width,
-// channels] may be the same memory. `sums` [batch, channels], unless null, are those of
-// x over its positions, `new_sums` those of y; they may be the same memory.
+// y = x, plus the residual of three convolutions, 1x1, 3x3 and 1x1, at active
+// positions. `middle` is the geometry of the second one, of which `found` is what
+// FindPlaces found; the first runs at the positions that the second reads. x and y
+// [batch, height, width, channels] may be the same memory. `sums` [batch, channels],
+// unless null, are those of x over its positions, `new_sums` those of y; they may be
+// the same memory.
 const char* Bottleneck(Type type, const Geometry& middle, int64_t channels,
                        const void* x, const Transform& preactivation,
-                       const Stage (&stages)[3], void* found, void* y,
-                       const void* sums, void* new_sums, void* workspace,
-                       void* stream);
+                       const Stage (&stages)[3], void* found, void* y, const void* sums,
+                       void* new_sums, void* workspace, void* stream);
 
 // y [batch, out height, out width, out channels] = a strided 1x1 convolution of the
 // preactivation of x plus the same residual, at all positions, and the sums of y.
@@ -124,6 +124,54 @@ const char* Accumulate(Type type, int64_t positions, int64_t channels,
 const char* FoldBatchNorm(int64_t n, const float* gamma, const float* beta,
                           const float* mean, const float* variance, float epsilon,
                           float* scale, float* shift, void* stream);
+
+// Rows [batch, rows in, channels] that a table [rows out, taps] names, the same for all
+// images: each tap of an output reads one of them, or zeros (-1). What else a table
+// holds is read as -1.
+struct Indexed {
+  int64_t batch, rows_in, channels;
+  int64_t rows_out, taps;
+  int64_t filters;  // of convolutions
+  const int32_t* table;
+};
+
+// As the function of the same name, Workspace.
+int64_t IndexedInputGradientWorkspace(const Indexed& g);
+int64_t IndexedFilterGradientWorkspace(const Indexed& g);
+int64_t MaxPoolGradientWorkspace(const Indexed& g);
+int64_t AddToRowsWorkspace(const Indexed& g);
+
+// output [batch, rows out, filters] = patches of the rows * filters [taps * channels,
+// filters] + bias; the bias may be null.
+const char* IndexedConvolve(Type type, const Indexed& g, const void* rows,
+                            const void* filters, const void* bias, void* output,
+                            void* stream);
+
+// gradient [batch, rows in, channels] = what output_gradient passes back.
+const char* IndexedInputGradient(Type type, const Indexed& g,
+                                 const void* output_gradient, const void* filters,
+                                 void* gradient, void* workspace, void* stream);
+
+// gradient [taps * channels, filters].
+const char* IndexedFilterGradient(Type type, const Indexed& g, const void* rows,
+                                  const void* output_gradient, void* gradient,
+                                  void* workspace, void* stream);
+
+// output [batch, rows out, channels] = the greatest, or the average, of the rows that
+// each output's taps name; zero without any. A maximum is NaN where one of them is.
+const char* Pool(Type type, const Indexed& g, bool is_max, const void* rows,
+                 void* output, void* stream);
+
+// gradient [batch, rows in, channels]: that of each output goes to the first of its
+// rows that has the maximum.
+const char* MaxPoolGradient(Type type, const Indexed& g, const void* rows,
+                            const void* output_gradient, void* gradient,
+                            void* workspace, void* stream);
+
+// sums [batch, rows in, channels] = for each row the sum of values [batch, rows out,
+// channels] over all taps that name it.
+const char* AddToRows(Type type, const Indexed& g, const void* values, void* sums,
+                      void* workspace, void* stream);
 
 // Whether the CUDA driver is new enough for this library; also true without a driver.
 bool DriverFits();

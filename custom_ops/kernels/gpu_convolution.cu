@@ -69,42 +69,6 @@ struct ConvolveOp {
   T* output;
 };
 
-// The filters as the input gradient multiplies them: a column is a channel, and the
-// depth runs through taps and filters.
-template <typename Op>
-struct FilterLoader {
-  using T = typename Op::T;
-  __device__ FilterLoader(const Op& op, const Job& job,
-                          ChunkPlace<typename Op::Right, T> at)
-      : op(op),
-        cursor(at.element, op.shape.filters, op.shape.kernel_width),
-        channel(job.column + at.line) {}
-
-  __device__ bool CanCopy() const { return op.aligned_matrix; }
-  __device__ const T* Find() const {
-    return FindPatch(op.matrix, cursor, height(), Offset());
-  }
-  __device__ Chunk<T> Next() const {
-    return GatherChunk(op.matrix, cursor, height(), op.aligned_matrix, Identity(),
-                       Offset());
-  }
-  __device__ void Advance() { cursor.Advance(kDepth<T>); }
-
-  __device__ int height() const {
-    return channel < op.shape.channels ? op.shape.kernel_height : 0;
-  }
-  __device__ auto Offset() const {
-    return [this](int tap_y, int tap_x) {
-      const int tap = tap_y * op.shape.kernel_width + tap_x;
-      return (static_cast<int64_t>(tap) * op.shape.channels + channel) *
-             op.shape.filters;
-    };
-  }
-  const Op& op;
-  Cursor cursor;
-  int channel;
-};
-
 template <typename Element>
 struct InputGradientOp {
   using T = Element;
@@ -172,27 +136,6 @@ struct FilterGradientOp {
   bool aligned_source, aligned_matrix;
   float* sums;  // [splits, taps * channels, filters]
 };
-
-// gradient = the sums of all splits, always added in the same order.
-template <typename T>
-__global__ void __launch_bounds__(kScanThreads)
-    AddSplits(const float* sums, int64_t size, int splits, T* gradient) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kScanThreads + threadIdx.x;
-  if (i >= size) return;
-  float sum = 0.0f;
-  for (int split = 0; split < splits; ++split) sum += sums[split * size + i];
-  gradient[i] = FromFloat<T>(sum);
-}
-
-// Splits of the filter gradient's depth: enough blocks for a big device, no split of
-// less than 256 positions. The same on every device, so that results are too.
-int64_t NumSplits(const Geometry& g) {
-  constexpr int64_t kBlocks = 1024, kLeast = 256;
-  const int64_t tiles =
-      CeilDiv(Taps(g) * g.channels, kTile) * CeilDiv(g.filters, kTile);
-  const int64_t most = std::max<int64_t>(1, NumOutputs(g) / kLeast);
-  return std::clamp(kBlocks / std::max<int64_t>(1, tiles), int64_t{1}, most);
-}
 
 // Parts of the workspaces.
 struct ConvolveParts {

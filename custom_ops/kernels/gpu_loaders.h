@@ -318,6 +318,42 @@ struct MatrixLoader {
   int column;
 };
 
+// The filters as the input gradient multiplies them: a column is a channel, and the
+// depth runs through taps and filters.
+template <typename Op>
+struct FilterLoader {
+  using T = typename Op::T;
+  __device__ FilterLoader(const Op& op, const Job& job,
+                          ChunkPlace<typename Op::Right, T> at)
+      : op(op),
+        cursor(at.element, op.shape.filters, op.shape.kernel_width),
+        channel(job.column + at.line) {}
+
+  __device__ bool CanCopy() const { return op.aligned_matrix; }
+  __device__ const T* Find() const {
+    return FindPatch(op.matrix, cursor, height(), Offset());
+  }
+  __device__ Chunk<T> Next() const {
+    return GatherChunk(op.matrix, cursor, height(), op.aligned_matrix, Identity(),
+                       Offset());
+  }
+  __device__ void Advance() { cursor.Advance(kDepth<T>); }
+
+  __device__ int height() const {
+    return channel < op.shape.channels ? op.shape.kernel_height : 0;
+  }
+  __device__ auto Offset() const {
+    return [this](int tap_y, int tap_x) {
+      const int tap = tap_y * op.shape.kernel_width + tap_x;
+      return (static_cast<int64_t>(tap) * op.shape.channels + channel) *
+             op.shape.filters;
+    };
+  }
+  const Op& op;
+  Cursor cursor;
+  int channel;
+};
+
 // Whether rows of `width` elements from `data` on can be read in chunks.
 template <typename T>
 bool Aligned(const T* data, int64_t width) {

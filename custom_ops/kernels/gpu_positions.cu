@@ -164,10 +164,14 @@ const char* ListPlaces(MaskView mask, int64_t n, int64_t height, int64_t width,
   const int64_t spans = CeilDiv(n, kScanSpan);
   RETURN_IF_ERROR(
       Launch(CountSpans, spans, kScanThreads, stream, mask, n, list.counts));
-  RETURN_IF_ERROR(Launch(SumSpans, 1, kScanThreads, stream, spans, list.counts));
+  RETURN_IF_ERROR(SumCounts(spans, list.counts, stream));
   return Launch(WritePlaces, spans, kScanThreads, stream, mask, n,
                 static_cast<int32_t>(height), static_cast<int32_t>(width),
                 static_cast<const int64_t*>(list.counts), list.places.data, rows);
+}
+
+const char* SumCounts(int64_t n, int64_t* counts, void* stream) {
+  return Launch(SumSpans, 1, kScanThreads, stream, n, counts);
 }
 
 const char* MarkTouched(const Geometry& g, const bool* mask, bool* touched,

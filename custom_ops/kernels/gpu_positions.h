@@ -200,6 +200,9 @@ const char* CheckSizes(const Geometry& g);
 const char* ListPlaces(MaskView mask, int64_t n, int64_t height, int64_t width,
                        const PlaceList& list, int32_t* rows, void* stream);
 
+// counts[i] of n -> the sum of those before; that of all comes behind them.
+const char* SumCounts(int64_t n, int64_t* counts, void* stream);
+
 // touched[i] = whether an active output position reads the i-th input position.
 const char* MarkTouched(const Geometry& g, const bool* mask, bool* touched,
                         void* stream);

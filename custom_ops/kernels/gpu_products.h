@@ -308,6 +308,27 @@ const char* LaunchProduct(const Op& op, int64_t rows, int64_t columns, int64_t s
                 static_cast<int>(splits));
 }
 
+// gradient = the sums of all splits, always added in the same order.
+template <typename T>
+__global__ void __launch_bounds__(kScanThreads)
+    AddSplits(const float* sums, int64_t size, int splits, T* gradient) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kScanThreads + threadIdx.x;
+  if (i >= size) return;
+  float sum = 0.0f;
+  for (int split = 0; split < splits; ++split) sum += sums[split * size + i];
+  gradient[i] = FromFloat<T>(sum);
+}
+
+// Splits of the filter gradient's depth: enough blocks for a big device, no split of
+// less than 256 positions. The same on every device, so that results are too.
+inline int64_t NumSplits(const Geometry& g) {
+  constexpr int64_t kBlocks = 1024, kLeast = 256;
+  const int64_t tiles =
+      CeilDiv(Taps(g) * g.channels, kTile) * CeilDiv(g.filters, kTile);
+  const int64_t most = std::max<int64_t>(1, NumOutputs(g) / kLeast);
+  return std::clamp(kBlocks / std::max<int64_t>(1, tiles), int64_t{1}, most);
+}
+
 template <typename T, bool kTensorCores>
 struct Arithmetic {
   using Type = T;

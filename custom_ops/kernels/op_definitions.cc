@@ -269,5 +269,115 @@ REGISTER_OP("FoldBatchNorm")
       return absl::OkStatus();
     });
 
+// Ops on rows [batch, rows, channels] that a table names, the same in all images.
+
+absl::Status TableShape(InferenceContext* c, int rows_input, int table_input,
+                        ShapeHandle* rows, ShapeHandle* table) {
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(rows_input), 3, rows));
+  return c->WithRank(c->input(table_input), 2, table);
+}
+
+// [batch of a tensor, a number of rows that the graph carries, channels].
+absl::Status CountedRowsShape(InferenceContext* c, int batch_input,
+                              DimensionHandle channels) {
+  ShapeHandle values;
+  DimensionHandle rows;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(batch_input), 3, &values));
+  TF_RETURN_IF_ERROR(c->MakeDimForScalarInput(0, &rows));
+  c->set_output(0, c->MakeShape({c->Dim(values, 0), rows, channels}));
+  return absl::OkStatus();
+}
+
+REGISTER_OP("NearestInterpolate")
+    .Input("rows: T")
+    .Input("index: int32")
+    .Output("image: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle rows, index;
+      TF_RETURN_IF_ERROR(TableShape(c, 0, 1, &rows, &index));
+      c->set_output(0, c->MakeShape({c->Dim(rows, 0), c->Dim(index, 0),
+                                     c->Dim(index, 1), c->Dim(rows, 2)}));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("IndexedConv2D")
+    .Input("rows: T")
+    .Input("filters: T")
+    .Input("taps: int32")
+    .Input("bias: T")
+    .Output("output: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle rows, filters, taps;
+      DimensionHandle unused;
+      TF_RETURN_IF_ERROR(TableShape(c, 0, 2, &rows, &taps));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 4, &filters));
+      TF_RETURN_IF_ERROR(c->Merge(c->Dim(rows, 2), c->Dim(filters, 2), &unused));
+      c->set_output(
+          0, c->MakeShape({c->Dim(rows, 0), c->Dim(taps, 0), c->Dim(filters, 3)}));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("IndexedConv2DInputGradient")
+    .Input("num_rows: int32")
+    .Input("filters: T")
+    .Input("taps: int32")
+    .Input("output_gradient: T")
+    .Output("gradient: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle filters;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 4, &filters));
+      return CountedRowsShape(c, 3, c->Dim(filters, 2));
+    });
+
+REGISTER_OP("IndexedConv2DFilterGradient")
+    .Input("filters_shape: int32")
+    .Input("rows: T")
+    .Input("taps: int32")
+    .Input("output_gradient: T")
+    .Output("gradient: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .SetShapeFn(GradientShape);
+
+REGISTER_OP("IndexedPool")
+    .Input("rows: T")
+    .Input("taps: int32")
+    .Output("output: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .Attr("kind: {'max', 'average'}")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle rows, taps;
+      TF_RETURN_IF_ERROR(TableShape(c, 0, 1, &rows, &taps));
+      c->set_output(0,
+                    c->MakeShape({c->Dim(rows, 0), c->Dim(taps, 0), c->Dim(rows, 2)}));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("IndexedMaxPoolGradient")
+    .Input("rows: T")
+    .Input("taps: int32")
+    .Input("output_gradient: T")
+    .Output("gradient: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .SetShapeFn([](InferenceContext* c) {
+      c->set_output(0, c->input(0));
+      return absl::OkStatus();
+    });
+
+// For each row the sum of the values of all outputs whose taps name it.
+REGISTER_OP("AddToRows")
+    .Input("num_rows: int32")
+    .Input("taps: int32")
+    .Input("values: T")
+    .Output("sums: T")
+    .Attr("T: {half, bfloat16, float, double}")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle values;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 3, &values));
+      return CountedRowsShape(c, 2, c->Dim(values, 2));
+    });
+
 }  // namespace
 }  // namespace perforated

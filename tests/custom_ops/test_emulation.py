@@ -210,6 +210,12 @@ def test_emulated_kernels_under_sanitizers(tmp_path, sanitizers):
             "column < op.num_columns() ?",
             "column <= op.num_columns() ?",
         ),
+        ("gpu_indexed.cu", "v > result ||", "v >= result ||"),
+        (
+            "gpu_indexed.cu",
+            "greatest[at] == entry % all.taps ?",
+            "greatest[at] >= entry % all.taps ?",
+        ),
         (
             "gpu_units.cu",
             "i < kWarpsPerSum; ++i) sum",

@@ -68,7 +68,8 @@ def test_kernels_by_themselves(nvcc, tmp_path):
     """Without a GPU this only shows that the program compiles, and says so."""
     program = tmp_path / "gpu_check"
     quick = ["-arch=native"] if HAS_GPU else ["-arch=sm_80", "-Xptxas=-O0"]
-    sources = [KERNELS / name for name in ("gpu_check.cu", *build._CUDA_SOURCES)]
+    sources = [KERNELS / name for name in build._CUDA_SOURCES]
+    sources += KERNELS.glob("gpu_check*.cu")
     command = [*nvcc, "-std=c++17", *quick]
     subprocess.run([*command, *sources, "-o", program], check=True)
     done = subprocess.run([program, "20"], capture_output=True, text=True)

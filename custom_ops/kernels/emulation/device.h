@@ -78,6 +78,11 @@ T __shfl_up_sync(unsigned mask, T value, unsigned distance) {
   return other;
 }
 
+template <typename T>
+T atomicAdd(T* to, T value) {
+  return __atomic_fetch_add(to, value, __ATOMIC_RELAXED);
+}
+
 // -------------------------------------------------------------------------- the
 // runtime
 
