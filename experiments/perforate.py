@@ -155,6 +155,7 @@ def load_dense(num_classes: int | None) -> keras.Model:
         graph.check_model(model)
         if num_classes is not None:
             classifiers.check_labels(model, num_classes)
+            feedforward.check_size(model)
         return model
     keras.utils.set_random_seed(FLAGS.seed)
     print(f"No --saved_model: {FLAGS.model} has random weights")

@@ -6,6 +6,7 @@ from sact_tf import siblings
 
 siblings.check("custom_ops")
 
+from sact_tf import perforation  # noqa: F401 (a room; its layers are known to Keras)
 from sact_tf.blocks import ACTBlock, AdaptiveBlock, PlainBlock, SACTBlock
 from sact_tf.checkpoints import (
     CheckpointMismatchError,

@@ -102,6 +102,16 @@ def load_examples(split: str):
         return imagenet.load_folder(directory, name, size)
 
 
+def check_size(model: keras.Model) -> None:
+    """Raises ValueError if a model takes images of another size than the data's."""
+    shape, side = model.inputs[0].shape, image_size()
+    if shape.rank != 4 or any(n not in (None, side) for n in shape[1:3]):
+        raise ValueError(
+            f"--image_size={side}: the model takes images of shape {tuple(shape)}; "
+            "give its size"
+        )
+
+
 def drawn(examples, count: int, seed: int):
     """Returns training examples drawn at random, the same and in the same order always.
 

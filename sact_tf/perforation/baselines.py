@@ -8,10 +8,12 @@ import tf_keras as keras
 
 from sact_tf.domains import COUNT, POSITIVE, Domain
 from sact_tf.perforation import graph
+from sact_tf.perforation.layer import windows_of
 from sact_tf.perforation.masks import num_kept
 from sact_tf.perforation.plan import make_plan, multiplies
 from sact_tf.perforation.surgery import check_kind
 from sact_tf.perforation.survey import POOLINGS, Survey, survey
+from sact_tf.perforation.tables import Windows
 
 _SCALE = Domain(0, 1, above=True)
 
@@ -43,7 +45,7 @@ def with_larger_stride(
     """Makes convolutions compute at fewer positions by larger strides.
 
     Where a pooling comes next whose strides can be divided by the factor, they are, so
-    that later maps keep their size.
+    that later maps keep their size; its padding changes where that needs it.
 
     Args:
         model: Functional or Sequential.
@@ -72,33 +74,48 @@ def with_larger_stride(
         if times is None and layer.name not in pools:
             return None
         config = layer.get_config()
-        config["strides"] = [
-            s * factor if times else s // factor for s in layer.strides
-        ]
+        if times:
+            config["strides"] = [s * factor for s in layer.strides]
+        else:
+            config["strides"] = [s // factor for s in layer.strides]
+            config["padding"] = pools[layer.name]
         return type(layer).from_config(config)
 
     return _rebuilt(model, replace)
 
 
 def _next_pools(model, names, factor):
-    """Names of the poolings that come next, whose strides can be divided."""
+    """Poolings that come next, whose strides can be divided; new padding by name."""
     steps = graph.graph_of(model)
     readers = steps.readers()
-    pools = set()
+    pools = {}
     for step in steps.steps:
         if step.layer.name not in names:
             continue
+        windows = windows_of(step.layer, step.inputs[0].shape)
+        strides = tuple(s * factor for s in windows.strides)
+        sides = windows._replace(strides=strides).output
         stack = [step]
         while stack:
             for token in stack.pop().outputs:
                 for reader in readers[token]:
                     layer = reader.layer
-                    if isinstance(layer, POOLINGS):
-                        if all(s % factor == 0 for s in layer.strides):
-                            pools.add(layer.name)
-                    elif not _reads_several(layer):
-                        stack.append(reader)
+                    if not isinstance(layer, POOLINGS):
+                        stack += [] if _reads_several(layer) else [reader]
+                    elif all(s % factor == 0 for s in layer.strides):
+                        pools[layer.name] = _padding(reader, sides, factor)
     return pools
+
+
+def _padding(pool, sides, factor):
+    """The padding with which a pooling of smaller stride gives what it gave before."""
+    layer, before = pool.layer, pool.outputs[0].shape[1:3]
+    strides = tuple(s // factor for s in layer.strides)
+    for padding in (layer.padding, "same", "valid"):
+        windows = Windows(*sides, tuple(layer.pool_size), strides, padding)
+        if windows.output == tuple(before):
+            return padding
+    return layer.padding
 
 
 def _reads_several(layer):

@@ -280,9 +280,8 @@ class PerforatedModel(keras.Model):
 
     def call(self, inputs, training=None, mask=None):
         is_symbolic = any(map(keras.backend.is_keras_tensor, tf.nest.flatten(inputs)))
-        if training is None or training is False or training == 0:
-            if not is_symbolic and not tf.is_tensor(training):
-                return self._compact_network()(inputs)
+        if not (tf.is_tensor(training) or training or is_symbolic):
+            return self._compact_network()(inputs)
         return super().call(inputs, training=training, mask=mask)
 
     def _compact_network(self):

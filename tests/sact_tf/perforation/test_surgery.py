@@ -46,7 +46,7 @@ def branches():
     y = layers.Conv2D(6, (3, 5), activation="relu", padding="same", name="b")(x)
     z = layers.Conv2D(6, 3, padding="same", name="c")(y)
     z = layers.BatchNormalization(scale=False, name="c_bn")(z)
-    x = layers.Add()([x[..., :6], z])  # rows meet a map
+    x = layers.Add()([x[:, :, :, :6], z])  # rows meet a map
     x = layers.ZeroPadding2D(1)(x)
     x = layers.Conv2D(7, 3, 2, name="d")(x)
     x = layers.AveragePooling2D(2, 1, name="pool2")(x)
