@@ -52,6 +52,7 @@ def run(program, dense, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.long
 def test_search_finetune_and_export(run, tmp_path, capsys):
     results = run(target_speedup=1.3, cost="multiplies", finetune_steps=3, export=True)
     assert results["multiplies_speedup"] >= 1.3 > 1
@@ -95,6 +96,7 @@ def test_other_methods(run, method, options):
         assert list(results["kept"]) == ["two"]
 
 
+@pytest.mark.long
 def test_time_without_data(run):
     results = run(
         saved_model="",
@@ -108,6 +110,7 @@ def test_time_without_data(run):
     assert "dense_error" not in results and len(results["kept"]) == 3
 
 
+@pytest.mark.long
 def test_curves(run, tmp_path):
     pytest.importorskip("matplotlib")
     run(mode="curves", mask=["grid", "impact"], levels=["0.5", "0.25"])
@@ -119,6 +122,7 @@ def test_curves(run, tmp_path):
     assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
 
 
+@pytest.mark.long
 def test_train(run, tmp_path):
     log_dir = str(tmp_path / "log")
     run(mode="train", model="nin", train_steps=1, train_log_dir=log_dir)

@@ -36,6 +36,7 @@ assert "sact_tf" not in sys.modules and "custom_ops" not in sys.modules
 """
 
 
+@pytest.mark.long
 def test_saved_model_of_tensorflow_alone(model, tmp_path):
     fast = perforate(model, 0.4)
     path = exporting.export_saved_model(fast, str(tmp_path / "saved"))

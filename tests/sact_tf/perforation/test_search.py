@@ -174,6 +174,7 @@ def test_search_ends_at_the_last_levels(case):
     assert rates == {"one": 0.3, "two": 0.3}
 
 
+@pytest.mark.long
 def test_search_by_time_and_by_impact(case, tmp_path):
     """Rates bring the scores of their masks."""
     model, examples = case

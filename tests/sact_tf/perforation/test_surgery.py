@@ -162,6 +162,7 @@ def test_sequential():
     assert list(surgery.realised(perforate(model))) == ["first"]
 
 
+@pytest.mark.long
 def test_vgg16_as_it_comes():
     model = keras.applications.VGG16(weights=None, input_shape=(32, 32, 3), classes=7)
     names = [name for name, _ in found(model)]
