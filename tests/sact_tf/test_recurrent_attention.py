@@ -298,24 +298,33 @@ def easy_and_hard(count):
 
 
 def test_easy_images_stop_earlier():
-    """DT-RAM's second phase: decider and classifier learn, on what RAM has learned.
+    """Both phases of DT-RAM, with attention that is not learned here, but made.
 
-    The attention that is frozen is not learned here, but made: the first glimpse is in
-    the centre, all others in the corner, as a ReLU state is 0 at first, then positive.
+    The first glimpse is in the centre, all others in the corner, as a ReLU state is 0
+    at first, then positive.
     """
-    model = recurrent_attention(3, steps=4, units=32, gamma=0.9)
-    model.locator.kernel.assign(-tf.ones([32, 2]))
-    model.locator.bias.assign(tf.zeros([2]))
-    model.freeze_attention()
-    model.compile(keras.optimizers.Adam(0.01))
     images, labels = easy_and_hard(96)
     data = tf.data.Dataset.from_tensor_slices((images, labels)).cache().repeat()
-    model.fit(data.batch(96), steps_per_epoch=300, verbose=0)
+
+    def train(steps_per_epoch, rate, start=None, **options):
+        model = recurrent_attention(3, steps=3, units=32, **options)
+        model.locator.kernel.assign(-tf.ones([32, 2]))
+        model.locator.bias.assign(tf.zeros([2]))
+        for layer in (model.glimpse_path, model.fusion_1, model.fusion_2):
+            layer.kernel.assign(5 * layer.kernel)  # features that images differ in
+        if start is not None:
+            share(model, start)
+        model.freeze_attention()
+        model.compile(keras.optimizers.Adam(rate))
+        model.fit(data.batch(96), steps_per_epoch=steps_per_epoch, verbose=0)
+        return model
+
+    ram = train(150, 0.02, dynamic=False, intermediate_supervision=True)
+    model = train(225, 0.01, ram, gamma=0.9, baseline="state")
     logits, end_points = model(images, return_end_points=True)
-    assert (np.argmax(logits, 1) == labels).mean() > 0.95
+    assert (np.argmax(logits, 1) == labels).mean() > 0.9
     units = end_points["num_units"].numpy()
-    assert units[labels == 0].mean() + 0.8 < units[labels != 0].mean()
-    assert units[labels != 0].mean() < 4  # which is the most
+    assert units[labels == 0].mean() + 0.5 < units[labels != 0].mean()
 
 
 def test_exploring_batches_stop_anywhere_and_teach_no_stop(images):
