@@ -206,7 +206,7 @@ class Tiled(Perforated):
     """
 
     def __init__(self, domain: HaltingDomain, tile_size: int, trains: bool = False):
-        super().__init__(domain, trains)
+        super().__init__(domain, trains=trains)
         self._tile_size = tile_size
 
     def _run(self, unit, x, options):

@@ -10,7 +10,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 import sact_tf
-from experiments.common import programs
+from experiments.common import cifar_recipe, programs
+from sact_tf.data import shapes
 
 
 @pytest.fixture
@@ -395,10 +396,23 @@ def test_training_runs_masked(run, tmp_path):
     ],
 )
 def test_recipes(program, values, recipe):
+    examples = shapes.load("test", 32, num_examples=1)
     with flagsaver.flagsaver(**values):
-        assert program.recipe() == recipe
-        rate = float(program.learning_rate()(0))
+        assert cifar_recipe.augmented(examples).crop_padding == 2 * (recipe == "sact")
+        rate = float(cifar_recipe.learning_rate()(0))
         assert rate == pytest.approx(0.1 if recipe == "sact" else 0.01)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "one_cycle"])
+def test_smooth_schedules(program, kind):
+    values = dict(learning_rate_schedule=kind, max_number_of_steps=40)
+    with flagsaver.flagsaver(**values, learning_rate=0.3):
+        rate = cifar_recipe.learning_rate()
+        assert float(rate(10 if kind == "one_cycle" else 0)) == pytest.approx(0.3)
+        assert float(rate(40)) == pytest.approx(0, abs=1e-7)
+    with flagsaver.flagsaver(**values, learning_rate_boundaries=["1", "2", "3"]):
+        with pytest.raises(ValueError, match="--learning_rate_boundaries=1,2,3: needs"):
+            cifar_recipe.learning_rate()
 
 
 def test_networks_of_bottleneck_units(program):
