@@ -47,6 +47,11 @@ class Conv2D(keras.layers.Conv2D):
     """
 
     def convolution_op(self, x, kernel):
+        if x.shape[0] == 0 and x.shape.is_fully_defined():
+            # Nothing, of which gradients are zeros: TensorFlow's optimizer would drop
+            # a reshape between shapes that it believes to be equal.
+            nothing = tf.zeros(self.compute_output_shape(x.shape), x.dtype)
+            return nothing + 0 * (tf.reduce_sum(x) + tf.reduce_sum(kernel))
         y = super().convolution_op(x, kernel)
         if x.shape[0] or not _empty_batches_lose_shape():
             return y
@@ -394,6 +399,10 @@ class BatchNorm(keras.layers.Layer):
         if self.synchronized and _num_replicas() > 1:
             mean, variance, count = _over_replicas(mean, variance, count)
         self._update_averages(mean, variance, count)
+        # Moments of nothing are not numbers, and would be passed on to gamma.
+        exists = tf.cast(count > 0, values.dtype)
+        mean = tf.math.multiply_no_nan(mean, exists)
+        variance = tf.math.multiply_no_nan(variance, exists)
         scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
         shift = self.beta - mean * scale
         return tf.cast(scale, x.dtype), tf.cast(shift, x.dtype)

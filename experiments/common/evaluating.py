@@ -110,15 +110,16 @@ def provenance(model: keras.Model, checkpoint: str) -> dict[str, object]:
     """Returns what eval.json says of where a network is from.
 
     Args:
-        model: Any that `sact_tf.zoo.kinds` describes.
+        model: Any.
         checkpoint: That was evaluated.
 
     Returns:
-        `network`, how it is made again; `flags`, those of this evaluation; `training`,
-        what the run's `run.json` says, left out where there is none.
+        `network`, how it is made again, if `sact_tf.zoo` can hold it; `flags`, those
+        of this evaluation; `training`, what the run's `run.json` says, left out where
+        there is none.
     """
     entries = {
-        "network": kinds.describe(model),
+        "network": kinds.describe(model) if kinds.is_known(model) else None,
         "flags": run_record.given_flags(),
         "training": run_record.read(os.path.dirname(checkpoint)),
     }

@@ -180,8 +180,8 @@ def _render_detail(size, rng):
     rows, columns = np.mgrid[:size, :size]
     around = np.hypot(rows - place[0], columns - place[1]) < 1.3 * mark
     image[around] = 0.1
-    image, box = draw_object(image, label, mark, place, rng)
-    return to_pixels(image, rng), label, box
+    image, mask = draw_object(image, label, mark, place, rng)
+    return to_pixels(image, rng), label, box_of(mask)
 
 
 def draw_object(

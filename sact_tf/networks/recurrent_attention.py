@@ -81,11 +81,13 @@ class RecurrentAttention(AttentionNetwork):
         self.recurrence = uniform_dense(self.units, None, "recurrence")
         self.locator = uniform_dense(2, None, "locator")
         self.classifier = uniform_dense(self.num_classes, None, "classifier")
+        # Now, as its operations are told before it is asked.
+        build_child(self.classifier, [None, self.units])
         self.decider_hidden = self.decider = None
         if self.is_dynamic:
             self.decider_hidden = _decider_dense(self.units, "relu", "decider_hidden")
             self.decider = _decider_dense(1, None, "decider")
-            # Now, as one of a single step would never ask it.
+            # Now, as a network of a single step would never ask it.
             build_child(self.decider_hidden, [None, self.units])
             build_child(self.decider, [None, self.units])
 

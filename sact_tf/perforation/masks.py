@@ -195,7 +195,7 @@ def make_mask(
     Raises:
         ValueError: An argument is none of these.
 
-    >>> make_mask("uniform", 4, 4, 0.5).sum()
+    >>> int(make_mask("uniform", 4, 4, 0.5).sum())
     8
     >>> make_mask("structure", 1, 7, 0.3, pool=((1, 3), (1, 2))).astype(int)
     array([[0, 0, 1, 0, 1, 0, 0]])

@@ -26,6 +26,12 @@ before; what else a description names is never imported.
 _NESTED = "options"  # of a detector, what it is beside its network
 
 
+def is_known(model: keras.Model) -> bool:
+    """Whether `describe` takes a network."""
+    kind = type(model).__name__
+    return kind in KINDS and type(model).__module__ == KINDS[kind]
+
+
 def describe(model: keras.Model) -> dict[str, object]:
     """Returns the kind of a network and what it is made with, as JSON holds it.
 
@@ -33,7 +39,7 @@ def describe(model: keras.Model) -> dict[str, object]:
         ValueError: It is of no kind in `KINDS`.
     """
     kind = type(model).__name__
-    if kind not in KINDS or type(model).__module__ != KINDS[kind]:
+    if not is_known(model):
         raise ValueError(
             f"model must be one of {', '.join(KINDS)}; got {brief(type(model))}"
         )

@@ -51,9 +51,13 @@ def dynamic(images):
     """Half of the images stop after the first step."""
     model = spread_weights(make())
     first = model.attention_steps[0]
-    first.decider.kernel.assign(10 * first.decider.kernel)
-    scores = np.sort(first.decide(first.classifier(first.backbone(images))))
-    first.decider.bias.assign_sub([(scores[2] + scores[3]) / 2])
+    logits = first.classifier(first.backbone(images))
+    scores = first.decider(first.decider_hidden(tf.tanh(logits)))[:, 0]
+    low, high = np.sort(scores)[2:4]
+    # However close their scores are: 10 above and 10 below zero.
+    scale = 20 / (high - low)
+    first.decider.kernel.assign(scale * first.decider.kernel)
+    first.decider.bias.assign(scale * (first.decider.bias - (low + high) / 2))
     return model
 
 

@@ -124,7 +124,12 @@ def test_fused_steps_are_the_same(lively, model_type):
     for a, b, variable in zip(expected, got, model.trainable_variables):
         scale = np.abs(a).max()
         np.testing.assert_allclose(
-            b, a, atol=1e-4 * scale + 1e-6, rtol=0, err_msg=variable.name
+            # A bias before batch normalization has a gradient of rounding errors alone.
+            b,
+            a,
+            atol=1e-4 * scale + 2e-5,
+            rtol=0,
+            err_msg=variable.name,
         )
     plain = tf.function(gradients).get_concrete_function().graph
     assert not [op for op in plain.get_operations() if op.type.startswith("Masked")]
