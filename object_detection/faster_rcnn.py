@@ -20,7 +20,6 @@ from object_detection.feature_extractor import (
 from object_detection.options import Options
 from object_detection.proposals import RegionProposalNetwork, propose
 from sact_tf import latent_losses
-from sact_tf.fused_steps import fused_steps
 from sact_tf.layers import build_child
 from sact_tf.networks.residual_network import ResidualNetwork
 from sact_tf.optional import lazy
@@ -479,7 +478,7 @@ class FasterRCNN(keras.Model):
 
     def train_step(self, data):
         training = self.options.train_batch_norm
-        with tf.GradientTape() as tape, fused_steps():
+        with tf.GradientTape() as tape:
             terms, end_points = self.detection_losses(data, training, trains_rule=True)
             loss = tf.add_n([*terms.values(), *self.losses])
             loss += self._reinforce_term(loss, end_points)

@@ -19,7 +19,6 @@ import tensorflow as tf
 import tf_keras as keras
 
 import custom_ops
-from sact_tf.fused_steps import fuses
 from sact_tf.halting import HaltingDomain, HaltingHead
 from sact_tf.units.unit import Unit
 
@@ -124,9 +123,6 @@ class Masked:
         self, output: tf.Tensor | None, weight: tf.Tensor, x: tf.Tensor, step: Step
     ) -> tf.Tensor:
         """Adds a unit's output by its weight to that of the block."""
-        if output is not None and fuses(x):
-            spread = self._domain.spread(weight, x)
-            return custom_ops.masked_accumulate(output, x, spread)
         term = self._domain.factors(weight, x) * x
         return term if output is None else output + term
 

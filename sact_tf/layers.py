@@ -263,19 +263,6 @@ def _num_replicas() -> int:
     return 1 if context is None else context.num_replicas_in_sync
 
 
-@tf.custom_gradient
-def _moments(x):
-    """Mean and biased variance over positions; the gradient is one sum with x."""
-    mean, variance = tf.nn.moments(x, [0, 1, 2])
-
-    def gradient(to_mean, to_variance):
-        count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), x.dtype)
-        factor = 2.0 * to_variance / count
-        return x * factor + (to_mean / count - mean * factor)
-
-    return (mean, variance), gradient
-
-
 def _over_replicas(mean, variance, count):
     """Returns mean and variance over all replicas, and how many values these are."""
     context = tf.distribute.get_replica_context()
@@ -381,31 +368,6 @@ class BatchNorm(keras.layers.Layer):
             self.gamma, self.beta, self.moving_mean, self.moving_variance, self.epsilon
         )
         return tuple(tf.cast(vector, dtype) for vector in affine)
-
-    def folded_in(
-        self, x: tf.Tensor, training: bool | None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the scale and shift [channels] that a call on x amounts to.
-
-        Args:
-            x: [batch, height, width, channels].
-            training: As in a call, whose averages this updates too.
-        """
-        if not (training and self.trainable):
-            return self.folded(x.dtype)
-        values = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
-        count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), values.dtype)
-        mean, variance = _moments(values)
-        if self.synchronized and _num_replicas() > 1:
-            mean, variance, count = _over_replicas(mean, variance, count)
-        self._update_averages(mean, variance, count)
-        # Moments of nothing are not numbers, and would be passed on to gamma.
-        exists = tf.cast(count > 0, values.dtype)
-        mean = tf.math.multiply_no_nan(mean, exists)
-        variance = tf.math.multiply_no_nan(variance, exists)
-        scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
-        shift = self.beta - mean * scale
-        return tf.cast(scale, x.dtype), tf.cast(shift, x.dtype)
 
     def _normalize_batch(self, x, update_averages):
         gamma, beta = self.gamma.read_value(), self.beta.read_value()

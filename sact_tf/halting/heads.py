@@ -15,7 +15,6 @@ import tf_keras as keras
 
 import custom_ops
 from sact_tf import flops
-from sact_tf.fused_steps import fuses
 from sact_tf.layers import (
     BatchNorm,
     build_child,
@@ -274,13 +273,8 @@ class SpatialHaltingScore(NormalizedHead):
         super().build(input_shape)
 
     def _logits(self, x, residual, inputs, training, valid):
-        if valid is None and self._slope() is not None and fuses(x):
-            everywhere = tf.ones(tf.shape(x)[:3], tf.bool)
-            folded = self.local_bn.folded_in(x, training)
-            local = self._convolve(x, everywhere, folded)
-        else:
-            normalized = zero_outside(self.local_bn(x, training=training), valid)
-            local = _to_one_channel(self.local_conv, normalized)
+        normalized = zero_outside(self.local_bn(x, training=training), valid)
+        local = _to_one_channel(self.local_conv, normalized)
         pooled = self.global_bn(global_average(x, valid), training=training)
         return self._sum(local, pooled)
 

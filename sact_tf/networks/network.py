@@ -9,7 +9,6 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import keras3, latent_losses
-from sact_tf.fused_steps import fused_steps
 from sact_tf.layers import policy_of
 from sact_tf.networks.options import NetworkOptions
 
@@ -350,7 +349,7 @@ class Network(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         is_frozen = self._tracked.is_frozen
         options = {"trains_rule": True} if is_frozen else {}
-        with tf.GradientTape() as tape, fused_steps():
+        with tf.GradientTape() as tape:
             logits, end_points = self.with_end_points(
                 x, training=not is_frozen, **options
             )

@@ -14,8 +14,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 import custom_ops
+from custom_ops.implementation import native_library
 from sact_tf import flops
-from sact_tf.fused_steps import has_kernel
 from sact_tf.layers import (
     BatchNorm,
     build_child,
@@ -253,7 +253,7 @@ class BottleneckUnit(Unit):
             tile_size: Side of the tiles.
         """
 
-        if has_kernel("PerforatedBottleneckAt", x.dtype):
+        if native_library("auto", "PerforatedBottleneckAt", x.dtype) is not None:
             # It reads tiles in place; dense convolutions need a copy with surroundings.
             return self.run_active(x, active, sums)
 

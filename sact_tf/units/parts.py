@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-import custom_ops
-from sact_tf.fused_steps import fuses
-
 
 def add_residual(shortcut, residual, active):
-    if active is not None and fuses(residual):
-        return custom_ops.masked_add(shortcut, residual, active)
     if active is not None:
         residual *= tf.cast(active, residual.dtype)[..., tf.newaxis]
     return shortcut + residual

@@ -6,7 +6,6 @@ import tensorflow as tf
 
 import custom_ops
 import sact_tf
-from sact_tf.fused_steps import fused_steps
 
 
 def pair(lively, family, model_type, **options):
@@ -98,38 +97,3 @@ def test_moments_train_again(lively):
     model.freeze_moments(False)
     model.fit(images, tf.constant([0, 1]), verbose=0)
     assert not np.array_equal(variable, before)
-
-
-@pytest.mark.parametrize("model_type", ["sact", "act"])
-def test_fused_steps_are_the_same(lively, model_type):
-    """Sums under a mask by compiled kernels, which training steps ask for."""
-    if custom_ops.load() is None:
-        pytest.skip("the native kernels can not be compiled here")
-    model = lively(sact_tf.cifar_resnet("2", model_type, base_channels=4))
-    images = tf.random.stateless_normal([2, 16, 20, 3], [1, 2])
-
-    def gradients():
-        with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            loss = tf.reduce_sum(tf.sin(logits)) + tf.add_n(model.losses)
-        return tape.gradient(loss, model.trainable_variables)
-
-    expected = gradients()
-    with fused_steps():
-        run = tf.function(gradients)
-        got = run()
-        graph = run.get_concrete_function().graph
-    used = [op for op in graph.get_operations() if op.type == "MaskedAccumulateAt"]
-    assert used
-    for a, b, variable in zip(expected, got, model.trainable_variables):
-        scale = np.abs(a).max()
-        np.testing.assert_allclose(
-            # A bias before batch normalization has a gradient of rounding errors alone.
-            b,
-            a,
-            atol=1e-4 * scale + 2e-5,
-            rtol=0,
-            err_msg=variable.name,
-        )
-    plain = tf.function(gradients).get_concrete_function().graph
-    assert not [op for op in plain.get_operations() if op.type.startswith("Masked")]
