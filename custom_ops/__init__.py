@@ -25,7 +25,6 @@ from custom_ops.tiles import add_on_tiles
 from custom_ops.units import (
     fold_batch_norm,
     masked_accumulate,
-    masked_add,
     perforated_basic_unit,
     perforated_bottleneck,
     projection_bottleneck,
@@ -47,7 +46,6 @@ __all__ = [
     "load",
     "mask_of",
     "masked_accumulate",
-    "masked_add",
     "nearest_interpolate",
     "perforated_basic_unit",
     "perforated_bottleneck",

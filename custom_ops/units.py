@@ -315,32 +315,6 @@ def masked_accumulate(
     return _add_rows(total, active, rows)
 
 
-def masked_add(
-    x: tf.Tensor, y: tf.Tensor, mask: tf.Tensor, implementation: str = "auto"
-) -> tf.Tensor:
-    """Returns x + y where a mask is set, x elsewhere; for masks that have no gradient.
-
-    Args:
-        x: Float [batch, height, width, channels].
-        y: The same.
-        mask: Bool [batch, height, width], or of sizes that broadcast to it.
-        implementation: As in `perforated_conv2d`.
-
-    Raises:
-        tf.errors.InvalidArgumentError: If a size does not fit; names the argument.
-    """
-    weight = tf.broadcast_to(tf.cast(mask, tf.float32), tf.shape(x)[:3])
-
-    @tf.custom_gradient
-    def add(x, y):
-        def gradient(passed):
-            return passed, passed * tf.cast(weight, passed.dtype)[..., tf.newaxis]
-
-        return masked_accumulate(x, y, weight, implementation), gradient
-
-    return add(x, y)
-
-
 class _Reads(NamedTuple):
     """What a SAME convolution reads at active positions, as compact rows.
 

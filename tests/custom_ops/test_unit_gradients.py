@@ -229,17 +229,6 @@ def test_accumulate(implementation, is_found):
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [[2, 3, 4], [2, 1, 1]])
-def test_masked_add(implementation, shape):
-    mask = mask_of(*shape, share=0.5)
-    inputs = [normal(2, 3, 4, 5), normal(2, 3, 4, 5, seed=1)]
-    check(
-        lambda x, y: custom_ops.masked_add(x, y, mask, implementation),
-        lambda x, y: x + masked(mask, y),
-        inputs,
-    )
-
-
 def test_fold_batch_norm(implementation):
     def folded(*values):
         *others, variance = values
