@@ -13,12 +13,11 @@ from object_detection.data.examples import DetectionExamples
 from object_detection.evaluation import to_original
 from object_detection.faster_rcnn import FasterRCNN
 from object_detection.visualization import draw_detections
-from sact_tf import optimization, training, visualization
+from sact_tf import optimization, training
 from sact_tf.checkpoint_kinds import DETECTOR
 from sact_tf.checkpoints import checkpoint_kind
-from sact_tf.end_points import metric_values
 from sact_tf.optional import lazy
-from sact_tf.summaries import Summaries
+from sact_tf.summaries import Summaries, measured
 
 lr_schedule = lazy("official.modeling.optimization.lr_schedule")
 
@@ -99,24 +98,14 @@ class _Summaries(Summaries):
             detections, metrics, heatmaps = self.on_one_replica(
                 self._measure, example["image"], example["size"]
             )
-            for name, value in metrics.items():
-                tf.summary.scalar(f"image_{k}/{name}", value)
-            for heatmap in heatmaps:
-                tf.summary.image(f"heatmaps/{k}", heatmap)
+            self.write_measured(k, metrics, heatmaps)
             self._write_image(k, example["image"], detections)
 
     def _measure(self, image, size):
         """Returns detections, means of metrics, and the heat map if there is one."""
         detections = self.model(image, size)
         end_points = detections.pop("end_points")
-        metrics = {
-            name: tf.reduce_mean(tf.cast(values, tf.float32))
-            for name, values in metric_values(end_points).items()
-        }
-        heatmaps = []
-        if visualization.has_maps(end_points):
-            heatmaps.append(visualization.heatmap(end_points))
-        return detections, metrics, heatmaps
+        return detections, *measured(end_points)
 
     def _write_image(self, k, image, detections):
         image = (np.clip(image[0], -1, 1) + 1) * 127.5

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import training
-from sact_tf.optimization import CrossEntropy, Momentum
+from sact_tf.optimization import CrossEntropy, Momentum, cosine_learning_rate
 from sact_tf.summaries import RunningMeans
 
 _WARMUP_SHARE = 0.05  # of the steps, in which the rate rises to its largest
@@ -61,11 +61,7 @@ def cosine_rate(
 ) -> keras.optimizers.schedules.CosineDecay:
     """Returns a rate that rises in the first 5 % of the steps and falls as a cosine."""
     warmup = int(num_steps * _WARMUP_SHARE)
-    if not warmup:
-        return keras.optimizers.schedules.CosineDecay(learning_rate, num_steps)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, num_steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
-    )
+    return cosine_learning_rate(num_steps, learning_rate, warmup)
 
 
 def train(

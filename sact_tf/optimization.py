@@ -95,11 +95,18 @@ def smooth_learning_rate(
             one cycle (Smith and Topin, 2018).
     """
     rising = round(_WARM_UP * max_number_of_steps) if warm_up else 0
+    return cosine_learning_rate(max_number_of_steps, peak, rising)
+
+
+def cosine_learning_rate(
+    max_number_of_steps: int, peak: float, warmup_steps: int = 0
+) -> keras.optimizers.schedules.CosineDecay:
+    """Returns half a cosine from `peak` to 0, after steps that rise to it linearly."""
     return keras.optimizers.schedules.CosineDecay(
-        0.0 if rising else peak,
-        max(max_number_of_steps - rising, 1),
-        warmup_target=peak if rising else None,
-        warmup_steps=rising,
+        0.0 if warmup_steps else peak,
+        max(max_number_of_steps - warmup_steps, 1),
+        warmup_target=peak if warmup_steps else None,
+        warmup_steps=warmup_steps,
     )
 
 

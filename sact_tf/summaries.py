@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 import tf_keras as keras
+
+from sact_tf import visualization
+from sact_tf.end_points import metric_values
 
 
 class Summaries(keras.callbacks.Callback):
@@ -44,6 +47,15 @@ class Summaries(keras.callbacks.Callback):
         """Writes what there is beside running means, with `tf.summary`."""
         raise NotImplementedError
 
+    def write_measured(
+        self, k: int, metrics: dict[str, tf.Tensor], heatmaps: Sequence[tf.Tensor]
+    ) -> None:
+        """Writes what `measured` gives of the k-th image."""
+        for name, value in metrics.items():
+            tf.summary.scalar(f"image_{k}/{name}", value)
+        for heatmap in heatmaps:
+            tf.summary.image(f"heatmaps/{k}", heatmap)
+
     def on_one_replica(self, measure: Callable[..., object], *args):
         """Returns what a function gives on one replica of this process.
 
@@ -65,6 +77,18 @@ class Summaries(keras.callbacks.Callback):
             lambda values: strategy.experimental_local_results(values)[0],
             self._functions[measure](*args),
         )
+
+
+def measured(
+    end_points: Mapping[str, tf.Tensor],
+) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+    """Returns means of an image's metrics, and its heat map if there is one."""
+    metrics = {
+        name: tf.reduce_mean(tf.cast(values, tf.float32))
+        for name, values in metric_values(end_points).items()
+    }
+    has_maps = visualization.has_maps(end_points)
+    return metrics, [visualization.heatmap(end_points)] if has_maps else []
 
 
 class RunningMeans(Summaries):

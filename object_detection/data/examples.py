@@ -12,9 +12,9 @@ from sact_tf.data.examples import (
     UNREADABLE,
     DataError,
     Shard,
+    explained_decoding,
     fetch_ahead,
-    first_undecodable,
-    named_problem,
+    first_line,
     number_with_seeds,
     take_shard,
 )
@@ -167,19 +167,12 @@ class DetectionExamples:
         except (*UNREADABLE, tf.errors.DataLossError) as error:
             raise DataError(f"{self.name}: {error.message.splitlines()[0]}") from error
         except tf.errors.InvalidArgumentError as error:
-            lines = [line for line in error.message.splitlines() if line.strip()]
-            problem = named_problem(error.message)
-            if problem:
-                raise DataError(problem) from error
-            if "ecode" in error.message:
-                elements = self.elements(False, None, None)
-                name = first_undecodable(elements, self.decode, self.name_of)
-                raise DataError(
-                    f"{name or self.name}: an image cannot be decoded ({lines[0]})"
-                ) from error
-            if "image" in error.message:
-                raise DataError(f"{self.name}: {lines[0]}") from error
-            raise
+            explained = explained_decoding(error, self)
+            if explained is None and "image" in error.message:
+                explained = DataError(f"{self.name}: {first_line(error.message)}")
+            if explained is None:
+                raise
+            raise explained from error
 
     def _resized(self, dataset):
         def prepare(*element):

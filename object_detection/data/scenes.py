@@ -6,10 +6,9 @@ import numpy as np
 
 from object_detection.data import coco
 from object_detection.data.examples import DetectionExamples, elements_in_memory
-from sact_tf import domains
 from sact_tf.data import shapes
 
-SPLIT_SIZES = {"train": 1000, "validation": 200}
+_STREAM = 1  # of random numbers
 IMAGE_SIZE = 128
 """Side of the scenes before they are resized."""
 CATEGORIES = [{"id": k, "name": name} for k, name in enumerate(shapes.CLASS_NAMES, 1)]
@@ -36,23 +35,9 @@ def load(
     Raises:
         ValueError: On another split, or scenes too small.
     """
-    if split not in SPLIT_SIZES:
-        raise ValueError(
-            f"split must be one of {', '.join(SPLIT_SIZES)}; got {split!r}"
-        )
-    domains.INPUT_SIDE.check(image_size, "image_size")
-    if image_size < 2 * shapes.MIN_SIZE:
-        raise ValueError(
-            f"image_size must be at least {2 * shapes.MIN_SIZE}; got {image_size}"
-        )
-    if num_examples is None:
-        num_examples = SPLIT_SIZES[split]
-    shapes.check_memory(domains.COUNT.check(num_examples, "num_examples"), image_size)
-    split_id = list(SPLIT_SIZES).index(split)
+    scenes = shapes.draw_scenes(split, num_examples, image_size, _STREAM, first=1)
     pixels, images, annotations = [], [], []
-    for k in range(1, num_examples + 1):
-        rng = np.random.default_rng([1, split_id, image_size, k])
-        scene = shapes.draw_scene(image_size, rng)
+    for k, scene in enumerate(scenes, 1):
         pixels.append(scene.image)
         size = dict(width=image_size, height=image_size)
         images.append(dict(id=k, file_name=f"{split}_{k:05d}.png", **size))
@@ -71,7 +56,7 @@ def load(
     return DetectionExamples(
         elements_in_memory(ids, np.stack(pixels), boxes, classes),
         decode,
-        num_examples,
+        len(scenes),
         CATEGORIES,
         shapes.MAX_OBJECTS,
         lambda: ground_truth,

@@ -172,6 +172,31 @@ def first_undecodable(
     return None
 
 
+def explained_decoding(error: tf.errors.OpError, examples) -> DataError | None:
+    """Returns what an error of reading images is about, None if it is about others.
+
+    Args:
+        error: An InvalidArgumentError.
+        examples: What gives `elements`, `decode`, `name_of` and `name`.
+    """
+    problem = named_problem(error.message)
+    if problem:
+        return DataError(problem)
+    if "ecode" not in error.message:
+        return None
+    elements = examples.elements(False, None, None)
+    name = first_undecodable(elements, examples.decode, examples.name_of)
+    return DataError(
+        f"{name or examples.name}: an image cannot be decoded "
+        f"({first_line(error.message)})"
+    )
+
+
+def first_line(message: str) -> str:
+    """Returns the first line of a message that is not blank."""
+    return next(line for line in message.splitlines() if line.strip())
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """A split of a data set.

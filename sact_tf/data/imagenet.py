@@ -25,9 +25,8 @@ from sact_tf.data.examples import (
     Examples,
     Shard,
     check_records,
+    explained_decoding,
     fetch_ahead,
-    first_undecodable,
-    named_problem,
     number_with_seeds,
     take_shard,
 )
@@ -147,17 +146,10 @@ class ImageExamples:
         except UNREADABLE as error:
             raise DataError(f"{self.name}: {error.message.splitlines()[0]}") from error
         except tf.errors.InvalidArgumentError as error:
-            problem = named_problem(error.message)
-            if problem:
-                raise DataError(problem) from error
-            if "Decode" in error.message or "decode" in error.message:
-                elements = self.elements(False, None, None)
-                name = first_undecodable(elements, self.decode, self.name_of)
-                raise DataError(
-                    f"{name or self.name}: an image cannot be decoded "
-                    f"({error.message.splitlines()[0]})"
-                ) from error
-            raise
+            explained = explained_decoding(error, self)
+            if explained is None:
+                raise
+            raise explained from error
 
 
 def load_tfrecord(

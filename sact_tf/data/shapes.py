@@ -21,6 +21,8 @@ MIN_DETAILS_SIZE = 64
 MAX_BYTES = 2**36
 """Most memory for the images of a split."""
 SPLIT_SIZES = {"train": 10000, "test": 2000}
+SCENE_SPLIT_SIZES = {"train": 1000, "validation": 200}
+"""How many scenes `draw_scenes` draws of a split, unless told."""
 
 
 def _polygon(*corners: tuple[float, float]) -> Callable[..., np.ndarray]:
@@ -308,3 +310,37 @@ def background(size: int, rng: np.random.Generator) -> np.ndarray:
         )
         image[stroke] = rng.uniform(0.35, 0.65, 3)
     return image
+
+
+def draw_scenes(
+    split: str, num_examples: int | None, image_size: int, stream: int, first: int = 0
+) -> list[Scene]:
+    """Draws the scenes of a split; the same arguments always give the same.
+
+    Args:
+        split: "train" or "validation".
+        num_examples: How many; None: `SCENE_SPLIT_SIZES`. Fewer are the first of more.
+        image_size: Side of the square scenes.
+        stream: Of random numbers; every use of scenes has its own.
+        first: Number of the first scene in the stream.
+
+    Raises:
+        ValueError: On another split, or scenes too small.
+    """
+    if split not in SCENE_SPLIT_SIZES:
+        raise ValueError(
+            f"split must be one of {', '.join(SCENE_SPLIT_SIZES)}; got {split!r}"
+        )
+    domains.INPUT_SIDE.check(image_size, "image_size")
+    if image_size < 2 * MIN_SIZE:
+        raise ValueError(
+            f"image_size must be at least {2 * MIN_SIZE}; got {image_size}"
+        )
+    if num_examples is None:
+        num_examples = SCENE_SPLIT_SIZES[split]
+    check_memory(domains.COUNT.check(num_examples, "num_examples"), image_size)
+    split_id = list(SCENE_SPLIT_SIZES).index(split)
+    return [
+        draw_scene(image_size, np.random.default_rng([stream, split_id, image_size, k]))
+        for k in range(first, first + num_examples)
+    ]

@@ -289,7 +289,7 @@ def load_tfds(
     )
 
 
-SPLIT_SIZES = {"train": 1000, "validation": 200}
+_STREAM = 2  # of random numbers; the detectors' scenes are others
 """Generated scenes of every split."""
 SCENE_SIZE = 128
 """Side of the generated scenes, by default."""
@@ -315,25 +315,8 @@ def load_shapes(
     Raises:
         ValueError: On another split, or scenes too small.
     """
-    if split not in SPLIT_SIZES:
-        raise ValueError(
-            f"split must be one of {', '.join(SPLIT_SIZES)}; got {split!r}"
-        )
-    domains.INPUT_SIDE.check(image_size, "image_size")
-    if image_size < 2 * shapes.MIN_SIZE:
-        raise ValueError(
-            f"image_size must be at least {2 * shapes.MIN_SIZE}; got {image_size}"
-        )
-    if num_examples is None:
-        num_examples = SPLIT_SIZES[split]
-    shapes.check_memory(domains.COUNT.check(num_examples, "num_examples"), image_size)
-    split_id = list(SPLIT_SIZES).index(split)
-    scenes = [
-        shapes.draw_scene(
-            image_size, np.random.default_rng([2, split_id, image_size, k])
-        )
-        for k in range(num_examples)
-    ]
+    scenes = shapes.draw_scenes(split, num_examples, image_size, _STREAM)
+    num_examples = len(scenes)
     images = tf.constant(np.stack([scene.image for scene in scenes]))
     labels = np.stack([scene.labels for scene in scenes])
     names = ["background", *shapes.CLASS_NAMES]

@@ -9,17 +9,16 @@ import tensorflow as tf
 import tf_keras as keras
 
 import sact_tf
-from sact_tf import optimization, training, visualization
+from sact_tf import optimization, training
 from sact_tf.checkpoint_kinds import DETECTOR, SEGMENTER
 from sact_tf.checkpoints import checkpoint_kind
-from sact_tf.end_points import metric_values
 from sact_tf.networks.iterative_net import IterativeNet
 from sact_tf.optional import lazy
 from sact_tf.segmentation.data import SegmentationExamples
 from sact_tf.segmentation.losses import class_weights
 from sact_tf.segmentation.network import SegmentationNetwork
 from sact_tf.segmentation.pictures import paint
-from sact_tf.summaries import Summaries
+from sact_tf.summaries import Summaries, measured
 from sact_tf.target_flops import TargetFlops
 
 lr_schedule = lazy("official.modeling.optimization.lr_schedule")
@@ -124,23 +123,13 @@ class _Summaries(Summaries):
             classes, metrics, heatmaps = self.on_one_replica(
                 self._measure, example["image"]
             )
-            for name, value in metrics.items():
-                tf.summary.scalar(f"image_{k}/{name}", value)
-            for heatmap in heatmaps:
-                tf.summary.image(f"heatmaps/{k}", heatmap)
+            self.write_measured(k, metrics, heatmaps)
             self._write_image(k, example, classes.numpy()[0])
 
     def _measure(self, image):
         """Returns classes, means of metrics, and the heat map if there is one."""
         logits, end_points = self.model.with_end_points(image, training=False)
-        metrics = {
-            name: tf.reduce_mean(tf.cast(values, tf.float32))
-            for name, values in metric_values(end_points).items()
-        }
-        heatmaps = []
-        if visualization.has_maps(end_points):
-            heatmaps.append(visualization.heatmap(end_points))
-        return tf.argmax(logits, -1, tf.int32), metrics, heatmaps
+        return tf.argmax(logits, -1, tf.int32), *measured(end_points)
 
     def _write_image(self, k, example, classes):
         pixels = ((np.clip(example["image"][0], -1, 1) + 1) * 127.5).astype(np.uint8)
