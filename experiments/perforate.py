@@ -135,9 +135,7 @@ def train() -> None:
     keras.utils.set_random_seed(FLAGS.seed)
     log_dir = programs.make_directory("train_log_dir", FLAGS.train_log_dir)
     examples, test = map(feedforward.load_examples, ("train", "eval"))
-    model = feedforward.make_model(examples.num_classes)
-    print(f"{FLAGS.model}: {model.count_params():,} parameters", flush=True)
-    feedforward.train(model, examples, log_dir)
+    model = feedforward.train(examples, log_dir)
     path = feedforward.model_file(log_dir)
     keras_files.save_network(model, path)
     with test.explained_errors():

@@ -20,6 +20,7 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()
 
 _OWN_SIZE = ("tfrecord", "cifar_tfds")  # CIFAR-10, whose images have one size
+_PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 _TEST_SPLITS = {"folder": "validation", "tfds": "validation"}
 
 
@@ -151,6 +152,12 @@ def define_train_flags() -> None:
         "then falls as a cosine.",
         lower_bound=0.0,
     )
+    flags.DEFINE_enum(
+        "mixed_precision",
+        "float32",
+        list(_PRECISIONS),
+        "Type that --mode=train computes in; weights, and the file, are float32.",
+    )
     flags.DEFINE_float(
         "dropout", None, "Of nin and alexnet; by default 0 and 0.5.", lower_bound=0.0
     )
@@ -170,8 +177,16 @@ def make_model(num_classes: int) -> keras.Model:
     return NETWORKS[FLAGS.model](num_classes, shape, **options)
 
 
-def train(model: keras.Model, examples, log_dir: str) -> None:
-    """Trains a dense network as the flags say, or goes on training it."""
+def train(examples, log_dir: str) -> keras.Model:
+    """Trains a new dense network as the flags say, or goes on training it.
+
+    Returns:
+        The network, which computes in float32.
+    """
+    keras.mixed_precision.set_global_policy(_PRECISIONS[FLAGS.mixed_precision])
+    model = make_model(examples.num_classes)
+    keras.mixed_precision.set_global_policy("float32")
+    print(f"{FLAGS.model}: {model.count_params():,} parameters", flush=True)
     last = classifiers.train(
         model,
         examples,
@@ -184,6 +199,11 @@ def train(model: keras.Model, examples, log_dir: str) -> None:
         seed=FLAGS.seed,
     )
     print(f"Trained to step {FLAGS.train_steps}: {last}")
+    if FLAGS.mixed_precision == "float32":
+        return model
+    whole = make_model(examples.num_classes)
+    whole.set_weights(model.get_weights())
+    return whole
 
 
 def model_file(log_dir: str) -> str:

@@ -123,11 +123,20 @@ def test_curves(run, tmp_path):
 
 
 @pytest.mark.long
-def test_train(run, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_train(run, tmp_path, precision):
     log_dir = str(tmp_path / "log")
-    run(mode="train", model="nin", train_steps=1, train_log_dir=log_dir)
+    run(
+        mode="train",
+        model="nin",
+        train_steps=1,
+        train_log_dir=log_dir,
+        mixed_precision=precision,
+    )
     model = keras.models.load_model(f"{log_dir}/model.keras", compile=False)
     assert model.output_shape == (None, 10)
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    assert keras.mixed_precision.global_policy().name == "float32"
 
 
 @pytest.mark.parametrize(
