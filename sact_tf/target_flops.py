@@ -21,6 +21,9 @@ _INTEGRAL = 2.0
 _CLOSE = 0.1
 _LARGEST = 20.0
 _REMEMBERED = 10
+# Times the largest factor, a larger tau outweighs whatever a network learns: one of 1
+# makes it halt, or run, everywhere at once.
+_LARGEST_TAU = 0.1
 
 
 def spent_flops(end_points: Mapping[str, object]) -> tf.Tensor:
@@ -65,7 +68,7 @@ class TargetFlops(keras.callbacks.Callback):
 
     Raises:
         ValueError: A number is none of these; or later, the network is not adaptive,
-            its tau is 0, or no tau can bring it that low.
+            its tau is 0 or more than 0.1, or no tau can bring it that low.
     """
 
     def __init__(
@@ -110,10 +113,11 @@ class TargetFlops(keras.callbacks.Callback):
             )
         if self._network is not model:
             blocks = [block for block in model.blocks if block.is_adaptive]
-            if not any(block.tau > 0 for block in blocks):
+            if not 0 < max((block.tau for block in blocks), default=0) <= _LARGEST_TAU:
                 raise ValueError(
-                    "relative: needs an adaptive network with tau > 0 to steer; got "
-                    f"model_type={model.options.model_type!r}, tau={model.options.tau}"
+                    "relative: needs an adaptive network with tau in "
+                    f"(0, {_LARGEST_TAU}] to steer, such as 0.01; got model_type="
+                    f"{model.options.model_type!r}, tau={model.options.tau}"
                 )
             self._network = model
             with model.distribute_strategy.scope():

@@ -452,7 +452,8 @@ def define_target() -> None:
         "target_relative_flops",
         None,
         "Steer tau so that the network takes this part of the operations that it would "
-        "take if all its units ran; --tau, such as 0.01, says how strongly.",
+        "take if all its units ran; --tau, such as 0.01 and at most 0.1, says how "
+        "strongly.",
     )
 
 

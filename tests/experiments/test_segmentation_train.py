@@ -53,6 +53,7 @@ def test_stages(run, tmp_path, capsys):
         finetune_path=vanilla,
         train_log_dir=sact,
         target_relative_flops=0.9,
+        tau=0.01,
     )
     run(**options)
     run(**{**options, "max_number_of_steps": 2})  # goes on

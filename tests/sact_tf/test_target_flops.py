@@ -109,8 +109,8 @@ def test_targets_that_are_none(relative):
 
 
 def test_networks_that_cannot_be_steered(tiny_examples):
-    for model in (make("vanilla"), make(tau=0.0)):
-        with pytest.raises(ValueError, match="adaptive network with tau > 0"):
+    for model in (make("vanilla"), make(tau=0.0), make(tau=1.0)):
+        with pytest.raises(ValueError, match="adaptive network with tau in"):
             sact_tf.TargetFlops(0.5).attach(model)
     with pytest.raises(ValueError, match="needs a network of this package.*Sequential"):
         sact_tf.TargetFlops(0.5).attach(keras.Sequential([make()]))
