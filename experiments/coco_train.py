@@ -24,6 +24,7 @@ from absl import flags
 from experiments.common import detection, distribution, programs
 from object_detection import training
 from sact_tf.data.examples import DataError
+from sact_tf.pretrained import load_first_weights
 
 FLAGS = flags.FLAGS
 
@@ -96,9 +97,7 @@ def main() -> None:
         )
     programs.start_from_finetune_path(
         log_dir,
-        lambda path: training.load_first_weights(
-            model, path, FLAGS.finetune_without_classifier
-        ),
+        lambda path: load_first_weights(model, path, FLAGS.finetune_without_classifier),
     )
     last = training.train(
         model,

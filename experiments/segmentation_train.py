@@ -27,6 +27,7 @@ import tf_keras as keras
 from absl import flags
 
 from experiments.common import distribution, programs, segmentation
+from sact_tf.pretrained import load_first_weights
 from sact_tf.segmentation import training
 from sact_tf.segmentation.losses import CLASS_WEIGHTINGS
 
@@ -106,9 +107,7 @@ def main() -> None:
         optimizer = make_optimizer()
     programs.start_from_finetune_path(
         log_dir,
-        lambda path: training.load_first_weights(
-            model, path, FLAGS.finetune_without_classifier
-        ),
+        lambda path: load_first_weights(model, path, FLAGS.finetune_without_classifier),
     )
     target = programs.target()
     last = training.train(

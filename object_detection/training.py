@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-import sact_tf
 from object_detection.data.examples import DetectionExamples
 from object_detection.evaluation import to_original
 from object_detection.faster_rcnn import FasterRCNN
 from object_detection.visualization import draw_detections
 from sact_tf import optimization, training
-from sact_tf.checkpoint_kinds import DETECTOR
-from sact_tf.checkpoints import checkpoint_kind
 from sact_tf.optional import lazy
 from sact_tf.summaries import Summaries, measured
 
@@ -45,43 +40,6 @@ def learning_rate(
     if not warmup_steps:
         return schedule
     return lr_schedule.LinearWarmup(schedule, warmup_steps, 0.0)
-
-
-def load_first_weights(
-    model: FasterRCNN, checkpoint_path: str, without_classifier: bool = False
-) -> list[str]:
-    """Loads weights to start from: of a classification network, or of a detector.
-
-    Of a classification network, in any format of `sact_tf.load_pretrained`, blocks 1 to
-    4 are all found; what it classifies images with is passed over, and the detector's
-    own layers stay as initialised. Halting variables stay so too where there are none.
-
-    Args:
-        model: The detector.
-        checkpoint_path: A file, or a checkpoint prefix, or a directory, whose latest
-            checkpoint is taken.
-        without_classifier: Whether a detector's box classifier is passed over, for
-            objects of other classes.
-
-    Returns:
-        The sorted names of the variables loaded.
-
-    Raises:
-        FileNotFoundError: There is no readable checkpoint.
-        ValueError: It is another network's.
-    """
-    path = os.path.expanduser(checkpoint_path)
-    if not os.path.isfile(path) and checkpoint_kind(path) == DETECTOR:
-        return sact_tf.load_slim_checkpoint(
-            model,
-            path,
-            fresh_halting=None,
-            without_classifier=without_classifier,
-        )
-    loaded = sact_tf.load_pretrained(
-        model.network, path, fresh_halting=None, without_classifier=True
-    )
-    return list(loaded.variables)
 
 
 class _Summaries(Summaries):

@@ -3,6 +3,7 @@
 from sact_tf.pretrained.formats import identify
 from sact_tf.pretrained.loading import (
     Pretrained,
+    load_first_weights,
     load_found,
     load_pretrained,
     read_keras_applications,
@@ -15,6 +16,7 @@ __all__ = [
     "Pretrained",
     "Source",
     "identify",
+    "load_first_weights",
     "load_found",
     "load_pretrained",
     "read_keras_applications",

@@ -14,7 +14,7 @@ from sact_tf.checkpoint_files import open_checkpoint, read_tensors
 from sact_tf.data.examples import DataError
 from sact_tf.domains import brief
 from sact_tf.pretrained import keras_hdf5, timm
-from sact_tf.pretrained.sources import EXPLAINED, SOURCES, Found, units_of
+from sact_tf.pretrained.sources import EXPLAINED, OTHERS, SOURCES, Found, units_of
 
 KNOWN = (
     "a TF-Slim checkpoint, a .keras or .weights.h5 file of this project, an .h5 file "
@@ -140,6 +140,10 @@ def _read_slim(path, source):
     root = _root(path, roots, source)
     if re.match(r"resnet_v1", root):
         raise DataError(f"{path}: holds weights {EXPLAINED['v1']}")
+    if root in OTHERS:
+        raise DataError(
+            f"{path}: is the checkpoint of {OTHERS[root]}, which fits only such a one"
+        )
     is_slim = source == "slim" or bool(_SLIM_ROOT.match(root))
     is_sact = source == "sact" or root in ("resnet_v2", "resnet_residual")
     if not is_slim and not is_sact:

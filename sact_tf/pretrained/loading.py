@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import tf_keras as keras
 
-from sact_tf.checkpoints import fitting_variables, form_of, load_slim_checkpoint
+from sact_tf.checkpoint_kinds import DETECTOR, SEGMENTER, kind_of
+from sact_tf.checkpoints import (
+    checkpoint_kind,
+    fitting_variables,
+    form_of,
+    load_slim_checkpoint,
+    slim_variables,
+)
 from sact_tf.pretrained import keras_hdf5
 from sact_tf.pretrained.formats import identify
 from sact_tf.pretrained.sources import SOURCES, Found
@@ -87,6 +95,46 @@ def load_pretrained(
         return Pretrained(SOURCES["sact"].description, tuple(loaded), ())
     found = identify(path, source, model)
     return load_found(model, found, fresh_halting, first_units, without_classifier)
+
+
+def load_first_weights(
+    model: keras.Model, path: str, without_classifier: bool = False
+) -> list[str]:
+    """Loads weights that a detector or a segmentation network starts from.
+
+    Of a model of its own kind all is found. Of a classification network, in any format
+    of `load_pretrained`, and of a model of the other kind, the residual network is;
+    what stands around it stays as initialised. Halting variables stay so too where
+    there are none.
+
+    Args:
+        model: A detector or a segmentation network.
+        path: A file, or a checkpoint prefix, or a directory, whose latest checkpoint is
+            taken.
+        without_classifier: Whether what tells classes apart is passed over in a model
+            of the same kind, for other classes.
+
+    Returns:
+        The sorted names of the variables loaded.
+
+    Raises:
+        FileNotFoundError: There is no readable checkpoint.
+        ValueError: It is another network's.
+    """
+    path = os.path.expanduser(path)
+    kind = None if os.path.isfile(path) else checkpoint_kind(path)
+    if kind not in (DETECTOR, SEGMENTER):
+        loaded = load_pretrained(
+            model.network, path, fresh_halting=None, without_classifier=True
+        )
+        return list(loaded.variables)
+    if kind == kind_of(slim_variables(model)):
+        return load_slim_checkpoint(
+            model, path, fresh_halting=None, without_classifier=without_classifier
+        )
+    return load_slim_checkpoint(
+        model.network, path, fresh_halting=None, without_classifier=True
+    )
 
 
 def load_found(

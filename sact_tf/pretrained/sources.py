@@ -22,6 +22,13 @@ EXPLAINED = {
 }
 """Networks that are asked for and cannot be had, and why."""
 
+OTHERS = {
+    "iterative_net": "an iterative network",
+    "recurrent_attention": "a recurrent attention model",
+    "fine_grained_attention": "a fine-grained attention model",
+}
+"""Networks of this project, by root scope, whose weights fit their own kind alone."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:

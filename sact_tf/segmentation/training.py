@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-import sact_tf
 from sact_tf import optimization, training
-from sact_tf.checkpoint_kinds import DETECTOR, SEGMENTER
-from sact_tf.checkpoints import checkpoint_kind
-from sact_tf.networks.iterative_net import IterativeNet
 from sact_tf.optional import lazy
 from sact_tf.segmentation.data import SegmentationExamples
 from sact_tf.segmentation.losses import class_weights
@@ -69,45 +63,6 @@ def make_optimizer(
     if name == "adam":
         return keras.optimizers.Adam(rate, global_clipnorm=clip_norm)
     raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {name!r}")
-
-
-def load_first_weights(
-    model: SegmentationNetwork, checkpoint_path: str, without_classifier: bool = False
-) -> list[str]:
-    """Loads weights to start from: of a network, a detector, or a segmentation network.
-
-    Of a classification network, in any format of `sact_tf.load_pretrained`, and of a
-    detector the backbone is found; the head stays as initialised. Halting variables
-    stay so where there are none.
-
-    Args:
-        model: The segmentation network.
-        checkpoint_path: A file, or a checkpoint prefix, or a directory, whose latest
-            checkpoint is taken.
-        without_classifier: Whether the logits of a segmentation network are passed
-            over, for other classes.
-
-    Returns:
-        The sorted names of the variables loaded.
-
-    Raises:
-        FileNotFoundError: There is no readable checkpoint.
-        ValueError: It is another network's.
-    """
-    path = os.path.expanduser(checkpoint_path)
-    kind = None if os.path.isfile(path) else checkpoint_kind(path)
-    if kind == SEGMENTER:
-        return sact_tf.load_slim_checkpoint(
-            model, path, fresh_halting=None, without_classifier=without_classifier
-        )
-    if kind == DETECTOR or isinstance(model.network, IterativeNet):
-        return sact_tf.load_slim_checkpoint(
-            model.network, path, fresh_halting=None, without_classifier=True
-        )
-    loaded = sact_tf.load_pretrained(
-        model.network, path, fresh_halting=None, without_classifier=True
-    )
-    return list(loaded.variables)
 
 
 class _Summaries(Summaries):

@@ -8,8 +8,9 @@ from scipy import optimize
 
 import sact_tf
 from object_detection.faster_rcnn import FasterRCNN, Options
-from object_detection.training import load_first_weights
 from sact_tf.checkpoints import slim_variables
+from sact_tf.pretrained import load_first_weights
+from sact_tf.segmentation import SegmentationNetwork
 
 SIZES = [[61, 90], [70, 52]]
 
@@ -227,6 +228,27 @@ def test_starts_from_a_detector(make_detector, tmp_path):
         load_first_weights(make_detector("sact", anchor_sizes=(9, 8, 7)), str(tmp_path))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_first_weights(sact, str(tmp_path / "nowhere"))
+
+
+def test_starts_from_a_segmentation_network_and_the_reverse(make_detector, tmp_path):
+    network = sact_tf.imagenet_resnet("1_2_2_1", "sact", 0, base_channels=4)
+    segmenter = SegmentationNetwork(network, 3, head_channels=4, bins=(1,))
+    detector = make_detector("sact")
+    for k, (source, model) in enumerate([(segmenter, detector), (detector, segmenter)]):
+        path = sact_tf.save_slim_checkpoint(source, str(tmp_path / f"model.ckpt-{k}"))
+        source.network.stem.kernel.assign_add(tf.ones_like(source.network.stem.kernel))
+        loaded = load_first_weights(model, path)
+        wanted = slim_variables(model.network)
+        assert set(loaded) == {name for name in wanted if "/logits/" not in name}
+        np.testing.assert_array_equal(
+            model.network.stem.kernel, tf.train.load_variable(path, loaded_stem(loaded))
+        )
+
+
+def loaded_stem(names):
+    """Returns the name of the first convolution's kernel."""
+    (name,) = (n for n in names if n.endswith("/conv1/weights") and "block" not in n)
+    return name
 
 
 def test_config_round_trip(make_detector):

@@ -7,6 +7,8 @@ import tf_keras as keras
 
 import sact_tf
 from sact_tf.checkpoint_kinds import CheckpointKindError
+from sact_tf.checkpoints import slim_variables
+from sact_tf.pretrained import load_first_weights
 from sact_tf.segmentation import VOID, SegmentationNetwork
 from sact_tf.segmentation.network import HEAD
 
@@ -120,6 +122,17 @@ def test_checkpoints_of_another_kind_are_named(make, tmp_path):
     prefix = sact_tf.save_slim_checkpoint(model, str(tmp_path / "seg" / "model.ckpt-0"))
     with pytest.raises(CheckpointKindError, match="that of a segmentation network"):
         sact_tf.load_slim_checkpoint(network, prefix)
+
+
+def test_starts_from_an_iterative_network(make, tmp_path):
+    options = dict(num_classes=5, base_channels=2)
+    source = sact_tf.iterative_net("iterative", [1, 2, 1, 1], **options)
+    path = sact_tf.save_slim_checkpoint(source, str(tmp_path / "model.ckpt-1"))
+    model = make("iterative")
+    loaded = load_first_weights(model, path)
+    assert set(loaded) == set(slim_variables(model.network))
+    with pytest.raises(ValueError, match="of an iterative network, which fits only"):
+        load_first_weights(make("sact"), path)
 
 
 def test_the_training_step_by_hand(make):
