@@ -122,6 +122,9 @@ flags.DEFINE_float(
     "The largest; rises and falls as --learning_rate.",
     lower_bound=0.0,
 )
+flags.DEFINE_integer(
+    "num_eval_images", None, "Test images drawn to tell errors; by default all.", 1
+)
 flags.DEFINE_list("levels", ["0.75", "0.5", "0.25", "0.1"], "Keep fractions of curves.")
 flags.DEFINE_integer("repetitions", 11, "Timed calls of each side; 0: none.", 0)
 flags.DEFINE_integer("time_batch_size", None, "Images timed; by default --batch_size.")
@@ -175,7 +178,10 @@ def load_data():
     """Returns training and test examples, None for each if there are none."""
     if not has_data():
         return None, None
-    return tuple(map(feedforward.load_examples, ("train", "eval")))
+    training, test = map(feedforward.load_examples, ("train", "eval"))
+    if FLAGS.num_eval_images is not None:
+        test = feedforward.drawn(test, FLAGS.num_eval_images, FLAGS.seed)
+    return training, test
 
 
 def selection(training):

@@ -150,7 +150,7 @@ def operations(
 ) -> tuple[float, float, float, str]:
     """Returns FLOPs per image, their deviation, their share, and of what that is."""
     if row["program"] == "dt_ram_eval":
-        per_step = row["flops_per_step"]
+        per_step = model.flops_per_step
         mean, deviation = (per_step * row[f"steps/{k}"] for k in ("mean", "std"))
         return mean, deviation, mean / (per_step * model.steps), "those of all glimpses"
     mean, deviation = (row[f"Total Flops/{key}"] for key in ("mean", "std"))

@@ -113,7 +113,12 @@ def test_time_without_data(run):
 @pytest.mark.long
 def test_curves(run, tmp_path):
     pytest.importorskip("matplotlib")
-    run(mode="curves", mask=["grid", "impact"], levels=["0.5", "0.25"])
+    run(
+        mode="curves",
+        num_eval_images=8,
+        mask=["grid", "impact"],
+        levels=["0.5", "0.25"],
+    )
     rows = json.loads((tmp_path / "out" / "curves.json").read_text())["rows"]
     assert [(r["layer"], r["mask"]) for r in rows[::2]] == [
         *(("one", "grid"), ("one", "impact"), ("two", "grid"), ("two", "impact"))
