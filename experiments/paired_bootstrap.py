@@ -3,8 +3,16 @@
     python -m experiments.paired_bootstrap --first=/tmp/pact/images.npz \\
         --first_mode=relaxed --second=/tmp/sact/images.npz
 
-cifar_main and imagenet_eval write such files with --write_images. The interval is that
-of the difference when images are drawn anew, both networks seeing the same ones.
+cifar_main, imagenet_eval and dt_ram_eval write such files with --write_images. The
+interval is that of the difference when images are drawn anew, both networks seeing the
+same ones.
+
+Is a network above the line through two others? With --third, the first is compared with
+a point of that line, which is what one gets who asks the second network with the
+probability --share, otherwise the third:
+
+    python -m experiments.paired_bootstrap --first=/tmp/dt_ram/images.npz \\
+        --second=/tmp/ram2/images.npz --third=/tmp/ram4/images.npz --share=0.4
 """
 
 from __future__ import annotations
@@ -31,6 +39,11 @@ flags.DEFINE_string("first", "", "images.npz of a network.")
 flags.DEFINE_string("first_mode", "", _MODE)
 flags.DEFINE_string("second", "", "images.npz of the network it is compared with.")
 flags.DEFINE_string("second_mode", "", _MODE)
+flags.DEFINE_string("third", "", "images.npz of a network at the other end of a line.")
+flags.DEFINE_string("third_mode", "", _MODE)
+flags.DEFINE_float(
+    "share", 0.5, "Of --second in the point of the line, the rest is --third's.", 0, 1
+)
 flags.DEFINE_integer("resamples", 10_000, "How often images are drawn.", lower_bound=1)
 flags.DEFINE_float("confidence", 0.95, "Of the interval.", 0.0, 1.0)
 flags.DEFINE_integer("seed", 0, "Of the draws.")
@@ -102,28 +115,25 @@ def main() -> None:
     programs.require("first", "second")
     if not 0 < FLAGS.confidence < 1:
         raise ValueError(f"--confidence={FLAGS.confidence}: must lie between 0 and 1")
-    networks = {name: read(name) for name in ("first", "second")}
-    counts = [len(values["Accuracy"]) for values in networks.values()]
-    if counts[0] != counts[1] or not counts[0]:
-        raise DataError(
-            f"--second={FLAGS.second}: must have the images of --first, which are "
-            f"{counts[0]}; got {counts[1]}"
-        )
-    results = {"images": counts[0]}
+    names = ["first", "second", *(["third"] if FLAGS.third else [])]
+    networks = {name: read(name) for name in names}
+    count = len(networks["first"]["Accuracy"])
+    results = {"images": count}
     for name, values in networks.items():
+        if len(values["Accuracy"]) != count or not count:
+            raise DataError(
+                f"--{name}={FLAGS[name].value}: must have the images of --first, which "
+                f"are {count}; got {len(values['Accuracy'])}"
+            )
         flops = values["Expected Flops"]
         flops = values["Flops"] if flops is None else flops
         results[f"{name}/accuracy"] = float(np.mean(values["Accuracy"], dtype=float))
         results[f"{name}/flops"] = float(np.mean(flops, dtype=float))
-    results.update(
-        compare(
-            networks["first"]["Accuracy"],
-            networks["second"]["Accuracy"],
-            FLAGS.resamples,
-            FLAGS.confidence,
-            FLAGS.seed,
-        )
-    )
+    first, other, *third = (values["Accuracy"] for values in networks.values())
+    if third:
+        other = FLAGS.share * other + (1 - FLAGS.share) * third[0]
+        results["line/accuracy"] = float(np.mean(other, dtype=float))
+    results.update(compare(first, other, FLAGS.resamples, FLAGS.confidence, FLAGS.seed))
     for name, value in results.items():
         print(f"{name} {value:.8g}")
     if FLAGS.output_file:

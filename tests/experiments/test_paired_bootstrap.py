@@ -51,6 +51,25 @@ def test_compares_two_networks(program, write, tmp_path, capsys):
     assert "difference" in capsys.readouterr().out
 
 
+def test_compares_with_a_line(program, write, tmp_path):
+    rng = np.random.default_rng(0)
+    right = {k: (rng.random(500) < k).astype(np.float32) for k in (0.5, 0.7, 0.9)}
+    low, middle, high = (
+        write(f"{k}.npz", **{"network/Accuracy": v, "network/Flops": np.ones(500)})
+        for k, v in right.items()
+    )
+    output = tmp_path / "result.json"
+    flags = dict(first=middle, second=low, third=high, share=0.25)
+    with flagsaver.flagsaver(output_file=str(output), **flags):
+        program.main()
+    results = json.loads(output.read_text())
+    line = 0.25 * right[0.5].mean() + 0.75 * right[0.9].mean()
+    np.testing.assert_allclose(results["line/accuracy"], line, rtol=1e-6)
+    difference = right[0.7].mean() - line
+    np.testing.assert_allclose(results["difference"], difference, atol=1e-6)
+    assert results["low"] < difference < results["high"] < 0
+
+
 def test_bad_files_are_named(refusal, write, tmp_path):
     good = write("good.npz", **{"network/Accuracy": np.ones(3)})
     (tmp_path / "bad.npz").write_text("no such file")
@@ -61,6 +80,8 @@ def test_bad_files_are_named(refusal, write, tmp_path):
     assert message.startswith("--first_mode=soft:") and "has network" in message
     other = write("other.npz", **{"network/Accuracy": np.ones(4)})
     assert "which are 3; got 4" in refusal(first=good, second=other)
+    message = refusal(first=good, second=good, third=other)
+    assert message.startswith(f"--third={other}: must have the images of --first")
     missing = str(tmp_path / "none.npz")
     assert missing in refusal(first=missing, second=good)
     assert "--confidence" in refusal(first=good, second=good, confidence=1.0)
