@@ -114,6 +114,17 @@ class _Cuda:
         codes.append(f"-gencode=arch=compute_{last},code=[sm_{last},compute_{last}]")
         return [*_CUDA_FLAGS, *codes]
 
+    def runs_on(self, major: int, minor: int) -> bool:
+        """Whether a GPU of this compute capability runs what is compiled.
+
+        Machine code runs on GPUs of the same first number that are no older than what
+        it is for, the last one's PTX on all that are no older.
+        """
+        number = 10 * major + minor
+        return number >= self.architectures[-1] or any(
+            a // 10 == major and a <= number for a in self.architectures
+        )
+
     def __str__(self) -> str:
         numbers = ", ".join(f"{a // 10}.{a % 10}" for a in self.architectures)
         return f"for compute capability {numbers}"

@@ -7,7 +7,9 @@ TensorFlow's dense convolution (cuDNN) and XLA, and, in a source tree, SACT-101 
 the ordinary network (`experiments.benchmarks.network`). It prints a table, and writes
 one JSON to the file and to the cache, where `implementation="auto"` finds it: on this
 kind of GPU it then runs the kernels if they were faster than TensorFlow's operations.
-Without a GPU it says so and runs the kernels in the emulation.
+The JSON is written after the comparison, after the layers and after the networks, so
+that what came first is not lost. Without a GPU it says so and runs the kernels in the
+emulation.
 """
 
 from __future__ import annotations
@@ -27,7 +29,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from custom_ops import build, convolution, emulation, indexed, positions, units
+from custom_ops import (
+    build,
+    convolution,
+    emulation,
+    gpu_support,
+    indexed,
+    positions,
+    units,
+)
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 """Types of the elements; `tf32` is float32 where TensorFlow may round factors."""
@@ -155,26 +165,40 @@ def check_kernels(implementation: str, precisions=PRECISIONS) -> list[dict]:
 
     Returns:
         For each kernel, precision and share of active positions the largest mean error
-        of its results, relative to their mean magnitude, the bound, and `is_right`.
+        of its results, relative to their mean magnitude, the bound, and `is_right`;
+        where it could not run, the `failure`.
     """
     rows = []
     for precision in precisions:
         for name, kernel in KERNELS.items():
             for share in (0.0, 0.3, 1.0):
-                mask = np.random.default_rng(7).random((2, 13, 11)) < share
-                with _precision(precision) as dtype:
-                    got = kernel(_normal(dtype), mask, implementation)
-                    expected = kernel(_normal(dtype, tf.float64), mask, "tensorflow")
-                errors = [
-                    float(np.mean(np.abs(tf.cast(a, tf.float64) - b)))
-                    / max(float(np.mean(np.abs(b))), 1e-6)
-                    for a, b in zip(got, expected)
-                ]
                 row = dict(kernel=name, precision=precision, active=share)
-                row |= dict(error=max(errors), bound=_BOUNDS[precision])
-                # A comparison with NaN is false.
-                rows.append(row | dict(is_right=bool(max(errors) <= row["bound"])))
+                row |= dict(error=None, bound=_BOUNDS[precision], is_right=False)
+                try:
+                    row["error"] = _error(kernel, precision, share, implementation)
+                    # A comparison with NaN is false.
+                    row["is_right"] = bool(row["error"] <= row["bound"])
+                except tf.errors.OpError as error:
+                    row["failure"] = _short(error)
+                rows.append(row)
     return rows
+
+
+def _error(kernel, precision: str, share: float, implementation: str) -> float:
+    """The largest mean error of a kernel's results, relative to their magnitude."""
+    mask = np.random.default_rng(7).random((2, 13, 11)) < share
+    with _precision(precision) as dtype:
+        got = kernel(_normal(dtype), mask, implementation)
+        expected = kernel(_normal(dtype, tf.float64), mask, "tensorflow")
+    return max(
+        float(np.mean(np.abs(tf.cast(a, tf.float64) - b)))
+        / max(float(np.mean(np.abs(b))), 1e-6)
+        for a, b in zip(got, expected)
+    )
+
+
+def _short(error: Exception) -> str:
+    return str(error)[:300]
 
 
 def _normal(dtype: tf.DType, cast: tf.DType | None = None):
@@ -191,7 +215,7 @@ def _normal(dtype: tf.DType, cast: tf.DType | None = None):
 
 
 def time_layers(precision: str, layers=_LAYERS, batches=_BATCHES) -> list[dict]:
-    """Times convolutions at random positions; milliseconds per call.
+    """Times convolutions at random positions; milliseconds per call, or failures.
 
     Args:
         precision: One of `PRECISIONS`.
@@ -203,13 +227,13 @@ def time_layers(precision: str, layers=_LAYERS, batches=_BATCHES) -> list[dict]:
         for layer in layers:
             for batch in batches:
                 for share in _SHARES:
-                    times = _time_layer(dtype, layer, batch, share)
                     row = dict(layer=layer, batch=batch, precision=precision)
-                    rows.append(row | dict(active=share, milliseconds=times))
+                    row |= dict(active=share)
+                    rows.append(row | _time_layer(dtype, layer, batch, share))
     return rows
 
 
-def _time_layer(dtype, layer, batch, share):
+def _time_layer(dtype, layer, batch, share) -> dict[str, dict]:
     kernel, channels, filters, height, width = layer
     normal = _normal(dtype)
     x, weights = (
@@ -232,7 +256,13 @@ def _time_layer(dtype, layer, batch, share):
         "dense": tf.function(dense),
         "xla": tf.function(dense, jit_compile=True),
     }
-    return {name: _milliseconds(run) for name, run in sides.items()}
+    row = {"milliseconds": {}, "failures": {}}
+    for name, run in sides.items():
+        try:
+            row["milliseconds"][name] = _milliseconds(run)
+        except tf.errors.OpError as error:  # out of memory; XLA that is not whole
+            row["failures"][name] = _short(error)
+    return row
 
 
 def _milliseconds(run: Callable) -> float:
@@ -274,24 +304,23 @@ def time_networks() -> list[dict]:
 
 def device_name() -> str | None:
     """Returns what kind of GPU there is, or None."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return None
-    details = tf.config.experimental.get_device_details(gpus[0])
-    return details.get("device_name", "unknown")
+    details = gpu_support.device_details()
+    return None if details is None else details.get("device_name", "unknown")
 
 
 def is_win(report: dict) -> bool:
     """Whether all kernels are right, and layers at up to half of the positions faster
     by them than by TensorFlow's operations, which else run."""
+
+    def is_faster(milliseconds: dict[str, float]) -> bool:
+        native, twin = (milliseconds.get(s, np.inf) for s in ("native", "twin"))
+        return native < twin
+
     layers = [row for row in report["layers"] if row["active"] <= 0.5]
     return (
         bool(layers)
         and all(row["is_right"] for row in report["checks"])
-        and all(
-            row["milliseconds"]["native"] < row["milliseconds"]["twin"]
-            for row in layers
-        )
+        and all(is_faster(row["milliseconds"]) for row in layers)
     )
 
 
@@ -316,14 +345,17 @@ def _save(report: dict, path: str | None) -> pathlib.Path:
     name = _report_name(report["device"])
     text = json.dumps(report, indent=1)
     if path is not None:
-        pathlib.Path(path).write_text(text)
+        _write(pathlib.Path(path), text)
     with build._locked(name) as directory:
-        kept = directory / name
-        unfinished = kept.with_suffix(".unfinished")
-        unfinished.write_text(text)
-        unfinished.chmod(0o600)
-        unfinished.rename(kept)
-    return kept
+        _write(directory / name, text)
+    return directory / name
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text)
+    unfinished.chmod(0o600)
+    unfinished.rename(path)
 
 
 def print_report(report: dict) -> None:
@@ -333,11 +365,13 @@ def print_report(report: dict) -> None:
         verdict = "right" if row["is_right"] else "WRONG"
         print(
             f"{verdict}  {row['kernel']:26} {row['precision']:9} "
-            f"{row['active']:4.0%} active, error {row['error']:.1e}"
+            f"{row['active']:4.0%} active, "
+            + row.get("failure", f"error {row['error'] or 0:.1e}")
         )
     for row in report["layers"]:
         kernel, channels, filters, height, width = row["layer"]
         times = "  ".join(f"{k} {v:.3f}" for k, v in row["milliseconds"].items())
+        times = "  ".join([times, *(f"{k} failed" for k in row.get("failures", ()))])
         print(
             f"{kernel}x{kernel} {channels}->{filters} {height}x{width} batch "
             f"{row['batch']} {row['precision']:9} {row['active']:4.0%}: {times} ms"
@@ -347,26 +381,65 @@ def print_report(report: dict) -> None:
     print("the kernels win" if is_win(report) else "the kernels do not win")
 
 
+def make_report(device: str, path: str | None) -> dict:
+    """Checks and times everything; saves what there is after every part.
+
+    Args:
+        device: What kind of GPU there is.
+        path: A file that takes the report beside the cache, or None.
+    """
+    report = dict(device=device, tensorflow=tf.__version__)
+    report |= dict(checks=[], layers=[], networks=[])
+    parts = {
+        "checks": lambda: check_kernels("native"),
+        "layers": lambda: [row for p in PRECISIONS for row in time_layers(p)],
+        "networks": time_networks,
+    }
+    for part, make in parts.items():
+        report[part] = make()
+        kept = _save(report, path)
+        print(f"{part}: written to {kept}", file=sys.stderr, flush=True)
+    return report
+
+
+def _path() -> str | None:
+    """Returns the file that the command line names, or None."""
+    arguments = sys.argv[1:]
+    if len(arguments) > 1:
+        sys.exit(
+            "custom_ops.gpu_report: expected at most one file; got "
+            f"{' '.join(arguments)}"
+        )
+    if not arguments:
+        return None
+    path = pathlib.Path(arguments[0])
+    if not path.parent.is_dir() or path.is_dir():
+        sys.exit(
+            f"custom_ops.gpu_report: expected a file in a directory that exists; got "
+            f"{path}"
+        )
+    return arguments[0]
+
+
 def main() -> None:
     """Reports on the GPU, or, without one, on the emulation."""
-    device = device_name()
+    path, device = _path(), device_name()
     if device is None:
         print(
-            "There is no GPU: the kernels run in the emulation, and nothing is timed."
+            "There is no GPU: the kernels run in the emulation, and nothing is timed.",
+            flush=True,
         )
         sys.argv[1:] = []
         emulation.main()
         return
-    report = dict(
-        device=device,
-        tensorflow=tf.__version__,
-        checks=check_kernels("native"),
-        layers=[row for p in PRECISIONS for row in time_layers(p)],
-        networks=time_networks(),
-    )
+    obstacle = gpu_support.obstacle()
+    if obstacle is not None:
+        sys.exit(
+            f"custom_ops.gpu_report: the kernels cannot run on the GPU ({device}): "
+            f"{obstacle}"
+        )
+    report = make_report(device, path)
     print_report(report)
-    kept = _save(report, sys.argv[1] if len(sys.argv) > 1 else None)
-    print(f"written: {kept}")
     if not all(row["is_right"] for row in report["checks"]):
         sys.exit("custom_ops.gpu_report: a kernel is wrong")
 

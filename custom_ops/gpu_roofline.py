@@ -6,12 +6,16 @@ A kernel takes as long as the longest of: its operations at the rate of the tens
 cores; the bytes that its tiles move through shared memory; the bytes that it moves
 from and to the device's memory; and the start of a kernel. For a bottleneck unit of
 each block, a table says what follows at 10, 50 and 100 % random active positions, for
-TensorFlow's dense operations, and at which share of positions both take the same.
+TensorFlow's dense operations, and at which share of positions both take the same. A
+second one says the same of kernels by `wgmma`, the matrix instructions that only 9.0
+has; there are none here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,14 @@ _POSITION_LAUNCHES, _OTHER_LAUNCHES = 7, 3
 _UNIT_LAUNCHES = 5  # three convolutions, two for the sums
 
 
-def product(device: Device, rows: float, columns: int, depth: int, moved: float):
+def product(
+    device: Device,
+    rows: float,
+    columns: int,
+    depth: int,
+    moved: float,
+    by_wgmma: bool = False,
+) -> float:
     """Seconds of a product kernel.
 
     Args:
@@ -59,12 +70,13 @@ def product(device: Device, rows: float, columns: int, depth: int, moved: float)
         columns: Output channels.
         depth: Taps times input channels.
         moved: Bytes from and to the device's memory.
+        by_wgmma: Whether four warps multiply a tile together, and so read it once.
     """
     tiles = -(-rows // _TILE) * -(-columns // _TILE)
     operations = 2 * tiles * _TILE * _TILE * depth
     # Four warps read their rows and columns of a tile, which was written once.
-    read = 4 * 2 * _WARP_TILE * depth * _BYTES
     written = 2 * _TILE * depth * _BYTES
+    read = written if by_wgmma else 4 * 2 * _WARP_TILE * depth * _BYTES
     return max(
         operations / device.bfloat16_rate,
         tiles * (read + written) / device.shared_rate,
@@ -73,21 +85,26 @@ def product(device: Device, rows: float, columns: int, depth: int, moved: float)
     )
 
 
-def perforated_unit(device, batch, height, width, inner, outer, share) -> float:
+def perforated_unit(
+    device, batch, height, width, inner, outer, share, by_wgmma=False
+) -> float:
     """Seconds of a step: positions, bottleneck, head, accumulation."""
+    multiply = functools.partial(product, by_wgmma=by_wgmma)
     positions = batch * height * width
     active = share * positions
     # Random positions: a 3x3 window is touched unless all of its nine are inactive.
     touched = positions * (1 - (1 - share) ** 9)
     weights = _BYTES * (2 * outer * inner + 9 * inner * inner)
-    seconds = product(device, touched, inner, outer, _BYTES * touched * (outer + inner))
-    seconds += product(
+    seconds = multiply(
+        device, touched, inner, outer, _BYTES * touched * (outer + inner)
+    )
+    seconds += multiply(
         device, active, inner, 9 * inner, _BYTES * (touched + active) * inner + weights
     )
-    seconds += product(
+    seconds += multiply(
         device, active, outer, inner, _BYTES * active * (inner + 2 * outer)
     )
-    head = product(device, active, 1, 9 * outer, _BYTES * touched * outer)
+    head = multiply(device, active, 1, 9 * outer, _BYTES * touched * outer)
     accumulation = max(_START, 3 * _BYTES * active * outer / device.memory_rate)
     launches = _POSITION_LAUNCHES + _UNIT_LAUNCHES - 3 + _OTHER_LAUNCHES - 2
     return seconds + head + accumulation + launches * _START
@@ -116,30 +133,41 @@ def dense_unit(device, batch, height, width, inner, outer) -> float:
     return seconds
 
 
-def break_even(device, batch, *sizes) -> float | None:
+def break_even(device, batch, *sizes, by_wgmma: bool = False) -> float | None:
     """Returns up to which share of active positions the perforated step is faster."""
     shares = [i / 200 for i in range(201)]
     dense = dense_unit(device, batch, *sizes)
-    won = [s for s in shares if perforated_unit(device, batch, *sizes, s) <= dense]
+    won = [
+        share
+        for share in shares
+        if perforated_unit(device, batch, *sizes, share, by_wgmma) <= dense
+    ]
     return max(won, default=None)
 
 
-def main() -> None:
-    """Prints the table, in microseconds."""
+def print_table(devices: Sequence[Device], by_wgmma: bool = False) -> None:
+    """Prints a table in Markdown, in microseconds."""
     print("| device, batch, unit of | 10 % | 50 % | 100 % | dense | break-even |")
     print("|---|---|---|---|---|---|")
-    for device in DEVICES:
+    for device in devices:
         for batch in (1, 8):
             for name, *sizes in _BLOCKS:
                 times = [
-                    perforated_unit(device, batch, *sizes, share)
+                    perforated_unit(device, batch, *sizes, share, by_wgmma)
                     for share in (0.1, 0.5, 1.0)
                 ]
                 times.append(dense_unit(device, batch, *sizes))
                 figures = " | ".join(f"{seconds * 1e6:.0f}" for seconds in times)
-                even = break_even(device, batch, *sizes)
+                even = break_even(device, batch, *sizes, by_wgmma=by_wgmma)
                 share = "never" if even is None else f"{even:.0%}"
                 print(f"| {device.name}, {batch}, {name} | {figures} | {share} |")
+
+
+def main() -> None:
+    """Prints the tables."""
+    print_table(DEVICES)
+    print("\nBy wgmma:\n")
+    print_table([device for device in DEVICES if device.name == "H100"], True)
 
 
 if __name__ == "__main__":

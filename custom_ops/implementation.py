@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import functools
 import os
+import warnings
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -77,6 +78,7 @@ def prefers_gpu_kernels() -> bool:
 
     So it is if `SACT_GPU_AUTO` is 1; or, unless it is 0, if a report of
     `python -m custom_ops.gpu_report` on this kind of GPU shows that they are faster.
+    Where they are wanted and cannot run, one warning says why.
 
     Raises:
         ValueError: On another value of `SACT_GPU_AUTO`.
@@ -84,11 +86,21 @@ def prefers_gpu_kernels() -> bool:
     chosen = os.environ.get("SACT_GPU_AUTO", "")
     if chosen not in ("", "0", "1"):
         raise ValueError(f"SACT_GPU_AUTO must be 0 or 1; got {chosen!r}")
-    if chosen or not _has_gpu():
-        return chosen == "1" and _has_gpu()
-    from custom_ops import gpu_report
+    if chosen == "0" or not _has_gpu():
+        return False
+    from custom_ops import gpu_report, gpu_support
 
-    return gpu_report.shows_win()
+    if chosen != "1" and not gpu_report.shows_win():
+        return False
+    obstacle = gpu_support.obstacle()
+    if obstacle is not None:
+        warnings.warn(
+            "Plain TensorFlow operations run on the GPU, where the native kernels "
+            f"cannot: {obstacle}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return obstacle is None
 
 
 @functools.cache

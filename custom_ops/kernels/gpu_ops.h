@@ -58,14 +58,26 @@ inline absl::Status StreamOf(OpKernelContext* context, void** stream) {
   return absl::OkStatus();
 }
 
+// Memory of the device for an op's work. TensorFlow says what could not be had, this
+// what to do about it.
+inline absl::Status AllocateWork(OpKernelContext* context, int64_t bytes,
+                                 Tensor* memory) {
+  const absl::Status status =
+      context->allocate_temp(tensorflow::DT_INT8, TensorShape({bytes}), memory);
+  if (status.ok()) return status;
+  return absl::Status(
+      status.code(),
+      absl::StrCat(status.message(), "; the perforated kernels work in these ", bytes,
+                   " bytes: run fewer or smaller images at a time"));
+}
+
 // Calls a function with memory for its work and the stream to queue it on.
 template <typename Function>
 absl::Status RunOnDevice(OpKernelContext* context, int64_t workspace_bytes,
                          const Function& function) {
   Tensor workspace;
   void* stream;
-  TF_RETURN_IF_ERROR(context->allocate_temp(
-      tensorflow::DT_INT8, TensorShape({workspace_bytes}), &workspace));
+  TF_RETURN_IF_ERROR(AllocateWork(context, workspace_bytes, &workspace));
   TF_RETURN_IF_ERROR(StreamOf(context, &stream));
   return OfDevice(function(workspace.data(), stream));
 }

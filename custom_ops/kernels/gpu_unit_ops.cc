@@ -39,8 +39,7 @@ class UnitPlaces {
     }
     void* stream;
     TF_RETURN_IF_ERROR(StreamOf(context, &stream));
-    TF_RETURN_IF_ERROR(context->allocate_temp(
-        tensorflow::DT_INT8, TensorShape({gpu::PlacesBytes(g)}), &memory_));
+    TF_RETURN_IF_ERROR(AllocateWork(context, gpu::PlacesBytes(g), &memory_));
     places_ = memory_.data();
     return OfDevice(gpu::FindPlaces(g, mask.flat<bool>().data(), places_, stream));
   }

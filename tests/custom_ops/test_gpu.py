@@ -1,6 +1,7 @@
 """The CUDA part: compiles, loads without a GPU, and computes the same with one."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -45,6 +46,20 @@ for op in {OPS}:
 assert implementation.has_kernel("FindPlaces", "GPU", tf.bool)
 assert implementation.has_kernel("FoldBatchNorm", "GPU", tf.float32)
 """
+
+
+def test_the_host_never_waits_for_the_device():
+    """Nor copies from it, so that how much is active is known to the device alone."""
+    sources = {
+        path.name: path.read_text()
+        for path in KERNELS.glob("gpu*")
+        if not path.name.startswith("gpu_check")
+    }
+    assert {*build._CUDA_SOURCES, *build._GPU_OPS} <= set(sources)
+    waits = r"\w*Synchronize\w*|\bcudaMemcpy\(|DeviceToHost|BlockHost\w*|<<<"
+    found = {name: set(re.findall(waits, text)) for name, text in sources.items()}
+    assert found.pop("gpu_device.h") == {"<<<"}  # launches stand there alone
+    assert not any(found.values()), found
 
 
 @pytest.fixture

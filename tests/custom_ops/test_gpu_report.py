@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import custom_ops
-from custom_ops import build, emulation, gpu_report, implementation
+from custom_ops import build, emulation, gpu_report, gpu_support, implementation
 
 LAYER = dict(active=0.5, milliseconds=dict(native=1.0, twin=2.0, dense=1.5, xla=1.4))
 
@@ -22,6 +22,7 @@ def card(monkeypatch, tmp_path):
     monkeypatch.setenv("SACT_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("SACT_GPU_AUTO", raising=False)
     monkeypatch.setattr(gpu_report, "device_name", lambda: "A card")
+    monkeypatch.setattr(gpu_support, "obstacle", lambda: None)
     monkeypatch.setattr(implementation, "_has_gpu", lambda: True)
     implementation.prefers_gpu_kernels.cache_clear()
     yield
@@ -59,6 +60,69 @@ def test_times_layers(monkeypatch):
     assert min(row["milliseconds"].values()) > 0
 
 
+OUT_OF_MEMORY = tf.errors.ResourceExhaustedError(None, None, "out of memory")
+
+
+def test_notes_what_cannot_run(monkeypatch, capsys):
+    """A kernel or a side that fails is no end of the report, and no win."""
+
+    def fail(*_):
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(gpu_report, "KERNELS", {"accumulation": fail})
+    monkeypatch.setattr(gpu_report, "_milliseconds", fail)
+    checks = gpu_report.check_kernels("native", ["float32"])
+    layers = gpu_report.time_layers("float32", [(1, 4, 4, 3, 3)], [1])
+    assert [row["failure"] for row in checks] == ["out of memory"] * 3
+    assert set(layers[0]["failures"]) == {"native", "twin", "dense", "xla"}
+    found = dict(device="A card", tensorflow="2", networks=[])
+    assert not gpu_report.is_win(found | dict(checks=[], layers=layers))
+    gpu_report.print_report(found | dict(checks=checks, layers=layers))
+    printed = capsys.readouterr().out
+    assert "WRONG  accumulation" in printed and "out of memory" in printed
+    assert "xla failed" in printed
+
+
+def test_keeps_what_came_before_a_failure(card, monkeypatch, tmp_path):
+    def fail():
+        raise OUT_OF_MEMORY
+
+    path = tmp_path / "report.json"
+    monkeypatch.setattr("sys.argv", ["gpu_report", str(path)])
+    monkeypatch.setattr(gpu_report, "check_kernels", lambda _: [dict(is_right=True)])
+    monkeypatch.setattr(gpu_report, "time_layers", lambda _: [LAYER])
+    monkeypatch.setattr(gpu_report, "time_networks", fail)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        gpu_report.main()
+    kept = json.loads(path.read_text())
+    assert kept["layers"] == [LAYER] * len(gpu_report.PRECISIONS)
+    assert implementation.prefers_gpu_kernels()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["a", "b"], "expected at most one file; got a b"),
+        (["nowhere/report.json"], "a directory that exists; got nowhere/report.json"),
+    ],
+)
+def test_refuses_wrong_arguments(card, monkeypatch, arguments, message):
+    monkeypatch.setattr("sys.argv", ["gpu_report", *arguments])
+    with pytest.raises(SystemExit, match=message):
+        gpu_report.main()
+
+
+def test_says_why_the_kernels_cannot_run(card, monkeypatch):
+    monkeypatch.setattr(gpu_support, "obstacle", lambda: "there is no CUDA compiler")
+    monkeypatch.setattr("sys.argv", ["gpu_report"])
+    with pytest.raises(SystemExit, match=r"GPU \(A card\): there is no CUDA compiler"):
+        gpu_report.main()
+    gpu_report._save(report(), None)
+    with pytest.warns(RuntimeWarning, match="cannot: there is no CUDA compiler"):
+        assert not implementation.prefers_gpu_kernels()
+    assert not implementation.prefers_gpu_kernels()  # without another warning
+
+
 @pytest.mark.parametrize(
     "changes, wins",
     [
@@ -66,6 +130,8 @@ def test_times_layers(monkeypatch):
         ({"checks": [dict(is_right=True), dict(is_right=False)]}, False),
         ({"layers": []}, False),
         ({"layers": [LAYER | dict(milliseconds=dict(native=2, twin=1))]}, False),
+        ({"layers": [LAYER | dict(milliseconds=dict(twin=1))]}, False),
+        ({"layers": [LAYER | dict(milliseconds=dict(native=1))]}, True),
         ({"layers": [LAYER, LAYER | dict(active=1.0, milliseconds={})]}, True),
     ],
 )
@@ -120,6 +186,7 @@ def test_without_a_gpu_runs_the_emulation(monkeypatch, capsys):
     if gpu_report.device_name() is not None:
         pytest.skip("there is a GPU")
     runs = []
+    monkeypatch.setattr("sys.argv", ["gpu_report"])
     monkeypatch.setattr(emulation, "main", lambda: runs.append(True))
     gpu_report.main()
     assert runs and "There is no GPU" in capsys.readouterr().out

@@ -55,6 +55,11 @@ def test_roofline():
     )
     assert gpu_roofline.product(device, 100, 64, 1000, 1e6) == pytest.approx(1e-4)
     assert gpu_roofline.product(device, 0, 64, 1000, 0) == start
+    # By wgmma four warps read a tile once, not twice.
+    fast = gpu_roofline.Device("2", 1e15, 1e10, 10, 1e9)
+    for by_wgmma, reads in ((False, 2), (True, 1)):
+        seconds = gpu_roofline.product(fast, 100, 64, 100000, 0, by_wgmma)
+        assert seconds == pytest.approx(100 * shared * (reads + 1) / 3)
 
 
 def test_break_even_is_where_both_take_the_same():

@@ -1,12 +1,13 @@
 """The benchmark program on small networks and layers."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from custom_ops import build, peak
+from custom_ops import build, gpu_report, peak
 from experiments.benchmarks.tools import imposed_units, in_tiles
 from sact_tf.optional import MissingPackageError
 
@@ -42,6 +43,33 @@ def test_network(run):
     values.update(pattern="full", sides=["dense", "native"])
     _, full = run(units_per_block=["2", "2", "2"], **values)
     assert 1.0 < full["relative_flops"] < 1.05  # halting scores come on top
+
+
+def test_report_on_a_gpu_runs_it_with_flags_that_there_are(program, monkeypatch):
+    """`custom_ops.gpu_report` does, on machines that have a GPU."""
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, '{"side": "dense"}\n', "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    rows = gpu_report.time_networks()
+    assert [(row["image"], row["batch"], row["precision"]) for row in rows] == [
+        (image, batch, precision)
+        for precision in ("float32", "tf32", "bfloat16")
+        for image, batch in [("600x1000", b) for b in (1, 8)]
+        + [("224x224", b) for b in (1, 8, 64)]
+    ]
+    for _, _, name, *arguments in commands:
+        assert name == program.__name__
+        with flagsaver.flagsaver():
+            for argument in arguments:
+                flag, _, value = argument.removeprefix("--").partition("=")
+                program.FLAGS[flag].parse(value or "true")
+            assert program.FLAGS.json
+            assert program.FLAGS.sides == ["dense", "xla", "native", "twin"]
+            assert set(program.FLAGS.sides) <= set(program.SIDES)
 
 
 def test_imposed_units_in_tiles():
