@@ -40,6 +40,7 @@ def test_paths_are_sorted_by_when_it_stopped():
         boxes = [patch.get_xy() for patch in axis.patches]
         assert boxes == [(9.5, 9.5), (-3.5, -3.5), (9.5, 9.5)][: units[k]]
         assert [text.get_text() for text in axis.texts] == list("123"[: units[k]])
+        assert axis.get_xlim() == axis.get_ylim()[::-1] == (-4, 31)  # of all, 3 outside
     figure = glimpse_pictures.path_figure(
         images, locations, units, answers, labels, 8, whole_first=True
     )
