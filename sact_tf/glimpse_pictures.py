@@ -82,11 +82,19 @@ def path_figure(
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
+    first, side = int(whole_first), np.array(images.shape[1:3])
+    paths = [
+        windows(locations[k, first : num_units[k]], side, size)
+        for k in range(len(images))
+    ]
+    # All are drawn at the same scale, with room for windows that look past the edge.
+    corners = np.concatenate(paths)
+    reach = max([0, *(-corners).ravel(), *(corners + size - side).ravel()])
     for axis, k in zip(axes, np.argsort(num_units, kind="stable")):
-        image = shown(images[k])
-        axis.imshow(image)
-        first = int(whole_first)
-        corners = windows(locations[k, first : num_units[k]], image.shape[:2], size)
+        axis.imshow(shown(images[k]))
+        axis.set_xlim(-reach - 1, side[1] + reach)
+        axis.set_ylim(side[0] + reach, -reach - 1)
+        corners = paths[k]
         for step, (y, x) in enumerate(corners, 1 + first):
             axis.add_patch(
                 patches.Rectangle(
@@ -112,6 +120,7 @@ def steps_figure(num_units: np.ndarray, steps: int) -> mpl_figure.Figure:
     figure = mpl_figure.Figure(figsize=(4, 3), layout="constrained")
     axis = figure.subplots()
     axis.bar(range(1, steps + 1), np.bincount(num_units, minlength=steps + 1)[1:])
+    axis.set_xticks(range(1, steps + 1))
     axis.set_xlabel("glimpses")
     axis.set_ylabel("images")
     return figure
@@ -135,7 +144,10 @@ def error_figure(
         axis.legend()
     axis.set_xlabel("glimpses")
     axis.set_ylabel("error, %")
+    axis.set_xticks(steps)
     axis.set_yscale("log")
+    for numbers in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        numbers("{x:g}")
     return figure
 
 

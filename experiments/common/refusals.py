@@ -32,14 +32,17 @@ _FLAGS_OF = {  # of arguments of other names
     "scales": "min_scale",
     "split": "split_name",
 }
+# A number in "NAME 8 is ..." or, of anything, in "...; got 8".
+_TOLD = r"^\w+ (-?\d[\w.+-]*)\s|; got (-?\d[\w.+-]*|'[^']*')"
 
 
 def explain(error: Exception) -> str:
     """Returns an error's message, with the flag and its value before it.
 
     Messages that name a flag stay as they are. Others begin with the argument or the
-    file that the flag gave. Of a checkpoint of another kind of model, the message ends
-    with the programs that take it.
+    file that the flag gave. Of a flag that was not given and has no value, the value is
+    what the program took in its place, which the message tells. Of a checkpoint of
+    another kind of model, the message ends with the programs that take it.
     """
     message = str(error)
     cause = error if isinstance(error, CheckpointKindError) else error.__cause__
@@ -50,7 +53,7 @@ def explain(error: Exception) -> str:
     if message.startswith("--"):
         return message
     name = _by_argument(message) or _by_path(message)
-    return f"--{name}={_shown(FLAGS[name].value)}: {message}" if name else message
+    return f"--{name}={_value_of(name, message)}: {message}" if name else message
 
 
 def explain_parsing(error: flags.Error) -> str:
@@ -71,15 +74,23 @@ def _defined() -> Iterator[flags.Flag]:
             yield from defined
 
 
-def _shown(value) -> str:
+def _value_of(name: str, message: str) -> str:
+    """A flag's value, or the default that a message tells, such as "...; got 8"."""
+    value = FLAGS[name].value
+    if value is None:
+        told = re.search(_TOLD, message)
+        return told[1] or told[2] if told else "(default)"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _by_argument(message: str) -> str | None:
-    """The flag that has the name with which a message begins."""
+    """The flag that has the name with which a message begins, or stands for it."""
     word = re.match(r"\w+", message)
-    name = _FLAGS_OF.get(word[0], word[0]) if word else None
-    return next((f.name for f in _defined() if f.name == name), None)
+    if word is None:
+        return None
+    names = {flag.name for flag in _defined()}
+    wanted = (word[0], _FLAGS_OF.get(word[0]))
+    return next((name for name in wanted if name in names), None)
 
 
 def _by_path(message: str) -> str | None:

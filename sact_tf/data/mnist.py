@@ -29,6 +29,7 @@ CLUTTERED_SIDE = 60
 _SIDE = 28
 _NUM_CLASSES = 10
 _NUM_PIECES, _PIECE = 4, 8
+_READ_AT_ONCE = 1000
 
 
 class Digits(Examples):
@@ -112,13 +113,17 @@ def load_tfds(directory: str | None, split: str) -> Digits:
     try:
         builder = tfds.builder("mnist", data_dir=directory)
         builder.download_and_prepare()
-        arrays = tfds.as_numpy(builder.as_dataset(split=part, batch_size=-1))
+        # With batch_size=-1 it aborts where metadata do not tell the split's size.
+        dataset = builder.as_dataset(split=part).batch(_READ_AT_ONCE)
+        parts = list(tfds.as_numpy(dataset))
+        images = np.concatenate([each["image"] for each in parts])
+        labels = np.concatenate([each["label"] for each in parts])
     except Exception as error:  # whatever the download layers raise
         raise DataError(
             f"TensorFlow Datasets could not provide mnist in data directory "
             f"{directory or '(default)'}: {str(error).strip().splitlines()[0]}"
         ) from error
-    return _split(arrays["image"][..., 0], arrays["label"], split, "mnist")
+    return _split(images[..., 0], labels, split, "mnist")
 
 
 def _split(images, labels, split, name):

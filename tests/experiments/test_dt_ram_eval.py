@@ -120,32 +120,71 @@ def test_the_fine_grained_network(run, image_folder, tmp_path):
     )
 
 
-@pytest.mark.long
-def test_the_export_in_a_process_of_its_own(run, files, tmp_path):
-    directory, _, model, images, _ = files
-    run(export_dir=str(tmp_path / "saved"), confidence_threshold=0.12)
-    inputs = images[..., np.newaxis] / np.float32(255)
-    np.save(tmp_path / "inputs.npy", inputs)
-    code = f"""
+_SERVE = """
+import sys
 import numpy as np, tensorflow as tf
-model = tf.saved_model.load({str(tmp_path / "saved")!r})
+saved, own, inputs, made, loop = sys.argv[1:]
+model = tf.saved_model.load(saved)
 serve = model.signatures["serving_default"]
-made = serve(images=tf.constant(np.load({str(tmp_path / "inputs.npy")!r})))
-nodes = [n.op for f in [serve.graph.as_graph_def()] for n in f.node]
-nodes += [n.op for f in serve.graph.as_graph_def().library.function for n in f.node_def]
-assert any("While" in op for op in nodes), set(nodes)
-png = tf.io.read_file({str(directory / "own.png")!r})
-of_bytes = model.signatures["serving_bytes"](image_bytes=png[None])
-assert of_bytes["logits"].shape == [1, 10]
-np.savez({str(tmp_path / "made.npz")!r}, **{{k: v.numpy() for k, v in made.items()}})
+graph = serve.graph.as_graph_def()
+nodes = {n.op for f in [graph, *graph.library.function] for n in
+         (f.node if f is graph else f.node_def)}
+assert any(loop in op for op in nodes), nodes
+of_bytes = model.signatures["serving_bytes"](image_bytes=tf.io.read_file(own)[None])
+assert of_bytes["num_units"].shape == [1]
+results = serve(images=tf.constant(np.load(inputs)))
+assert not [name for name in sys.modules if name.startswith("sact_tf")]
+np.savez(made, **{k: v.numpy() for k, v in results.items()})
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
-    made = np.load(tmp_path / "made.npz")
-    again = recurrent_attention(10, 3, dynamic=False, confidence_threshold=0.12)
-    sact_tf.load_slim_checkpoint(again, files[1])
-    logits, end_points = again(tf.constant(inputs), return_end_points=True)
+
+
+def served(saved, own, inputs, tmp_path, loop):
+    """What a process that knows only the SavedModel makes of images."""
+    np.save(tmp_path / "inputs.npy", inputs)
+    files = saved, own, tmp_path / "inputs.npy", tmp_path / "made.npz"
+    command = [sys.executable, "-c", _SERVE, *map(str, files), loop]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    return np.load(tmp_path / "made.npz")
+
+
+def check_served(made, model, inputs):
+    logits, end_points = model(tf.constant(inputs), return_end_points=True)
     np.testing.assert_allclose(made["logits"], logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(made["num_units"], end_points["num_units"])
+    np.testing.assert_allclose(made["locations"], end_points["locations"], atol=1e-5)
+    assert made["num_units"].min() < made["num_units"].max()
+
+
+@pytest.mark.long
+def test_the_export_in_a_process_of_its_own(run, files, tmp_path):
+    directory, prefix, _, images, _ = files
+    inputs = images[..., np.newaxis] / np.float32(255)
+    model = recurrent_attention(10, 3, dynamic=False)
+    sact_tf.load_slim_checkpoint(model, prefix)
+    every = tf.nn.softmax(model.unroll(inputs)["step_logits"]).numpy().max(-1)
+    threshold = float(np.sort(every[:, 0])[14:16].mean())
+    run(export_dir=str(tmp_path / "saved"), confidence_threshold=threshold)
+    made = served(tmp_path / "saved", directory / "own.png", inputs, tmp_path, "While")
+    again = recurrent_attention(10, 3, dynamic=False, confidence_threshold=threshold)
+    sact_tf.load_slim_checkpoint(again, prefix)
+    check_served(made, again, inputs)
+
+
+@pytest.mark.long
+def test_the_fine_grained_export_in_a_process_of_its_own(files, tmp_path):
+    """Its steps have networks of their own: a condition for each, no loop."""
+    backbone = sact_tf.imagenet_resnet(
+        "1_1_1_1", num_classes=0, base_channels=1, pooling="avg"
+    )
+    model = fine_grained_attention(3, backbone, 3, image_size=32, resized_to=16)
+    inputs = np.random.default_rng(0).uniform(-1, 1, [8, 32, 32, 3]).astype(np.float32)
+    first = model.attention_steps[0]
+    scores = np.sort(first.decide(first.classifier(first.backbone(inputs))))
+    first.decider.kernel.assign(1e4 * first.decider.kernel)
+    first.decider.bias.assign([-1e4 * (scores[3] + scores[4]) / 2])
+    model.export_saved_model(str(tmp_path / "saved"))
+    made = served(tmp_path / "saved", files[0] / "own.png", inputs, tmp_path, "If")
+    check_served(made, model, inputs)
 
 
 def test_what_is_missing_is_named(refusal, files, tmp_path):

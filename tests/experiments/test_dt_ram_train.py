@@ -59,12 +59,20 @@ def test_two_phases_and_on(run, tmp_path, capsys):
     stops = variables(log, "halting_proba")
     assert len(stops) == 4
     old = variables(log, "logits/weights")
-    run(max_number_of_steps=4)
+    run(max_number_of_steps=4, save_summaries_secs=0)
     shown = capsys.readouterr().out
     assert "First phase" in shown and "at step 2\n" in shown
     assert sact_tf.checkpoint_step(str(log)) == 4
     (new,) = variables(log, "logits/weights").values()
     assert (new != next(iter(old.values()))).any()
+    written = {
+        value.tag
+        for path in log.glob("events*")
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    }
+    means = {f"train/{name}" for name in ("loss", "accuracy", "reward", "steps")}
+    assert means | {"Learning Rate"} <= written
 
 
 def test_ram_with_curriculum_then_dt_ram(run, tmp_path):
@@ -169,6 +177,9 @@ def test_bad_flags_are_named(refusal, digits, tmp_path):
     assert refusal(**given, gamma=0.0).startswith("--gamma=0.0: gamma must lie in (0")
     assert "--gamma=1.5" in refusal(**given, gamma=1.5)
     assert refusal(**given, glimpse_size=40).startswith("--glimpse_size=40: ")
+    assert refusal(**given, scales=4).startswith("--scales=4: scales must be such")
+    of_ram = dict(given, dynamic=False, train_log_dir=str(tmp_path / "other"))
+    assert refusal(**of_ram).startswith("--batch_size=128: batch_size 128 is larger")
     assert "--stop_threshold=1.0" in refusal(**given, stop_threshold=1.0)
     assert "--split_name=val: split must be" in refusal(**given, split_name="val")
     fine = "--network=fine_grained: needs images of three channels"

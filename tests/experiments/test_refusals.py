@@ -18,6 +18,8 @@ def defined(monkeypatch, tmp_path):
         tau="0.5", data_dir=str(tmp_path / "data"), output="5", units="nan"
     ).items():
         flags.DEFINE_string(name, value, "", flag_values=values)
+    for name in ("size", "min_scale"):
+        flags.DEFINE_integer(name, None, "", flag_values=values)
     flags.DEFINE_list("files", [f"{tmp_path}/data/a", "b"], "", flag_values=values)
     values(["program"])
     monkeypatch.setattr(refusals, "FLAGS", values)
@@ -34,6 +36,30 @@ def test_arguments(defined):
     error = ValueError("tau must be >= 0; got -1")
     assert refusals.explain(error) == "--tau=0.5: tau must be >= 0; got -1"
     assert refusals.explain(ValueError("taupe is no flag")) == "taupe is no flag"
+
+
+@pytest.mark.parametrize(
+    "message, value",
+    [
+        ("size must be at most 6 x 6 pixels; got 8", "8"),
+        ("size must be so; got 1 at 2 scales, 2 pixels", "1"),
+        ("size must be so; got 0.5", "0.5"),
+        ("size must be one of a, b; got 'c d'", "'c d'"),
+        ("size 128 is larger than the 40 examples", "128"),
+        ("size must be given", "(default)"),
+        ("size must be so; got a network", "(default)"),
+    ],
+)
+def test_flags_that_were_not_given_show_what_was_taken(defined, message, value):
+    assert refusals.explain(ValueError(message)) == f"--size={value}: {message}"
+
+
+def test_arguments_that_are_flags_of_other_names(defined):
+    """Unless there is a flag of the argument's own name."""
+    error = ValueError("scales must be two; got 3")
+    assert refusals.explain(error) == "--min_scale=3: scales must be two; got 3"
+    flags.DEFINE_integer("scales", 5, "", flag_values=refusals.FLAGS)
+    assert refusals.explain(error) == "--scales=5: scales must be two; got 3"
 
 
 def test_paths(defined):

@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import sact_tf
+from sact_tf.halting import ConfidenceThreshold
 from sact_tf.networks import glimpses
 from sact_tf.networks.fine_grained_attention import fine_grained_attention
 
@@ -99,6 +100,31 @@ def test_what_has_stopped_leaves_the_batch_and_no_bias_behind(images, dynamic):
     flops = end_points["flops"].numpy()
     assert all(len(set(flops[units == n])) == 1 for n in set(units))
     assert flops[units.argmin()] < flops[units.argmax()]
+
+
+def test_other_rules_stop_it_too(images):
+    """Sureness of the answer, without deciders, and ACT's sum of their scores."""
+    model = spread_weights(make(dynamic=False, confidence_threshold=0.5))
+    every = tf.nn.softmax(model.unroll(images)["step_logits"]).numpy().max(-1)
+    low, high = np.sort(every[:, 0])[2:4]
+    model.rule = ConfidenceThreshold((low + high) / 2)
+    sure = every > model.rule.threshold
+    sure[:, -1] = True
+    logits, points = model(images, return_end_points=True)
+    units = points["num_units"].numpy()
+    np.testing.assert_array_equal(units, sure.argmax(1) + 1)
+    assert units.min() < units.max() and points["glimpses"] == units.sum()
+    chosen = np.arange(6), units - 1
+    np.testing.assert_allclose(
+        tf.nn.softmax(logits).numpy().max(-1), every[chosen], rtol=1e-4
+    )
+
+    act = spread_weights(make(stop="act", tau=0.1))
+    logits, points = act(images, return_end_points=True)
+    masked = act.unroll(images)
+    np.testing.assert_array_equal(points["num_units"], masked["num_units"])
+    np.testing.assert_allclose(logits, masked["logits"], rtol=1e-4, atol=1e-5)
+    assert (masked["ponder_cost"].numpy() >= points["num_units"].numpy()).all()
 
 
 def test_stops_forced_off_and_on(images):

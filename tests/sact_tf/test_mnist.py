@@ -52,6 +52,19 @@ def test_batches_are_scaled(write):
     assert sorted(seen) == list(range(20)) != seen
 
 
+def test_tensorflow_datasets():
+    """On random images with the features of `mnist`."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    with tfds.testing.mock_data(num_examples=30):
+        made = {split: mnist.load_tfds(None, split) for split in ("train", "test")}
+        with pytest.raises(DataError, match="needs more than 5000 images"):
+            mnist.load_tfds(None, "validation")
+    for digits in made.values():
+        assert digits.images.shape == (30, 28, 28, 1)
+        assert digits.images.dtype == np.uint8 and digits.num_classes == 10
+        assert set(digits.labels) <= set(range(10))
+
+
 def test_clutter_keeps_the_digit(write):
     digits = mnist.load_npz(write()[0], "train")
     made, again = mnist.clutter(digits), mnist.clutter(digits)
