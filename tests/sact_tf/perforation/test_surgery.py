@@ -223,6 +223,19 @@ def test_vgg16_as_it_comes():
     np.testing.assert_allclose(made(x), explicit(x), atol=1e-5)
 
 
+@pytest.mark.long
+def test_residual_network_of_keras_applications():
+    """Shortcuts meet rows; only global pooling comes after the last convolutions."""
+    model = feedforward.resnet50(5, (64, 64, 3))
+    names = [name for name, _ in found(model)]
+    assert len(names) == 17 and names[0] == "conv1_conv"
+    made = perforate(model, 0.5)
+    assert list(surgery.realised(made)) == names
+    x = tf.random.normal([1, 64, 64, 3])
+    explicit = keras.Model(made.inputs, made.outputs)
+    np.testing.assert_allclose(made(x), explicit(x), atol=1e-5)
+
+
 def test_files(tmp_path):
     model = perforate(randomize(branches()), 0.5, "uniform")
     x = tf.random.normal([2, 13, 12, 3])
