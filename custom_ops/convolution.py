@@ -111,8 +111,7 @@ def perforated_conv2d(
             check_size(name, vector, 0, size, "the channels")
         vectors[name] = vector
     slope, activation = _parse_activation(activation)
-    if not _is_fraction(input_slope):
-        raise ValueError(f"input_slope must lie in [0, 1]; got {input_slope}")
+    check_slope("input_slope", input_slope)
     is_rounded = check_precision(precision, input.dtype)
 
     library = native_library(implementation, "PerforatedConv2DAt", input.dtype)
@@ -156,7 +155,7 @@ def _native_conv2d(library):
 @tf.RegisterGradient("PerforatedConv2DAt")
 def _native_gradient(op, gradient):
     input, filters, mask, bias, scale, shift, *found = op.inputs
-    gradient = _activation_gradient(op.outputs[0], gradient, op.get_attr("slope"))
+    gradient = activation_gradient(op.outputs[0], gradient, op.get_attr("slope"))
     results = _fused_gradient(op, gradient)
     if results is not None:
         to_input, (to_filters,), (to_scale,), (to_shift,), to_bias = results
@@ -184,7 +183,7 @@ def _native_gradient(op, gradient):
     filter_gradient = library.perforated_conv2d_filter_gradient(
         tf.shape(filters), transformed, mask, gradient, **window
     )
-    input_gradient = _activation_gradient(
+    input_gradient = activation_gradient(
         transformed, input_gradient, op.get_attr("input_slope")
     )
     bias_gradient = shift_gradient = scale_gradient = None
@@ -279,7 +278,9 @@ def _second_filter_gradient(op, gradient):
     )
 
 
-def _activation_gradient(output, gradient, slope):
+def activation_gradient(
+    output: tf.Tensor, gradient: tf.Tensor, slope: float
+) -> tf.Tensor:
     """Gradient of max(x, slope * x), whose output has the sign of its input."""
     if slope == 1.0:
         return gradient
@@ -454,11 +455,14 @@ def _pair(name: str, value: int | Sequence[int]) -> list[int]:
     return integers
 
 
-def _is_fraction(value) -> bool:
+def check_slope(name: str, value: float) -> None:
+    """Raises ValueError unless a slope lies in [0, 1]."""
     try:
-        return bool(0 <= value <= 1)
+        is_fraction = bool(0 <= value <= 1)
     except (TypeError, ValueError):
-        return False
+        is_fraction = False
+    if not is_fraction:
+        raise ValueError(f"{name} must lie in [0, 1]; got {value}")
 
 
 def _whole(value) -> int | None:

@@ -9,9 +9,11 @@ taps which row lies nearest to what the tap reads, or -1 in the padding.
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from custom_ops.arguments import check_float, check_rank, check_size, convert, like
+from custom_ops.convolution import activate, activation_gradient, check_slope
 from custom_ops.implementation import load, native_library, runs_on_gpu
 
 KINDS = ("max", "average")
@@ -60,18 +62,25 @@ def indexed_conv2d(
     taps: tf.Tensor,
     bias: tf.Tensor | None = None,
     implementation: str = "auto",
+    *,
+    scale: tf.Tensor | None = None,
+    slope: float = 1.0,
 ) -> tf.Tensor:
     """Convolves rows that a table names.
 
-    Differentiable with respect to rows, filters and bias.
+    Differentiable with respect to all but the table and the slope.
 
     Args:
         rows: Float [batch, rows_in, in].
         filters: [kernel height, kernel width, in, out], of the type of `rows`.
         taps: Int32 [rows_out, kernel height * kernel width]: for each output what its
             taps read, in the order of the filters: rows, or -1 for zeros.
-        bias: [out], or None.
+        bias: [out], added to the convolution, or None.
         implementation: As in `perforated_conv2d`.
+        scale: [out], multiplies the convolution before the bias is added, as a
+            normalization in inference does, or None.
+        slope: Of the activation max(v, slope * v) that follows, in [0, 1]: the identity
+            (1), leaky ReLU, or ReLU (0).
 
     Returns:
         [batch, rows_out, out].
@@ -93,18 +102,26 @@ def indexed_conv2d(
     taps = _table("taps", taps, "[rows_out, kernel height * kernel width]")
     if None not in filters.shape[:2]:
         check_size("taps", taps, 1, filters.shape[0] * filters.shape[1], "the filters'")
-    if bias is not None:
-        bias = like("bias", bias, rows.dtype, "the rows")
-        check_rank("bias", bias, (1,), "[channels]")
-        check_size("bias", bias, 0, filters.shape[3], "the channels")
+    vectors = {"bias": bias, "scale": scale}
+    for name, vector in vectors.items():
+        if vector is not None:
+            vectors[name] = vector = like(name, vector, rows.dtype, "the rows")
+            check_rank(name, vector, (1,), "[channels]")
+            check_size(name, vector, 0, filters.shape[3], "the channels")
+    check_slope("slope", slope)
     op = "IndexedConv2D"
     library = native_library(implementation, op, rows.dtype)
     if library is None:
-        return _tensorflow_conv2d(rows, filters, taps, bias)
+        return _tensorflow_conv2d(rows, filters, taps, **vectors, slope=slope)
     if runs_on_gpu(implementation, op, rows.dtype):
         taps = _in_range("taps", taps, -1, rows)
-    none = tf.zeros([0], rows.dtype)
-    return library.indexed_conv2d(rows, filters, taps, none if bias is None else bias)
+    return _native_conv2d(library, rows, filters, taps, **vectors, slope=slope)
+
+
+def _native_conv2d(library, rows, filters, taps, bias=None, scale=None, slope=1.0):
+    bias = tf.zeros([0], rows.dtype) if bias is None else bias
+    scale = [] if scale is None else [scale]
+    return library.indexed_conv2d(rows, filters, taps, bias, scale, slope=slope)
 
 
 def indexed_pool(
@@ -200,7 +217,15 @@ def _gather_taps(rows: tf.Tensor, taps: tf.Tensor) -> tf.Tensor:
     return _gather(tf.pad(rows, [[0, 0], [1, 0], [0, 0]]), taps + 1)
 
 
-def _tensorflow_conv2d(rows, filters, taps, bias):
+def _names_all_in_order(taps, rows) -> bool:
+    """Whether a table is known to name each row once, in order."""
+    known, num_rows = tf.get_static_value(taps), rows.shape[1]
+    if known is None or num_rows is None:
+        return False
+    return np.array_equal(known, np.arange(num_rows)[:, np.newaxis])
+
+
+def _tensorflow_conv2d(rows, filters, taps, bias, scale, slope):
     """The convolution in plain TensorFlow: gather, multiply."""
     batch, _, channels = tf.unstack(tf.shape(rows))
     height, width, inputs, outputs = tf.unstack(tf.shape(filters))
@@ -209,21 +234,27 @@ def _tensorflow_conv2d(rows, filters, taps, bias):
         (inputs, channels, "filters must have the rows' channels"),
         (num_taps, height * width, "taps must have as many columns as filters taps"),
     ]
-    if bias is not None:
-        equal.append((tf.size(bias), outputs, "bias must have as many channels"))
+    for name, vector in (("bias", bias), ("scale", scale)):
+        if vector is not None:
+            equal.append(
+                (tf.size(vector), outputs, f"{name} must have as many channels")
+            )
     with tf.control_dependencies(
         [tf.debugging.assert_equal(*sizes) for sizes in equal]
     ):
         rows, filters = tf.identity(rows), tf.identity(filters)
-        bias = None if bias is None else tf.identity(bias)
-    patches = _gather_taps(rows, taps)
+        bias, scale = (v if v is None else tf.identity(v) for v in (bias, scale))
+    patches = rows if _names_all_in_order(taps, rows) else _gather_taps(rows, taps)
     depth = num_taps * channels
     output = tf.matmul(
         tf.reshape(patches, [batch * num_rows, depth]),
         tf.reshape(filters, [depth, outputs]),
     )
+    if scale is not None:
+        output *= scale
     if bias is not None:
         output += bias
+    output = activate(output, slope)
     static = [rows.shape[0], taps.shape[0], filters.shape[3]]
     return tf.ensure_shape(tf.reshape(output, [batch, num_rows, outputs]), static)
 
@@ -276,12 +307,20 @@ def _interpolate_gradient(op, gradient):
 @tf.RegisterGradient("IndexedConv2D")
 def _conv2d_gradient(op, gradient):
     library = load()
-    rows, filters, taps, bias = op.inputs
+    rows, filters, taps, bias, *scales = op.inputs
+    gradient = activation_gradient(op.outputs[0], gradient, op.get_attr("slope"))
+    to_bias = tf.reduce_sum(gradient, [0, 1]) if bias.shape[0] != 0 else None
+    to_scales = []
+    if scales:
+        unscaled = _native_conv2d(library, rows, filters, taps)
+        to_scales = [tf.reduce_sum(gradient * unscaled, [0, 1])]
+        gradient *= scales[0]
     return (
         library.indexed_conv2d_input_gradient(_num_rows(rows), filters, taps, gradient),
         library.indexed_conv2d_filter_gradient(tf.shape(filters), rows, taps, gradient),
         None,
-        tf.reduce_sum(gradient, [0, 1]) if bias.shape[0] != 0 else None,
+        to_bias,
+        *to_scales,
     )
 
 
@@ -289,14 +328,13 @@ def _conv2d_gradient(op, gradient):
 def _second_input_gradient(op, gradient):
     library = load()
     _, filters, taps, inner = op.inputs
-    none = tf.zeros([0], gradient.dtype)
     return (
         None,
         library.indexed_conv2d_filter_gradient(
             tf.shape(filters), gradient, taps, inner
         ),
         None,
-        library.indexed_conv2d(gradient, filters, taps, none),
+        _native_conv2d(library, gradient, filters, taps),
     )
 
 
@@ -304,12 +342,11 @@ def _second_input_gradient(op, gradient):
 def _second_filter_gradient(op, gradient):
     library = load()
     _, rows, taps, inner = op.inputs
-    none = tf.zeros([0], gradient.dtype)
     return (
         None,
         library.indexed_conv2d_input_gradient(_num_rows(rows), gradient, taps, inner),
         None,
-        library.indexed_conv2d(rows, gradient, taps, none),
+        _native_conv2d(library, rows, gradient, taps),
     )
 
 

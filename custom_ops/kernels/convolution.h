@@ -30,12 +30,28 @@ inline void Prefetch(const T* from, int64_t count) {
 // How many rows ahead.
 inline constexpr int kPrefetchRows = 2;
 
+// Copies fewer than 2 * kSize elements: the first and the last kSize of them, which may
+// overlap.
+template <int kSize, typename T>
+inline void CopyFew(const T* from, int64_t count, T* to) {
+  if constexpr (kSize > 0) {
+    if (count < kSize) return CopyFew<kSize / 2>(from, count, to);
+    struct Piece {
+      T values[kSize];
+    } first, last;
+    std::memcpy(&first, from, sizeof(Piece));
+    std::memcpy(&last, from + count - kSize, sizeof(Piece));
+    std::memcpy(to, &first, sizeof(Piece));
+    std::memcpy(to + count - kSize, &last, sizeof(Piece));
+  }
+}
+
 // Inline, because it is called for a few hundred bytes at a time.
 template <typename T>
 inline void Copy(const T* from, int64_t count, T* to) {
   int64_t i = 0;
   for (; i + kLanes<T> <= count; i += kLanes<T>) Store(to + i, Load(from + i));
-  for (; i < count; ++i) to[i] = from[i];
+  CopyFew<kLanes<T> / 2>(from + i, count - i, to + i);
 }
 
 inline void Copy(const BFloat16* from, int64_t count, BFloat16* to) {
@@ -97,7 +113,8 @@ inline void Add(const F* from, int64_t count, T* to) {
 // Copies elements [k, k + count) of the patch that a convolution multiplies at the
 // index-th of some windows: taps in order, channels within. `row_of` maps what the
 // windows call a row of the input to its row in `rows` (compact), or is null where they
-// are the same.
+// are the same. Rows of few channels, such as those of an image, are copied together
+// where taps read one after the other.
 template <typename T, typename Windows, typename Row, typename To>
 inline void GatherPatch(const Geometry& g, const Windows& windows, const Row* rows,
                         const int64_t* row_of, const Transform<T>& transform,
@@ -105,10 +122,21 @@ inline void GatherPatch(const Geometry& g, const Windows& windows, const Row* ro
   if (count == 0) return;
   int64_t tap = 0, channel = k;
   for (; channel >= g.channels; ++tap) channel -= g.channels;
-  while (count > 0) {
-    const int64_t n = std::min(count, g.channels - channel);
+  const bool is_narrow = g.channels < kLanes<float> && transform.scale == nullptr &&
+                         transform.shift == nullptr;
+  const auto row_at = [&](int64_t tap) {
     const int64_t input = windows.Input(index, tap);
-    const int64_t row = input < 0 || row_of == nullptr ? input : row_of[input];
+    return input < 0 || row_of == nullptr ? input : row_of[input];
+  };
+  while (count > 0) {
+    int64_t n = std::min(count, g.channels - channel);
+    const int64_t row = row_at(tap);
+    if (is_narrow && row >= 0) {
+      for (int64_t next = row + 1; n < count && row_at(tap + 1) == next; ++next) {
+        n += std::min(count - n, g.channels);
+        ++tap;
+      }
+    }
     if (row < 0) {
       std::fill(to, to + n, To(0));
     } else {

@@ -566,6 +566,13 @@ void CheckIndexed(Random* random, const Workers& workers) {
                         random->Integer(0, 40)};
   std::vector<int32_t> taps(random->Integer(0, 60) * random->Integer(1, 9));
   for (int32_t& row : taps) row = random->Integer(-1, shape.rows - 1);
+  // Often one row after the other.
+  const bool ascend = random->Integer(0, 1) == 0;
+  for (size_t i = 1; ascend && i < taps.size(); ++i) {
+    if (random->Integer(0, 5) > 0 && taps[i - 1] + 1 < shape.rows) {
+      taps[i] = taps[i - 1] + 1;
+    }
+  }
   Table table{taps.data(), static_cast<int64_t>(taps.size()), 1};
   for (int64_t n = 9; n > 1; --n) {
     if (table.taps > 1 || taps.size() % n != 0) continue;

@@ -141,10 +141,10 @@ int64_t IndexedFilterGradientWorkspace(const Indexed& g);
 int64_t MaxPoolGradientWorkspace(const Indexed& g);
 int64_t AddToRowsWorkspace(const Indexed& g);
 
-// output [batch, rows out, filters] = patches of the rows * filters [taps * channels,
-// filters] + bias; the bias may be null.
+// output [batch, rows out, filters] = after(patches of the rows * filters [taps *
+// channels, filters]).
 const char* IndexedConvolve(Type type, const Indexed& g, const void* rows,
-                            const void* filters, const void* bias, void* output,
+                            const void* filters, const Transform& after, void* output,
                             void* stream);
 
 // gradient [batch, rows in, channels] = what output_gradient passes back.

@@ -78,12 +78,12 @@ void CheckProducts(Type type, const Indexed& g, const std::vector<int32_t>& tabl
   const std::vector<T> rows = NormalVector<T>(g.batch * g.rows_in * g.channels);
   const std::vector<T> filters = NormalVector<T>(g.taps * g.channels * g.filters);
   const std::vector<T> bias = NormalVector<T>(g.filters);
+  const std::vector<T> scale = NormalVector<T>(g.filters);
   const std::vector<T> dy = NormalVector<T>(g.batch * g.rows_out * g.filters);
-  const bool has_bias = Uniform(0, 1);
+  constexpr float kSlopes[] = {1.0f, 0.0f, 0.1f};
+  const float slope = kSlopes[Uniform(0, 2)];
+  const bool has_bias = Uniform(0, 1), has_scale = Uniform(0, 1);
   Expected y(dy.size()), dx(rows.size()), dw(filters.size());
-  for (size_t i = 0; has_bias && i < dy.size(); ++i) {
-    y.Add(i, static_cast<float>(bias[i % g.filters]));
-  }
   ForEachTap(g, table, [&](int64_t out, int64_t tap, int64_t in) {
     for (int64_t c = 0; c < g.channels; ++c) {
       const double v = static_cast<float>(rows[in * g.channels + c]);
@@ -97,10 +97,22 @@ void CheckProducts(Type type, const Indexed& g, const std::vector<int32_t>& tabl
       }
     }
   });
-  Array<T> device_rows(rows), device_filters(filters), device_bias(bias), device_dy(dy);
+  for (size_t i = 0; i < dy.size(); ++i) {
+    if (has_scale) {
+      const double by = static_cast<float>(scale[i % g.filters]);
+      y.values[i] *= by;
+      y.magnitudes[i] *= std::abs(by);
+    }
+    if (has_bias) y.Add(i, static_cast<float>(bias[i % g.filters]));
+    if (y.values[i] < 0) y.values[i] *= slope;
+  }
+  Array<T> device_rows(rows), device_filters(filters), device_bias(bias), device_dy(dy),
+      device_scale(scale);
+  const Transform after{has_scale ? device_scale.data() : nullptr,
+                        has_bias ? device_bias.data() : nullptr, slope};
   CompareRuns<T>("indexed convolution", type, g, y, 0, [&](T* to, void*) {
-    return IndexedConvolve(type, g, device_rows.data(), device_filters.data(),
-                           has_bias ? device_bias.data() : nullptr, to, nullptr);
+    return IndexedConvolve(type, g, device_rows.data(), device_filters.data(), after,
+                           to, nullptr);
   });
   CompareRuns<T>("its input gradient", type, g, dx, IndexedInputGradientWorkspace(g),
                  [&](T* to, void* space) {

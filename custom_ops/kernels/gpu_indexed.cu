@@ -95,8 +95,7 @@ struct IndexedConvolveOp {
   }
   __device__ int64_t RightRow(int64_t depth) const { return depth; }
   __device__ void Write(const Job&, int64_t row, int column, float value) const {
-    if (bias != nullptr) value += ToFloat(bias[column]);
-    output[row * shape.filters + column] = FromFloat<T>(value);
+    output[row * shape.filters + column] = FromFloat<T>(after(value, column));
   }
 
   Shape shape;
@@ -106,7 +105,7 @@ struct IndexedConvolveOp {
   const T* source;
   const T* matrix;
   bool aligned_source, aligned_matrix;
-  const T* bias;
+  Affine<T> after;
   T* output;
 };
 
@@ -440,7 +439,7 @@ int64_t MaxPoolGradientWorkspace(const Indexed& g) {
 int64_t AddToRowsWorkspace(const Indexed& g) { return MeasureIndexed<ReadersParts>(g); }
 
 const char* IndexedConvolve(Type type, const Indexed& g, const void* rows,
-                            const void* filters, const void* bias, void* output,
+                            const void* filters, const Transform& after, void* output,
                             void* stream) {
   RETURN_IF_ERROR(CheckConvolution(g));
   const int64_t outputs = g.batch * g.rows_out;
@@ -457,7 +456,7 @@ const char* IndexedConvolve(Type type, const Indexed& g, const void* rows,
                                   weights,
                                   Aligned(from, g.channels),
                                   Aligned(weights, g.filters),
-                                  static_cast<const T*>(bias),
+                                  Affine<T>(after),
                                   static_cast<T*>(output)};
     return LaunchProduct<decltype(arithmetic)::kFast>(op, outputs, g.filters, 1,
                                                       stream);

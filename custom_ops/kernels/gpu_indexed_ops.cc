@@ -45,12 +45,13 @@ class NearestInterpolateGpuOp : public OpKernel {
 template <typename T>
 class IndexedConv2DGpuOp : public OpKernel {
  public:
-  using OpKernel::OpKernel;
+  explicit IndexedConv2DGpuOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("slope", &slope_));
+  }
 
   void Compute(OpKernelContext* context) override {
     const Tensor& rows = context->input(0);
     const Tensor& filters = context->input(1);
-    const Tensor& bias = context->input(3);
     OP_REQUIRES_OK(context, CheckRows("rows", rows));
     Table taps;
     Geometry unused;
@@ -58,17 +59,23 @@ class IndexedConv2DGpuOp : public OpKernel {
     OP_REQUIRES_OK(context,
                    MakeGeometry(ShapeOfRows(rows), filters.shape(), taps, &unused));
     const gpu::Indexed g = ToDevice(ShapeOfRows(rows), taps, filters.dim_size(3));
-    OP_REQUIRES_OK(context, CheckVector("bias", bias, g.filters));
+    const Tensor *bias, *scale;
+    OP_REQUIRES_OK(context, ReadVectors(context, g.filters, &bias, &scale));
+    const gpu::Transform after{scale == nullptr ? nullptr : DataOrNull(*scale),
+                               DataOrNull(*bias), slope_};
     Tensor* output;
     OP_REQUIRES_OK(context,
                    context->allocate_output(
                        0, TensorShape({g.batch, g.rows_out, g.filters}), &output));
     OP_REQUIRES_OK(context, RunOnDevice(context, 0, [&](void*, void* stream) {
                      return gpu::IndexedConvolve(TypeOf<T>(), g, rows.data(),
-                                                 filters.data(), DataOrNull(bias),
-                                                 output->data(), stream);
+                                                 filters.data(), after, output->data(),
+                                                 stream);
                    }));
   }
+
+ private:
+  float slope_;
 };
 
 template <typename T>

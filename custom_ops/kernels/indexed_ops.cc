@@ -37,19 +37,21 @@ class NearestInterpolateOp : public Op {
 template <typename T>
 class IndexedConv2DOp : public Op {
  public:
-  using Op::Op;
+  explicit IndexedConv2DOp(OpKernelConstruction* context) : Op(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("slope", &slope_));
+  }
 
   void Run(OpKernelContext* context) override {
     const Tensor& rows = context->input(0);
     const Tensor& filters = context->input(1);
-    const Tensor& bias = context->input(3);
     OP_REQUIRES_OK(context, CheckRows("rows", rows));
     Table taps;
     Geometry g;
     OP_REQUIRES_OK(context, ReadTable("taps", context->input(2), &taps));
     OP_REQUIRES_OK(context, MakeGeometry(ShapeOfRows(rows), filters.shape(), taps, &g));
     OP_REQUIRES_OK(context, CheckRange("taps", taps, -1, g.height));
-    OP_REQUIRES_OK(context, CheckVector("bias", bias, g.filters));
+    const Tensor *bias, *scale;
+    OP_REQUIRES_OK(context, ReadVectors(context, g.filters, &bias, &scale));
     Tensor* output;
     OP_REQUIRES_OK(context,
                    context->allocate_output(
@@ -59,10 +61,14 @@ class IndexedConv2DOp : public Op {
     ConvolveAt(
         g, TableWindows(g.batch, g.height, taps.rows_out, taps.taps, taps.data),
         rows.flat<T>().data(), nullptr, Transform<T>{}, *packed,
-        Transform<T>{nullptr, DataOrNull<T>(bias)},
+        Transform<T>{scale == nullptr ? nullptr : DataOrNull<T>(*scale),
+                     DataOrNull<T>(*bias), T(slope_)},
         [&] { return AllTouched{g.num_inputs()}; },
         [&](int64_t r) { return to + r * g.filters; }, PoolWorkers(context), {});
   }
+
+ private:
+  float slope_;
 };
 
 template <typename T>

@@ -66,6 +66,18 @@ inline absl::Status MakeGeometry(const RowsShape& rows,
                  filters.DebugString(), ", got ", taps.taps);
 }
 
+// Finds the vectors that follow a convolution: the bias is input 3, and the scale, if
+// there is one, input 4.
+inline absl::Status ReadVectors(tensorflow::OpKernelContext* context, int64_t filters,
+                                const tensorflow::Tensor** bias,
+                                const tensorflow::Tensor** scale) {
+  if (context->num_inputs() > 5) return Invalid("scale must be one vector, or none");
+  *bias = &context->input(3);
+  *scale = context->num_inputs() == 5 ? &context->input(4) : nullptr;
+  TF_RETURN_IF_ERROR(CheckVector("bias", **bias, filters));
+  return *scale == nullptr ? absl::OkStatus() : CheckVector("scale", **scale, filters);
+}
+
 inline absl::Status CheckValues(const char* name, const tensorflow::Tensor& values,
                                 int64_t batch, const Table& table, int64_t channels) {
   const tensorflow::TensorShape expected({batch, table.rows_out, channels});

@@ -358,13 +358,17 @@ REGISTER_OP("NearestInterpolate")
       return absl::OkStatus();
     });
 
+// The scale of a normalization comes along as one more input, or not.
 REGISTER_OP("IndexedConv2D")
     .Input("rows: T")
     .Input("filters: T")
     .Input("taps: int32")
     .Input("bias: T")
+    .Input("scale: N * T")
     .Output("output: T")
     .Attr("T: {half, bfloat16, float, double}")
+    .Attr("N: int >= 0 = 0")
+    .Attr("slope: float = 1.0")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle rows, filters, taps;
       DimensionHandle unused;

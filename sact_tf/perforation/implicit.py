@@ -13,7 +13,7 @@ import custom_ops
 from sact_tf.perforation import tables
 from sact_tf.perforation.graph import Graph, graph_of
 from sact_tf.perforation.layer import PerforatedConv2D, windows_of
-from sact_tf.perforation.plan import Planned, make_plan, multiplies
+from sact_tf.perforation.plan import Planned, make_plan, multiplies, slope_of
 
 
 class Perforation(NamedTuple):
@@ -193,30 +193,49 @@ class _Run:
         rows, taps = self._read(planned, values, perforation.kept)
         return Rows(self._multiply(planned, rows, taps), perforation.nearest)
 
+    def _pointwise(self, planned, values):
+        value = values(planned.step.inputs[0])
+        every = np.arange(value.rows.shape[1], dtype=np.int32)[:, np.newaxis]
+        return Rows(self._multiply(planned, value.rows, every), value.nearest)
+
     def _convolve(self, planned, values):
         rows, taps = self._read(planned, values)
         return _as_map(planned, self._multiply(planned, rows, taps))
 
     def _multiply(self, planned, rows, taps):
-        """Convolves rows; a normalization that follows is part of the filters."""
+        """Convolves rows, and does what is folded into the convolution."""
         layer = planned.step.layer
         dtype = layer.compute_dtype
-        kernel = tf.cast(layer.kernel, dtype)
-        bias = tf.cast(layer.bias, dtype) if layer.use_bias else None
+        scale, bias = None, layer.bias if layer.use_bias else None
         if planned.batch_norm is not None:
-            scale, shift = _affine(planned.batch_norm)
-            kernel = tf.cast(tf.cast(kernel, scale.dtype) * scale, dtype)
-            if layer.use_bias:
-                shift += layer.bias * scale
-            bias = tf.cast(shift, dtype)
+            scale, bias = self._affine(planned.batch_norm, bias)
+            scale = tf.cast(scale, dtype)
         rows = custom_ops.indexed_conv2d(
             tf.cast(rows, dtype),
-            kernel,
+            tf.cast(layer.kernel, dtype),
             taps,
-            bias=bias,
+            bias=None if bias is None else tf.cast(bias, dtype),
             implementation=self._implementation,
+            scale=scale,
+            slope=planned.slope,
         )
-        return rows if layer.activation is None else layer.activation(rows)
+        is_done = slope_of(layer.activation) is not None
+        return rows if is_done else layer.activation(rows)
+
+    def _affine(self, layer, bias):
+        """Scale and shift that a normalization in inference of biased values is."""
+        mean, variance = map(
+            tf.convert_to_tensor, (layer.moving_mean, layer.moving_variance)
+        )
+        scale, shift = custom_ops.fold_batch_norm(
+            layer.gamma if layer.scale else tf.ones_like(mean),
+            layer.beta if layer.center else tf.zeros_like(mean),
+            mean,
+            variance,
+            layer.epsilon,
+            self._implementation,
+        )
+        return scale, shift if bias is None else shift + bias * scale
 
     def _pool(self, planned, values):
         rows, taps = self._read(planned, values)
@@ -251,16 +270,6 @@ def _shares(nearest, count):
 def _as_map(planned, rows):
     shape = planned.step.outputs[0].shape
     return tf.reshape(rows, [-1, *shape[1:]])
-
-
-def _affine(layer):
-    """Scale and shift that a normalization in inference amounts to."""
-    variance = tf.convert_to_tensor(layer.moving_variance)
-    scale = tf.math.rsqrt(variance + layer.epsilon)
-    if layer.scale:
-        scale *= layer.gamma
-    shift = -layer.moving_mean * scale
-    return scale, shift + layer.beta if layer.center else shift
 
 
 def in_inference(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> object:

@@ -34,20 +34,24 @@ class Planned:
     Attributes:
         step: The step.
         action: "perforate": a convolution that gives rows, of a map or of rows;
-            "convolve": one that reads rows and gives a map; "pool" and "global": the
-            same of poolings; "rows": a layer that maps rows to rows; "dense": any
-            layer, of maps.
+            "convolve": one that reads rows and gives a map; "pointwise": a 1x1
+            convolution that maps rows to rows; "pool" and "global": poolings that read
+            rows and give a map; "rows": any other layer that maps rows to rows;
+            "dense": any layer, of maps.
         rows: Name of the convolution whose mask the inputs' rows have; None: they are
             maps.
-        batch_norm: The normalization that follows, alone, and is folded into this
-            convolution.
-        is_folded: Whether this is such a normalization.
+        batch_norm: The normalization that follows a convolution, alone, and is computed
+            with it.
+        slope: Of the ReLU that follows, alone, or is the convolution's own activation:
+            max(v, slope * v).
+        is_folded: Whether this is such a normalization or ReLU.
     """
 
     step: Step
     action: str
     rows: str | None = None
     batch_norm: keras.layers.BatchNormalization | None = None
+    slope: float = 1.0
     is_folded: bool = False
 
 
@@ -66,7 +70,7 @@ def make_plan(graph: Graph, perforated: Collection[str]) -> list[Planned]:
         action = _action(step.layer, rows, perforated)
         if action == "perforate":
             of_rows[step.outputs[0]] = step.layer.name
-        elif action == "rows":
+        elif action in ("rows", "pointwise"):
             of_rows.update({token: rows for token in step.outputs})
         plan.append(Planned(step, action, rows))
     return _fold(plan, graph)
@@ -77,7 +81,9 @@ def _action(layer, rows, perforated):
         return "perforate"
     if rows is None or isinstance(layer, PerforatedConv2D):
         return "dense"
-    if works_by_position(layer) or is_pointwise_convolution(layer):
+    if is_pointwise_convolution(layer):
+        return "rows" if refusal(layer) else "pointwise"
+    if works_by_position(layer):
         return "rows"
     if type(layer) is layers.Conv2D and refusal(layer) is None:
         return "convolve"
@@ -88,38 +94,70 @@ def _action(layer, rows, perforated):
     return "global" if isinstance(layer, GLOBAL_POOLINGS) else "dense"
 
 
+def slope_of(activation: object) -> float | None:
+    """Returns the slope of an activation max(v, slope * v), None of others.
+
+    Args:
+        activation: None, a function or a layer.
+    """
+    if activation in (None, keras.activations.linear):
+        return 1.0
+    if activation in (keras.activations.relu, tf.nn.relu):
+        return 0.0
+    kind, slope = type(activation), None
+    if kind is layers.Activation:
+        return slope_of(activation.activation)
+    if kind is layers.ReLU:
+        is_bent = activation.max_value is not None or activation.threshold
+        slope = None if is_bent else float(activation.negative_slope)
+    elif kind is layers.LeakyReLU:
+        slope = float(activation.alpha)
+    return slope if slope is not None and 0 <= slope <= 1 else None
+
+
 def _fold(plan, graph):
-    """Finds normalizations that can be folded into the convolution before them."""
+    """Finds normalizations and ReLUs to compute with the convolution before them."""
     readers = graph.readers()
     returned = {id(token) for token in tf.nest.flatten(graph.outputs)}
     by_step = {id(planned.step): planned for planned in plan}
-    folded, into = set(), {}
-    for planned in plan:
-        layer = planned.step.layer
-        if planned.action not in ("perforate", "convolve"):
-            continue
-        token = planned.step.outputs[0]
-        is_linear = layer.activation in (None, keras.activations.linear)
-        if len(readers[token]) != 1 or id(token) in returned or not is_linear:
-            continue
+    folded, changed = set(), {}
+
+    def next_of(step, action):
+        """The step that alone reads another's result, position by position."""
+        token = step.outputs[0]
+        if len(readers[token]) != 1 or id(token) in returned:
+            return None
         reader = readers[token][0]
-        is_norm = type(reader.layer) is layers.BatchNormalization
-        if is_norm and by_step[id(reader)].action == _norm_action(planned.action):
-            folded.add(id(reader))
-            into[id(planned.step)] = reader.layer
+        wanted = "dense" if action == "convolve" else "rows"
+        fits = by_step[id(reader)].action == wanted and works_by_position(reader.layer)
+        return reader if fits else None
+
+    for planned in plan:
+        if planned.action not in ("perforate", "convolve", "pointwise"):
+            continue
+        step = planned.step
+        slope = slope_of(step.layer.activation)
+        if slope != 1.0:
+            changed[id(step)] = {"slope": 1.0 if slope is None else slope}
+            continue
+        own = changed[id(step)] = {}
+        follower = next_of(step, planned.action)
+        if follower and type(follower.layer) is layers.BatchNormalization:
+            own["batch_norm"] = follower.layer
+            folded.add(id(follower))
+            follower = next_of(follower, planned.action)
+        slope = slope_of(follower.layer) if follower else None
+        if slope is not None:
+            own["slope"] = slope
+            folded.add(id(follower))
     return [
         dataclasses.replace(
             planned,
-            batch_norm=into.get(id(planned.step)),
             is_folded=id(planned.step) in folded,
+            **changed.get(id(planned.step), {}),
         )
         for planned in plan
     ]
-
-
-def _norm_action(action):
-    """How a normalization runs after a convolution that gives rows, or a map."""
-    return "rows" if action == "perforate" else "dense"
 
 
 def multiplies(plan: list[Planned], kept: Mapping[str, int]) -> int:
@@ -147,7 +185,7 @@ def _of_layer(planned, kept):
         return 0
     if planned.action == "perforate":
         positions = kept[layer.name]
-    elif planned.action == "rows":
+    elif planned.action in ("rows", "pointwise"):
         positions = kept[planned.rows]
     elif isinstance(layer, PerforatedConv2D):  # of zeros
         positions = layer.kept.shape[0]

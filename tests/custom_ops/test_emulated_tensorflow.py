@@ -188,25 +188,25 @@ def table(kernels, rows, *shape):
 
 def test_emulated_indexed_convolution_equals_tensorflow(kernels):
     rows, filters = kernels.normal(2, 41, 16), kernels.normal(3, 3, 16, 70)
-    bias, dy = kernels.normal(70), kernels.normal(2, 67, 70)
-    taps = table(kernels, 41, 67, 9)
+    bias, scale = kernels.normal(70), kernels.normal(70)
+    dy, taps = kernels.normal(2, 67, 70), table(kernels, 41, 67, 9)
+    after = transform(scale, bias, 0.0)
     g = Indexed(2, 41, 16, 67, 9, 70, taps.ctypes.data)
     got = [
-        kernels.run("indexed_convolution", dy.shape, g, rows, filters, bias),
+        kernels.run("indexed_convolution", dy.shape, g, rows, filters, after),
         kernels.run("indexed_input_gradient", rows.shape, g, dy, filters),
         kernels.run("indexed_filter_gradient", filters.shape, g, rows, dy),
     ]
-    rows, filters, bias, dy = wide(rows, filters, bias, dy)
-    kernels.compare(
-        got,
-        gradients(
-            lambda rows, filters: custom_ops.indexed_conv2d(
-                rows, filters, taps, bias, "tensorflow"
-            ),
-            [rows, filters],
-            dy,
-        ),
-    )
+    rows, filters, bias, scale, dy = wide(rows, filters, bias, scale, dy)
+
+    def run(rows, filters, **options):
+        return custom_ops.indexed_conv2d(
+            rows, filters, taps, implementation="tensorflow", **options
+        )
+
+    _, *expected = gradients(run, [rows, filters], dy)
+    y = run(rows, filters, bias=bias, scale=scale, slope=0.0)
+    kernels.compare(got, [y, *expected])
 
 
 def test_emulated_pooling_and_interpolation_equal_tensorflow(kernels):

@@ -76,6 +76,8 @@ def cases(draw):
         batch=draw(st.integers(0, 3)),
         channels=draw(st.integers(1, 40)),
         filters=draw(st.integers(1, 40)),
+        has_scale=draw(st.booleans()),
+        slope=draw(st.sampled_from([1.0, 0.0, 0.1])),
     )
 
 
@@ -86,6 +88,8 @@ def check_implicit_equals_explicit(case):
         *case["kernel"], case["channels"], case["filters"], seed=1, dtype=np.float32
     )
     bias = normal(case["filters"], seed=2, dtype=np.float32)
+    scale = normal(case["filters"], seed=3, dtype=np.float32)
+    after = dict(scale=scale if case["has_scale"] else None, slope=case["slope"])
     taps, sides = composed(*(case[k] for k in ("index", "kernel", "strides", "pad")))
     pad = [[0, 0], list(case["pad"][:2]), list(case["pad"][2:]), [0, 0]]
     images = tf.gather(rows, case["index"], axis=1)
@@ -98,7 +102,9 @@ def check_implicit_equals_explicit(case):
         )[:, :: case["strides"][0], :: case["strides"][1]]
         return patches  # [batch, height, width, channels, kernel height and width]
 
-    expected = tf.einsum("bpqcyx,yxcf->bpqf", windows(0.0), filters) + bias
+    expected = tf.einsum("bpqcyx,yxcf->bpqf", windows(0.0), filters)
+    expected = expected * (scale if case["has_scale"] else 1.0) + bias
+    expected = tf.nn.leaky_relu(expected, case["slope"])
     counts = np.sum(taps >= 0, 1).reshape([1, *sides, 1])
     pooled = {
         "max": np.where(counts, windows(-np.inf).max((-2, -1)), 0.0),
@@ -109,10 +115,12 @@ def check_implicit_equals_explicit(case):
             continue
         got = custom_ops.nearest_interpolate(rows, case["index"], implementation)
         np.testing.assert_array_equal(got, images)
-        got = custom_ops.indexed_conv2d(rows, filters, taps, bias, implementation)
-        scale = 1 + np.abs(expected).max(initial=0)
+        got = custom_ops.indexed_conv2d(
+            rows, filters, taps, bias, implementation, **after
+        )
+        size = 1 + np.abs(expected).max(initial=0)
         np.testing.assert_allclose(
-            got, tf.reshape(expected, got.shape), rtol=0, atol=1e-5 * scale
+            got, tf.reshape(expected, got.shape), rtol=0, atol=1e-5 * size
         )
         for kind, value in pooled.items():
             got = custom_ops.indexed_pool(rows, taps, kind, implementation)
@@ -178,9 +186,11 @@ OPS = {
 }
 
 
-def convolve(rows, filters, bias, implementation):
+def convolve(rows, filters, bias, scale=None, implementation="auto", slope=1.0):
     taps = integers(-1, 6, 7, 6)
-    return custom_ops.indexed_conv2d(rows, filters, taps, bias, implementation)
+    return custom_ops.indexed_conv2d(
+        rows, filters, taps, bias, implementation, scale=scale, slope=slope
+    )
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -190,9 +200,13 @@ def test_numerical_gradients(implementation, op):
     np.testing.assert_allclose(theory[0], numbers[0], atol=1e-6, rtol=1e-4)
 
 
-def test_numerical_gradients_of_the_convolution(implementation):
-    run = tf.function(lambda *tensors: convolve(*tensors, implementation))
+@pytest.mark.parametrize("slope", [None, 1.0, 0.1])
+def test_numerical_gradients_of_the_convolution(implementation, slope):
+    options = {"implementation": implementation, "slope": slope or 0.0}
+    run = tf.function(lambda *tensors: convolve(*tensors, **options))
     tensors = [normal(2, 6, 3), normal(2, 3, 3, 4, seed=1), normal(4)]
+    if slope is not None:
+        tensors.append(normal(4, seed=2))  # the scale
     theory, numbers = tf.test.compute_gradient(run, tensors, delta=1e-6)
     for a, b in zip(theory, numbers):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
@@ -201,10 +215,11 @@ def test_numerical_gradients_of_the_convolution(implementation):
 def test_derivatives_of_both_implementations_agree():
     if is_missing("native"):
         pytest.skip("the native kernels can not be compiled here")
-    shapes = [(2, 6, 40), (2, 3, 40, 37), (37,)]
+    shapes = [(2, 6, 40), (2, 3, 40, 37), (37,), (37,)]
     tensors = [normal(*shape, seed=i) for i, shape in enumerate(shapes)]
     for run, inputs in (
-        (convolve, tensors),
+        (convolve, tensors[:3]),
+        (functools.partial(convolve, slope=0.1), tensors),
         *((op, tensors[:1]) for op in OPS.values()),
     ):
         native, plain = (
@@ -245,6 +260,47 @@ def run_all(rows, implementation, taps=((0, -1), (-1, -1), (1, 2))):
                                   implementation),
         *(custom_ops.indexed_pool(rows, taps, kind, implementation) for kind in KINDS),
     ]  # fmt: skip
+
+
+def test_rows_of_few_channels_that_lie_one_after_the_other(implementation):
+    """Those of an image, which are copied together; windows of any length of them."""
+    for channels in (1, 2, 3, 5, 15, 16):
+        rows = normal(2, 40, channels, seed=channels)
+        starts, length = np.array([0, 3, 17, 33]), np.arange(7)
+        taps = np.where(
+            length < [[7], [4], [0], [7]], starts[:, np.newaxis] + length, 5
+        )
+        taps[1, 2] = -1
+        filters = normal(1, 7, channels, 4, seed=1)
+        got = custom_ops.indexed_conv2d(
+            rows, filters, taps.astype(np.int32), implementation=implementation
+        )
+        patches = tf.gather(rows, np.maximum(taps, 0), axis=1)
+        patches *= (taps >= 0)[..., np.newaxis]
+        expected = tf.einsum("brtc,tcf->brf", patches, filters[0])
+        np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+def test_ops_saved_before_there_was_a_scale():
+    """Their nodes have four inputs, and neither N nor slope."""
+    if is_missing("native"):
+        pytest.skip("the native kernels can not be compiled here")
+    rows, filters = ROWS + 1, FILTERS + 1
+    graph = tf.Graph()
+    with graph.as_default():
+        custom_ops.load().indexed_conv2d(rows, filters, TAPS, np.zeros([0], "f"), [])
+    definition = graph.as_graph_def()
+    node = next(n for n in definition.node if n.op == "IndexedConv2D")
+    for name in ("N", "slope"):
+        del node.attr[name]
+    assert len(node.input) == 4
+    run = tf.compat.v1.wrap_function(
+        lambda: tf.graph_util.import_graph_def(
+            definition, return_elements=[f"{node.name}:0"]
+        ),
+        [],
+    )
+    np.testing.assert_array_equal(run()[0], np.full([2, 6, 4], 10))
 
 
 @pytest.mark.parametrize("spec", [[None, 3, 3], [None, None, None], [2, None, 3]])
@@ -338,6 +394,9 @@ TAPS = np.zeros([6, 2], np.int32)
         (dict(taps=np.zeros([6, 3], np.int32)), "taps must have 2 .*; got .*6, 3"),
         (dict(bias=np.zeros([3], np.float32)), "bias must have 4"),
         (dict(bias=np.zeros([1, 4], np.float32)), "bias must be .channels"),
+        (dict(scale=np.zeros([3], np.float32)), "scale must have 4"),
+        (dict(slope=1.5), r"slope must lie in \[0, 1\]; got 1.5"),
+        (dict(slope="relu"), r"slope must lie in \[0, 1\]; got relu"),
         (dict(implementation="fast"), "implementation must be one of.*'fast'"),
     ],
 )
@@ -399,11 +458,12 @@ def test_indices_out_of_range(implementation, value, low, is_late):
         (dict(taps=np.zeros([6, 3], np.int32)), "taps must have"),
         (dict(bias=np.zeros([1], np.float32)), "bias must"),
         (dict(bias=np.zeros([5], np.float32)), "bias must"),
+        (dict(scale=np.zeros([5], np.float32)), "scale must"),
     ],
 )
 def test_sizes_that_do_not_fit_at_run_time(implementation, changed, message):
     good = dict(rows=ROWS, filters=FILTERS, taps=TAPS)
-    good["bias"] = np.zeros([4], np.float32)
+    good["bias"] = good["scale"] = np.zeros([4], np.float32)
     spec = {
         name: tf.TensorSpec([None] * value.ndim, value.dtype)
         for name, value in good.items()

@@ -79,9 +79,9 @@ const char* emulated_bottleneck(Type type, const Geometry* middle, int64_t chann
 }
 
 const char* emulated_indexed_convolution(Type type, const Indexed* g, const void* rows,
-                                         const void* filters, const void* bias,
+                                         const void* filters, const Transform* after,
                                          void* output) {
-  return perforated::gpu::IndexedConvolve(type, *g, rows, filters, bias, output,
+  return perforated::gpu::IndexedConvolve(type, *g, rows, filters, *after, output,
                                           nullptr);
 }
 

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+import custom_ops
 from sact_tf import keras_files
 from sact_tf.data.examples import DataError
 from sact_tf.perforation import exporting, perforate, surgery
@@ -45,6 +46,22 @@ def test_saved_model_of_tensorflow_alone(model, tmp_path):
     arguments = [path, str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
     subprocess.run([sys.executable, "-c", _SERVE, *arguments], check=True)
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), fast(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["native", "tensorflow"])
+def test_saved_models_hold_native_ops_or_none(model, tmp_path, implementation):
+    is_native = implementation == "native"
+    if is_native and not custom_ops.has_kernel("IndexedConv2D", "CPU", tf.float32):
+        pytest.skip("the native kernels can not be compiled here")
+    fast = perforate(model, 0.4)
+    path = exporting.export_saved_model(fast, str(tmp_path / "saved"), implementation)
+    serve = tf.saved_model.load(path).signatures["serving_default"]
+    graph = serve.graph.as_graph_def()
+    bodies = [graph.node, *(f.node_def for f in graph.library.function)]
+    ops = {node.op for nodes in bodies for node in nodes}
+    assert ("IndexedConv2D" in ops) == ("IndexedPool" in ops) == is_native
+    x = tf.random.normal([3, 8, 8, 3])
+    np.testing.assert_allclose(serve(images=x)["probabilities"], fast(x), atol=1e-5)
 
 
 def test_outputs(model, tmp_path):

@@ -174,6 +174,22 @@ def test_search_ends_at_the_last_levels(case):
     assert rates == {"one": 0.3, "two": 0.3}
 
 
+@pytest.mark.parametrize("costs, made", [([10.0], 0), ([10.0, 9.0], 1)])
+def test_search_stops_with_what_it_has(case, tmp_path, monkeypatch, costs, made):
+    """Where no candidate is cheaper than the dense network."""
+    model, examples = case
+    by_steps = dict(enumerate(costs))
+    monkeypatch.setattr(
+        search.Scorer, "cost", lambda self, c: by_steps.get(sum(c.levels), 11.0)
+    )
+    path = tmp_path / "search.json"
+    rates = search_rates(model, examples, steps=5, redraws=1, path=str(path), **OPTIONS)
+    assert sorted(rates.values()) == [0.5] * made + [1.0] * (2 - made)
+    if made:
+        assert len(json.loads(path.read_text())["steps"]) == made
+    assert len(surgery.realised(perforate(model, rates))) == made
+
+
 @pytest.mark.long
 def test_search_by_time_and_by_impact(case, tmp_path):
     """Rates bring the scores of their masks."""

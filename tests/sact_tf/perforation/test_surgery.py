@@ -79,11 +79,56 @@ def test_implicit_equals_explicit(build, mask):
     plan = {p.step.layer.name: p.action for p in model._compact_network()._plan}
     assert plan["a"] == "perforate"
     if build is branches:
-        assert plan["one"] == plan["two"] == plan["merged"] == "rows"
+        assert plan["one"] == plan["two"] == "pointwise" and plan["merged"] == "rows"
         assert plan["pool1"] == "pool" and plan["c"] == "perforate"
     else:
         assert plan["last"] == "convolve"
         assert plan["global"] == "global"
+
+
+def followers():
+    """What may follow a convolution, some of which must stay by itself."""
+    inputs = keras.Input([9, 8, 2])
+    x = inputs
+    for k, follow in enumerate(
+        [
+            [layers.LeakyReLU(0.2)],
+            [layers.BatchNormalization(center=False), layers.Activation("relu")],
+            [layers.BatchNormalization(), layers.ReLU(max_value=0.5)],
+            [layers.ReLU(), layers.BatchNormalization()],
+            [layers.ReLU(negative_slope=1.5), layers.Activation("linear")],
+            [layers.BatchNormalization(), layers.Activation("tanh")],
+        ]
+    ):
+        x = layers.Conv2D(4, 3, padding="same", name=f"conv{k}")(x)
+        for layer in follow:
+            x = layer(x)
+        x = layers.Conv2D(5, 1, use_bias=k % 2 > 0, name=f"one{k}")(x)
+        for layer in follow:
+            x = type(layer).from_config({**layer.get_config(), "name": None})(x)
+    y = layers.Conv2D(3, 2, strides=2, name="dense")(x)  # gives a map
+    y = layers.BatchNormalization(axis=1)(y)
+    y = layers.GlobalAveragePooling2D()(layers.ReLU()(y))
+    return keras.Model(inputs, y)
+
+
+def test_what_follows_a_convolution_is_computed_with_it():
+    model = randomize(followers())
+    made = perforate(model, {f"conv{k}": 0.5 for k in range(6)}, "uniform")
+    x = tf.random.normal([3, 9, 8, 2])
+    expected = keras.Model(made.inputs, made.outputs)(x, training=False)
+    for implementation in ("auto", "tensorflow"):
+        network = CompactNetwork(made, implementation=implementation)
+        np.testing.assert_allclose(network(x), expected, atol=1e-5, rtol=1e-5)
+    plans = {p.step.layer.name: p for p in network._plan}
+    for kind in ("conv", "one"):
+        slopes = [plans[f"{kind}{k}"].slope for k in range(6)]
+        assert slopes == pytest.approx([0.2, 0.0, 1.0, 0.0, 1.0, 1.0])
+        norms = [plans[f"{kind}{k}"].batch_norm is not None for k in range(6)]
+        assert norms == [False, True, True, False, False, True]
+    assert plans["dense"].action == "convolve" and plans["dense"].batch_norm is None
+    # All but the last BatchNormalization and ReLU, and those that stay.
+    assert sum(plan.is_folded for plan in plans.values()) == 2 * 6
 
 
 def test_full_masks_are_dense():
@@ -174,6 +219,19 @@ def test_vgg16_as_it_comes():
     assert made.get_layer("block1_conv2").mask == "structure"
     assert made.get_layer("block2_conv1").mask == "grid"
     x = tf.random.normal([1, 32, 32, 3])
+    explicit = keras.Model(made.inputs, made.outputs)
+    np.testing.assert_allclose(made(x), explicit(x), atol=1e-5)
+
+
+@pytest.mark.long
+def test_residual_network_of_keras_applications():
+    """Shortcuts meet rows; only global pooling comes after the last convolutions."""
+    model = feedforward.resnet50(5, (64, 64, 3))
+    names = [name for name, _ in found(model)]
+    assert len(names) == 17 and names[0] == "conv1_conv"
+    made = perforate(model, 0.5)
+    assert list(surgery.realised(made)) == names
+    x = tf.random.normal([1, 64, 64, 3])
     explicit = keras.Model(made.inputs, made.outputs)
     np.testing.assert_allclose(made(x), explicit(x), atol=1e-5)
 
