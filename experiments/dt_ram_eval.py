@@ -103,7 +103,8 @@ def results_of(model: AttentionNetwork, found) -> dict[str, object]:
         "steps/std": float(np.std(units)),
         "steps/histogram": np.bincount(units, minlength=model.steps + 1)[1:].tolist(),
         "error_by_step": np.mean(found["is_wrong"], 0).tolist(),
-        "flops/mean": float(np.mean(found["flops"], dtype=np.float64)),
+        "Total Flops/mean": float(np.mean(found["flops"], dtype=np.float64)),
+        "Total Flops/std": float(np.std(found["flops"], dtype=np.float64)),
     }
 
 

@@ -149,11 +149,10 @@ def operations(
     model: keras.Model, row: Mapping[str, object]
 ) -> tuple[float, float, float, str]:
     """Returns FLOPs per image, their deviation, their share, and of what that is."""
-    if row["program"] == "dt_ram_eval":
-        per_step = model.flops_per_step
-        mean, deviation = (per_step * row[f"steps/{k}"] for k in ("mean", "std"))
-        return mean, deviation, mean / (per_step * model.steps), "those of all glimpses"
     mean, deviation = (row[f"Total Flops/{key}"] for key in ("mean", "std"))
+    if row["program"] == "dt_ram_eval":
+        dense = model.flops_per_step * model.steps
+        return mean, deviation, mean / dense, "those of all glimpses"
     if row["program"] == "coco_eval":
         relative, of = row["Relative Flops/mean"], f"{_ORDINARY}, blocks 1 to 3"
         return mean, deviation, relative, of

@@ -109,7 +109,7 @@ def test_the_fine_grained_network(run, image_folder, tmp_path):
     )
     assert sum(results["steps/histogram"]) == 12
     stored = np.load(tmp_path / "images.npz")
-    assert results["flops/mean"] == pytest.approx(stored["network/Flops"].mean())
+    assert results["Total Flops/mean"] == pytest.approx(stored["network/Flops"].mean())
     assert results["stop_threshold"] == 0.5 and results["glimpse_size"] == 14
     with Image.open(tmp_path / "glimpses.gif") as picture:
         assert picture.n_frames >= 2
