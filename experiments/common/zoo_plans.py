@@ -132,7 +132,7 @@ PLANS = {
         "Recurrent visual attention that decides when to stop (DT-RAM), on digits",
         MNIST,
         ("It knows upright, centred digits of 28x28 pixels, light on dark.",),
-        "ram-mnist",
+        "dt-ram-mnist-2",
     ),
 }
 """By the names that `sact_tf.load` takes."""
