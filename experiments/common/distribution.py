@@ -21,11 +21,12 @@ FLAGS = flags.FLAGS
 # Flags defined here belong to the program that asks for them, and to its --help.
 flags.disclaim_key_flags()
 
-_PRECISIONS = {
+PRECISIONS = {
     "float32": "float32",
     "bfloat16": "mixed_bfloat16",
     "float16": "mixed_float16",
 }
+"""Keras' policies by the values of --mixed_precision."""
 _SERVICE_PATIENCE = 30.0  # seconds until a tf.data service that starts is there
 _CLUSTER_STRATEGIES = ("multi_worker_mirrored", "parameter_server")
 
@@ -50,7 +51,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "mixed_precision",
         "float32",
-        list(_PRECISIONS),
+        list(PRECISIONS),
         "Type that layers compute in; weights and halting stay float32.",
     )
     flags.DEFINE_bool("jit_compile", False, "Compile the training step with XLA.")
@@ -88,7 +89,7 @@ def make_strategy() -> tf.distribute.Strategy:
         )
     else:
         strategy = distribute_utils.get_distribution_strategy(name, num_gpus)
-    keras.mixed_precision.set_global_policy(_PRECISIONS[FLAGS.mixed_precision])
+    keras.mixed_precision.set_global_policy(PRECISIONS[FLAGS.mixed_precision])
     return strategy
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import tf_keras as keras
 from absl import flags
 
-from experiments.common import programs
+from experiments.common import distribution, programs
 from sact_tf import classifiers
 from sact_tf.data import cifar, imagenet, shapes
 from sact_tf.data.examples import DataError, Examples
@@ -20,7 +20,6 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()
 
 _OWN_SIZE = ("tfrecord", "cifar_tfds")  # CIFAR-10, whose images have one size
-_PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 _TEST_SPLITS = {"folder": "validation", "tfds": "validation"}
 
 
@@ -155,7 +154,7 @@ def define_train_flags() -> None:
     flags.DEFINE_enum(
         "mixed_precision",
         "float32",
-        list(_PRECISIONS),
+        ["float32", "bfloat16"],
         "Type that --mode=train computes in; weights, and the file, are float32.",
     )
     flags.DEFINE_float(
@@ -183,7 +182,9 @@ def train(examples, log_dir: str) -> keras.Model:
     Returns:
         The network, which computes in float32.
     """
-    keras.mixed_precision.set_global_policy(_PRECISIONS[FLAGS.mixed_precision])
+    keras.mixed_precision.set_global_policy(
+        distribution.PRECISIONS[FLAGS.mixed_precision]
+    )
     model = make_model(examples.num_classes)
     keras.mixed_precision.set_global_policy("float32")
     print(f"{FLAGS.model}: {model.count_params():,} parameters", flush=True)

@@ -128,12 +128,12 @@ def load_first_weights(
             model.network, path, fresh_halting=None, without_classifier=True
         )
         return list(loaded.variables)
-    if kind == kind_of(slim_variables(model)):
-        return load_slim_checkpoint(
-            model, path, fresh_halting=None, without_classifier=without_classifier
-        )
+    is_own = kind == kind_of(slim_variables(model))
     return load_slim_checkpoint(
-        model.network, path, fresh_halting=None, without_classifier=True
+        model if is_own else model.network,
+        path,
+        fresh_halting=None,
+        without_classifier=without_classifier or not is_own,
     )
 
 

@@ -290,7 +290,6 @@ def load_tfds(
 
 
 _STREAM = 2  # of random numbers; the detectors' scenes are others
-"""Generated scenes of every split."""
 SCENE_SIZE = 128
 """Side of the generated scenes, by default."""
 
