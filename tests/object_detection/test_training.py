@@ -85,36 +85,41 @@ def test_what_cannot_be_skipped(make_detector, tmp_path, batch_size, options, me
 def test_perforated_training_is_that_of_masked_execution(make_detector, monkeypatch):
     masked = make_detector("sact")
     perforated = masked.with_execution("perforated")
-    (batch,) = scenes.load("train", 1, short_side=64).evaluation_batches(1).take(1)
-    data = {
-        "image": batch["image"],
-        "size": batch["size"],
-        "boxes": tf.constant([[[4.0, 6.0, 40.0, 50.0], [20.0, 8.0, 60.0, 44.0]]]),
-        "classes": tf.constant([[1, 2]]),
-    }
-    drawn = []
-    draw = masked._sample_regions
+    differences = []
+    for batch in scenes.load("train", 5, short_side=64).evaluation_batches(1).take(5):
+        data = {
+            "image": batch["image"],
+            "size": batch["size"],
+            "boxes": tf.constant([[[4.0, 6.0, 40.0, 50.0], [20.0, 8.0, 60.0, 44.0]]]),
+            "classes": tf.constant([[1, 2]]),
+        }
+        drawn = []
+        draw = masked._sample_regions
 
-    def draw_once(*arguments):
-        # Rounding may change which of nearly equal proposals are kept.
-        drawn.append(drawn[0] if drawn else draw(*arguments))
-        return drawn[0]
+        def draw_once(*arguments, drawn=drawn, draw=draw):
+            # Rounding may change which of nearly equal proposals are kept.
+            drawn.append(drawn[0] if drawn else draw(*arguments))
+            return drawn[0]
 
-    gradients = []
-    for model in (masked, perforated):
-        keras.utils.set_random_seed(3)  # of anchors
-        monkeypatch.setattr(model, "_sample_regions", draw_once)
-        with tf.GradientTape() as tape:
-            terms, end_points = model.detection_losses(data, trains_rule=True)
-            loss = tf.add_n([*terms.values(), *model.losses])
-        gradients.append(tape.gradient(loss, model.trainable_variables))
-    assert end_points["flops"] < end_points["dense_flops"]
-    assert len(drawn) == 2
-    for a, b, variable in zip(*gradients, masked.trainable_variables):
-        if a is None:
-            assert b is None, variable.name
-            continue
-        a, b = tf.convert_to_tensor(a), tf.convert_to_tensor(b)
-        # One position that rounding makes halt a unit later changes 0.5 %.
-        atol = 1e-2 * np.abs(a).max() + 1e-6
-        np.testing.assert_allclose(b, a, atol=atol, rtol=0, err_msg=variable.name)
+        gradients = []
+        for model in (masked, perforated):
+            keras.utils.set_random_seed(3)  # of anchors
+            with monkeypatch.context() as patch:
+                patch.setattr(model, "_sample_regions", draw_once)
+                with tf.GradientTape() as tape:
+                    terms, end_points = model.detection_losses(data, trains_rule=True)
+                    loss = tf.add_n([*terms.values(), *model.losses])
+            gradients.append(tape.gradient(loss, model.trainable_variables))
+        assert len(drawn) == 2
+        assert end_points["flops"] < end_points["dense_flops"]
+        assert [a is None for a in gradients[0]] == [b is None for b in gradients[1]]
+        pairs = [
+            map(tf.convert_to_tensor, p) for p in zip(*gradients) if p[0] is not None
+        ]
+        differences.append(
+            [np.abs(a - b).max() / (np.abs(a).max() + 1e-6) for a, b in pairs]
+        )
+    # A gradient jumps where rounding carries a feature past the corner of a ReLU, by up
+    # to a tenth: of single images, while a fault of the execution is in all of them.
+    worst = np.max(differences, axis=1)
+    assert np.median(worst) < 1e-3, worst
