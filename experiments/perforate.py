@@ -256,9 +256,14 @@ def make_faster(dense: keras.Model, training, output_dir: str) -> keras.Model:
     return perforate(dense, rates, one_mask(), impact_batches(training), FLAGS.seed)
 
 
-def finetune(model: keras.Model, training, output_dir: str) -> None:
-    """Trains the faster network, masks fixed, or goes on training it."""
+def finetune(model: keras.Model, training, output_dir: str) -> keras.Model:
+    """Trains the faster network, masks fixed, or goes on training it.
+
+    Returns:
+        The trained network, which computes in float32.
+    """
     need_data("--finetune_steps")
+    model = feedforward.in_training_precision(model)
     rate = classifiers.cosine_rate(FLAGS.finetune_learning_rate, FLAGS.finetune_steps)
     classifiers.train(
         model,
@@ -271,6 +276,7 @@ def finetune(model: keras.Model, training, output_dir: str) -> None:
         save_summaries_secs=FLAGS.save_summaries_secs,
         seed=FLAGS.seed,
     )
+    return feedforward.in_float32(model)
 
 
 def measure(dense, model, path: str) -> dict:
@@ -334,7 +340,7 @@ def perforate_network() -> None:
         results["dense_error"] = perforation.error(dense, test, FLAGS.batch_size)
         results["error_before"] = perforation.error(model, test, FLAGS.batch_size)
     if FLAGS.finetune_steps:
-        finetune(model, training, output_dir)
+        model = finetune(model, training, output_dir)
         results["error_after"] = perforation.error(model, test, FLAGS.batch_size)
     keras_files.save_network(model, path)
     results.update(measure(dense, model, path))

@@ -56,6 +56,28 @@ def check_labels(model: keras.Model, num_classes: int) -> None:
         )
 
 
+def in_precision(model: keras.Model, policy: str) -> keras.Model:
+    """Returns a Functional or Sequential model that computes in another precision.
+
+    Args:
+        model: Its weights are copied; the layers are new, under the same names.
+        policy: Name of a Keras policy, such as "mixed_bfloat16".
+
+    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> (layer,) = in_precision(model, "mixed_bfloat16").layers
+    >>> layer.compute_dtype, layer.kernel.dtype
+    ('bfloat16', tf.float32)
+    """
+
+    def remake(layer):
+        config = {**layer.get_config(), "dtype": policy}
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=remake)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
 def cosine_rate(
     learning_rate: float, num_steps: int
 ) -> keras.optimizers.schedules.CosineDecay:

@@ -155,7 +155,8 @@ def define_train_flags() -> None:
         "mixed_precision",
         "float32",
         ["float32", "bfloat16"],
-        "Type that --mode=train computes in; weights, and the file, are float32.",
+        "Type that training and fine-tuning compute in; weights, and files, are "
+        "float32.",
     )
     flags.DEFINE_float(
         "dropout", None, "Of nin and alexnet; by default 0 and 0.5.", lower_bound=0.0
@@ -176,17 +177,28 @@ def make_model(num_classes: int) -> keras.Model:
     return NETWORKS[FLAGS.model](num_classes, shape, **options)
 
 
+def in_training_precision(model: keras.Model) -> keras.Model:
+    """Returns a float32 model as it is to be trained, by --mixed_precision."""
+    if FLAGS.mixed_precision == "float32":
+        return model
+    policy = distribution.PRECISIONS[FLAGS.mixed_precision]
+    return classifiers.in_precision(model, policy)
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """Returns a model of `in_training_precision` as it is used and kept."""
+    if FLAGS.mixed_precision == "float32":
+        return model
+    return classifiers.in_precision(model, "float32")
+
+
 def train(examples, log_dir: str) -> keras.Model:
     """Trains a new dense network as the flags say, or goes on training it.
 
     Returns:
         The network, which computes in float32.
     """
-    keras.mixed_precision.set_global_policy(
-        distribution.PRECISIONS[FLAGS.mixed_precision]
-    )
-    model = make_model(examples.num_classes)
-    keras.mixed_precision.set_global_policy("float32")
+    model = in_training_precision(make_model(examples.num_classes))
     print(f"{FLAGS.model}: {model.count_params():,} parameters", flush=True)
     last = classifiers.train(
         model,
@@ -200,11 +212,7 @@ def train(examples, log_dir: str) -> keras.Model:
         seed=FLAGS.seed,
     )
     print(f"Trained to step {FLAGS.train_steps}: {last}")
-    if FLAGS.mixed_precision == "float32":
-        return model
-    whole = make_model(examples.num_classes)
-    whole.set_weights(model.get_weights())
-    return whole
+    return in_float32(model)
 
 
 def model_file(log_dir: str) -> str:

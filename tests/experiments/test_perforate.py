@@ -79,6 +79,26 @@ def test_search_finetune_and_export(run, tmp_path, capsys):
     assert row.startswith("| search | ")
 
 
+def test_finetune_in_bfloat16(run, dense, tmp_path):
+    run(method="uniform", keep_fraction="0.5", repetitions=0)
+    before = keras.models.load_model(str(tmp_path / "out/model.keras"), compile=False)
+    results = run(
+        method="uniform",
+        keep_fraction="0.5",
+        repetitions=0,
+        finetune_steps=2,
+        mixed_precision="bfloat16",
+    )
+    assert 0 <= results["error_after"] <= 1
+    model = keras.models.load_model(str(tmp_path / "out/model.keras"), compile=False)
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    for layer in ("one", "two"):
+        old, new = before.get_layer(layer), model.get_layer(layer)
+        tf.debugging.assert_equal(old.kept, new.kept)
+        tf.debugging.assert_equal(old.nearest, new.nearest)
+        assert 0 < tf.reduce_max(tf.abs(old.kernel - new.kernel)) < 0.1
+
+
 @pytest.mark.parametrize(
     "method, options",
     [
