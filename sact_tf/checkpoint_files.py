@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import tensorflow as tf
 
+from sact_tf.domains import first_line
 from sact_tf.writing import naming, write_bytes
 
 # What TensorFlow raises on checkpoints that are missing, cut off or something else.
@@ -152,7 +153,7 @@ def open_checkpoint(checkpoint_path: str):
         return path, _reader(path)
     except READ_ERRORS as error:
         raise FileNotFoundError(
-            f"no readable TF-Slim checkpoint at {path}: {str(error).splitlines()[0]}"
+            f"no readable TF-Slim checkpoint at {path}: {first_line(error)}"
         ) from error
 
 

@@ -31,6 +31,18 @@ def brief(value: object) -> str:
         return f"{type(value).__name__} of more than 4300 digits"
 
 
+def first_line(error: Exception) -> str:
+    """Returns what an error says, on one line: the first that is not blank.
+
+    >>> first_line(OSError("\\n no space \\n left")), first_line(EOFError())
+    ('no space', 'EOFError')
+    """
+    # TensorFlow's errors print the place in the program behind the message.
+    text = str(getattr(error, "message", error))
+    lines = (line.strip() for line in text.splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
 @dataclasses.dataclass(frozen=True)
 class Domain:
     """Finite numbers between limits; truth values and strings are none.

@@ -21,7 +21,7 @@ from tf_keras.src.saving import serialization_lib
 
 from sact_tf import reading
 from sact_tf.data.examples import DataError
-from sact_tf.domains import MAX_UNITS, brief, has_too_many_units
+from sact_tf.domains import MAX_UNITS, brief, first_line, has_too_many_units
 from sact_tf.writing import atomic_file, naming, write_bytes
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
@@ -99,7 +99,7 @@ def load_model(path: str) -> keras.Model:
         with serialization_lib.SafeModeScope(safe_mode=True):
             model = keras.models.load_model(path, compile=False)
     except (*_LAYOUT_ERRORS, ImportError, tf.errors.OpError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{path}: holds no Keras model ({reason})") from error
     if not isinstance(model, keras.Model):
         raise DataError(f"{path}: holds no Keras model ({type(model).__name__})")

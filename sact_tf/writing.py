@@ -19,6 +19,8 @@ from typing import BinaryIO
 import h5py
 import tensorflow as tf
 
+from sact_tf.domains import first_line
+
 _NAME_LENGTH = 200
 # What TensorFlow says of a disk that cannot be written to, in errors of its own.
 _DISK_ERRORS = tuple(
@@ -55,7 +57,7 @@ def _reason(error: Exception) -> str | None:
     found = [text for text in _DISK_ERRORS if text in str(error)]
     if found:
         return found[0]
-    return str(error).splitlines()[0] if isinstance(error, OSError) else None
+    return first_line(error) if isinstance(error, OSError) else None
 
 
 @contextlib.contextmanager

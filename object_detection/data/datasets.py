@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from object_detection.data import coco
 from object_detection.data.examples import DetectionExamples
-from sact_tf.data.examples import DataError, take_shard
+from sact_tf.data import prepared
+from sact_tf.data.examples import take_shard
 from sact_tf.data.images import decode_image, encoded_size
 from sact_tf.optional import lazy
 
@@ -35,16 +36,7 @@ def load(
     Raises:
         DataError: The data set, or the split, is not there.
     """
-    try:
-        builder = tfds.builder(name, data_dir=directory)
-        builder.download_and_prepare()
-        builder.as_dataset(split=split)
-    except Exception as error:  # whatever the download layers raise
-        raise DataError(
-            f"TensorFlow Datasets could not provide {name}, split {split!r}, in data "
-            f"directory {directory or '(default)'}: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+    builder = prepared.builder(name, split, directory)
     labels = builder.info.features["objects"].feature["label"].names
     categories = [{"id": k, "name": label} for k, label in enumerate(labels, 1)]
 

@@ -14,11 +14,10 @@ from sact_tf.data.examples import (
     Shard,
     explained_decoding,
     fetch_ahead,
-    first_line,
     number_with_seeds,
     take_shard,
 )
-from sact_tf.domains import INPUT_SIDE, OPTIONAL_SIDE
+from sact_tf.domains import INPUT_SIDE, OPTIONAL_SIDE, first_line
 from sact_tf.optional import lazy
 
 preprocess_ops = lazy("official.vision.ops.preprocess_ops")
@@ -165,11 +164,11 @@ class DetectionExamples:
         try:
             yield
         except (*UNREADABLE, tf.errors.DataLossError) as error:
-            raise DataError(f"{self.name}: {error.message.splitlines()[0]}") from error
+            raise DataError(f"{self.name}: {first_line(error)}") from error
         except tf.errors.InvalidArgumentError as error:
             explained = explained_decoding(error, self)
             if explained is None and "image" in error.message:
-                explained = DataError(f"{self.name}: {first_line(error.message)}")
+                explained = DataError(f"{self.name}: {first_line(error)}")
             if explained is None:
                 raise
             raise explained from error

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from sact_tf.data import prepared
 from sact_tf.data.examples import DataError, Examples, check_records
 from sact_tf.optional import lazy
 
@@ -113,16 +114,11 @@ def load_tfds(directory: str | None, split: str) -> Examples:
         DataError: The data set can be neither found nor downloaded.
     """
     _check_split(split)
-    try:
+    with prepared.explained("cifar10", directory):
         dataset = tfds.load(
             "cifar10", data_dir=directory, split=split, as_supervised=True
         )
         images, labels = zip(*dataset.as_numpy_iterator())
-    except Exception as error:  # whatever the download layers raise
-        raise DataError(
-            f"TensorFlow Datasets could not provide cifar10 in data directory "
-            f"{directory or '(default)'}: {str(error).strip().splitlines()[0]}"
-        ) from error
     return Examples(np.stack(images), np.array(labels, np.int64), NUM_CLASSES)
 
 

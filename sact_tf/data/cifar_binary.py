@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from sact_tf.data.cifar import IMAGE_SHAPE, NUM_CLASSES, SPLITS
 from sact_tf.data.examples import DataError
+from sact_tf.domains import first_line
 from sact_tf.writing import atomic_file
 
 BATCHES = {
@@ -74,7 +75,7 @@ def _read_archive(path, wanted):
                     _check_size(f"{path}: {name}", member.size)
                     found[name] = archive.extractfile(member).read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
+        reason = first_line(error).rstrip(":")
         raise DataError(f"{path}: is no readable .tar.gz archive ({reason})") from error
     return found
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from sact_tf.domains import first_line
+
 _CROP_PADDING = 2
 
 
@@ -187,14 +189,8 @@ def explained_decoding(error: tf.errors.OpError, examples) -> DataError | None:
     elements = examples.elements(False, None, None)
     name = first_undecodable(elements, examples.decode, examples.name_of)
     return DataError(
-        f"{name or examples.name}: an image cannot be decoded "
-        f"({first_line(error.message)})"
+        f"{name or examples.name}: an image cannot be decoded ({first_line(error)})"
     )
-
-
-def first_line(message: str) -> str:
-    """Returns the first line of a message that is not blank."""
-    return next(line for line in message.splitlines() if line.strip())
 
 
 @dataclasses.dataclass(frozen=True)

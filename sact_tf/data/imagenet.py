@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-from sact_tf.data import inception, shapes
+from sact_tf.data import inception, prepared, shapes
 from sact_tf.data.examples import (
     UNREADABLE,
     DataError,
@@ -31,7 +31,7 @@ from sact_tf.data.examples import (
     take_shard,
 )
 from sact_tf.data.images import decode_image, read_image
-from sact_tf.domains import INPUT_SIDE, brief
+from sact_tf.domains import INPUT_SIDE, brief, first_line
 from sact_tf.optional import lazy
 
 tfds = lazy("tensorflow_datasets")
@@ -144,7 +144,7 @@ class ImageExamples:
             where = self.corrupt_file() or f"a file of {self.name}"
             raise DataError(f"{where}: truncated or corrupt") from error
         except UNREADABLE as error:
-            raise DataError(f"{self.name}: {error.message.splitlines()[0]}") from error
+            raise DataError(f"{self.name}: {first_line(error)}") from error
         except tf.errors.InvalidArgumentError as error:
             explained = explained_decoding(error, self)
             if explained is None:
@@ -339,15 +339,7 @@ def load_tfds(
     is_imagenet = name == "imagenet2012"
     if is_imagenet:
         _check_split(split)
-    try:
-        builder = tfds.builder(name, data_dir=directory)
-        builder.download_and_prepare()
-        builder.as_dataset(split=split)
-    except Exception as error:  # whatever the download layers raise
-        raise DataError(
-            f"TensorFlow Datasets could not provide {name} in data directory "
-            f"{directory or '(default)'}: {str(error).strip().splitlines()[0]}"
-        ) from error
+    builder = prepared.builder(name, split, directory)
     features = builder.info.features
     if not {"image", "label"} <= set(features):
         raise DataError(

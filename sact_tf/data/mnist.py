@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from sact_tf import reading
+from sact_tf.data import prepared
 from sact_tf.data.examples import (
     DataError,
     Examples,
@@ -110,19 +111,13 @@ def load_tfds(directory: str | None, split: str) -> Digits:
         DataError: The data set is not there.
     """
     part = "test" if split == "test" else "train"
-    try:
-        builder = tfds.builder("mnist", data_dir=directory)
-        builder.download_and_prepare()
+    builder = prepared.builder("mnist", part, directory)
+    with prepared.explained("mnist", directory):
         # With batch_size=-1 it aborts where metadata do not tell the split's size.
         dataset = builder.as_dataset(split=part).batch(_READ_AT_ONCE)
         parts = list(tfds.as_numpy(dataset))
         images = np.concatenate([each["image"] for each in parts])
         labels = np.concatenate([each["label"] for each in parts])
-    except Exception as error:  # whatever the download layers raise
-        raise DataError(
-            f"TensorFlow Datasets could not provide mnist in data directory "
-            f"{directory or '(default)'}: {str(error).strip().splitlines()[0]}"
-        ) from error
     return _split(images[..., 0], labels, split, "mnist")
 
 

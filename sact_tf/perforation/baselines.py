@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 import tf_keras as keras
 
-from sact_tf.domains import COUNT, POSITIVE, Domain
+from sact_tf.domains import COUNT, POSITIVE, Domain, first_line
 from sact_tf.perforation import graph
 from sact_tf.perforation.layer import windows_of
 from sact_tf.perforation.masks import num_kept
@@ -35,7 +35,7 @@ def _rebuilt(model, replace, begin=None):
     except ValueError as error:
         raise ValueError(
             f"model {model.name} has layers that take maps of one size only, such as "
-            f"dense ones ({str(error).splitlines()[0]})"
+            f"dense ones ({first_line(error)})"
         ) from error
 
 

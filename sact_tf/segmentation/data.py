@@ -19,7 +19,7 @@ from sact_tf.data.examples import (
     number_with_seeds,
     take_shard,
 )
-from sact_tf.domains import INPUT_SIDE, OPTIONAL_SIDE, Domain
+from sact_tf.domains import INPUT_SIDE, OPTIONAL_SIDE, Domain, first_line
 from sact_tf.segmentation.losses import VOID
 
 SCALES = (0.5, 2.0)
@@ -190,7 +190,7 @@ class SegmentationExamples:
         try:
             yield
         except (*UNREADABLE, tf.errors.DataLossError) as error:
-            raise DataError(f"{self.name}: {error.message.splitlines()[0]}") from error
+            raise DataError(f"{self.name}: {first_line(error)}") from error
         except tf.errors.InvalidArgumentError as error:
             explained = explained_decoding(error, self)
             if explained is None:

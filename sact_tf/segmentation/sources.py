@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from sact_tf import domains
-from sact_tf.data import shapes
+from sact_tf.data import prepared, shapes
 from sact_tf.data.examples import DataError, take_shard
 from sact_tf.data.images import decode_image, image_size
 from sact_tf.optional import lazy
@@ -247,16 +247,7 @@ def load_tfds(
         raise ValueError(
             f"tfds_name must be one of {', '.join(TFDS_NAMES)}; got {name!r}"
         )
-    try:
-        builder = tfds.builder(name, data_dir=directory)
-        builder.download_and_prepare()
-        builder.as_dataset(split=split)
-    except Exception as error:  # whatever the download layers raise
-        raise DataError(
-            f"TensorFlow Datasets could not provide {name}, split {split!r}, in data "
-            f"directory {directory or '(default)'}: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+    builder = prepared.builder(name, split, directory)
     known = TFDS_NAMES[name]
 
     def elements(shuffle, seed, shard):
