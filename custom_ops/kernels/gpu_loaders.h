@@ -195,8 +195,8 @@ struct Tile {
     return kDepthInner ? row * kStride + depth : depth * kStride + row;
   }
   // Where the chunk is that begins at an element of a line.
-  __host__ __device__ static constexpr int ChunkAt(int line, int element) {
-    return line * kStride + element;
+  __device__ static T* ChunkAt(T* tile, int line, int element) {
+    return tile + line * kStride + element;
   }
 };
 
@@ -214,10 +214,13 @@ struct SwizzledTile {
   static_assert(kLineBytes == 64 || kLineBytes == 128, "there are two such patterns");
 
   // The bits of an address that number a chunk, exclusive or those 3 bits further on.
-  __host__ __device__ static constexpr int ChunkAt(int line, int element) {
+  __host__ __device__ static constexpr int Permute(int line, int element) {
     const int byte = line * kLineBytes + element * static_cast<int>(sizeof(T));
     const int changed = byte ^ (byte >> 3 & (kLineBytes - kChunkBytes));
     return changed / static_cast<int>(sizeof(T));
+  }
+  __device__ static T* ChunkAt(T* tile, int line, int element) {
+    return tile + Permute(line, element);
   }
 
   // The descriptor of the tile from a depth on: address, distance between patterns, and
@@ -241,7 +244,7 @@ constexpr bool UsesAllBanks() {
   for (int first = 0; first < kTile * kStepBytes / kChunkBytes; first += 8) {
     unsigned banks = 0;
     for (int i = first; i < first + 8; ++i) {
-      const int chunk = Tile::ChunkAt(i / Tile::kChunksPerLine,
+      const int chunk = Tile::Permute(i / Tile::kChunksPerLine,
                                       i % Tile::kChunksPerLine * kChunk<T>);
       banks |= 1u << (chunk / kChunk<T> % 8);
     }

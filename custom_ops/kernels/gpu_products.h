@@ -243,7 +243,7 @@ struct ChunkOnItsWay {
   using T = typename Loader::T;
   __device__ ChunkOnItsWay(const Loader& loader, ChunkPlace<Tile, T> at, T* tiles)
       : loader(loader),
-        to(tiles + SharedTile::ChunkAt(at.line, at.element)),
+        to(SharedTile::ChunkAt(tiles, at.line, at.element)),
         copies(kIsAmpere && loader.CanCopy()) {}
 
   // Sets out for a tile.
@@ -352,13 +352,13 @@ __global__ void __launch_bounds__(kThreads)
     Product::Show();
     __syncthreads();  // this step's tiles are there, those to be filled next used up
     const int64_t next = step + kAhead;
-    const int buffer = step % kStages;
     const auto add = [&] {
+      const int buffer = step % kStages;
       product.Add(left + buffer * LeftTile::kSize, right + buffer * RightTile::kSize);
     };
-    if (Product::kInFlight > 0) add();
+    if constexpr (Product::kInFlight > 0) add();
     load(next);  // on the way while the tensor cores are busy
-    if (Product::kInFlight == 0) add();
+    if constexpr (Product::kInFlight == 0) add();
     store(next);
   }
   product.WaitForAll();

@@ -23,6 +23,19 @@ def test_reads_what_the_compiler_says():
     assert gpu_resources.parse(SAID, None)[0].matrix_instructions is None
 
 
+def test_reads_which_kernels_wait_after_every_wgmma():
+    """As CUDA 13.0 says it."""
+    said = (
+        "ptxas info    : (C7514) Potential Performance Loss: wgmma.mma_async "
+        "instructions are serialized due to non wgmma instructions reading accumulator "
+        "registers of  a wgmma between start and end of the pipeline stage in the "
+        f"function '{MANGLED}'"
+    )
+    product, other = gpu_resources.parse(said + SAID, None)
+    assert product.waits and not other.waits
+    assert not any(kernel.waits for kernel in gpu_resources.parse(SAID, None))
+
+
 @pytest.mark.parametrize(
     "registers, shared, architecture, blocks, occupancy",
     [

@@ -280,14 +280,12 @@ NOT_CHECKED uint32_t SharedAddress(const void* data) {
   // does: patterns of permuted chunks go by address.
   if (shared_begin == 0) shared_begin = (address & ~uintptr_t{1023}) - kMostShared / 2;
   if (address - shared_begin >= kMostShared) Fail("this is not in shared memory");
-  return static_cast<uint32_t>(address - shared_begin);
+  return static_cast<uint32_t>((address - shared_begin) % kMostShared);
 }
 
 NOT_CHECKED void NoteWrite(const void* to) {
-#if __CUDA_ARCH__ >= 900
   shown[SharedAddress(to) / kCopyBytes] = false;
   fibers[current].not_shown.push_back(to);
-#endif
 }
 
 NOT_CHECKED void ShowWrites() {
