@@ -220,9 +220,9 @@ static_assert(kThreads == 128 && kTile * kTile == kThreads * kSumsPerThread,
 template <typename T>
 constexpr bool kHasTensorCores = kIsAmpere || std::is_same_v<T, __half>;
 
-// Not tf32: wgmma wants the depth of both factors contiguous, which that of filters is
-// in no convolution, and cuts off the last bits of what it finds in shared memory,
-// where others are rounded on the way through registers.
+// Not tf32: of that wgmma wants the depth of both factors contiguous, which that of the
+// filters is in no convolution, and it cuts off the last bits of what it finds in shared
+// memory, where TensorCoreProduct rounds.
 template <typename T>
 constexpr bool kHasWarpgroups = kIsHopper && sizeof(T) == 2;
 

@@ -335,6 +335,8 @@ def test_emulated_kernels_under_sanitizers(tmp_path, sanitizers):
     [
         ("gpu_products.h", "__syncthreads();  // this step's", "// this step's"),
         ("gpu_products.h", "WaitCopies<kAhead - 1>();", ""),
+        ("gpu_products.h", "product.Wait();", ""),
+        ("gpu_loaders.h", "kPatternBytes >> 4", "kPatternBytes >> 5"),
         (
             "gpu_loaders.h",
             "column < op.num_columns() ?",
@@ -356,6 +358,7 @@ def test_emulated_kernels_under_sanitizers(tmp_path, sanitizers):
 def test_emulation_finds_broken_products(tmp_path, file, old, new):
     kernels = edited_kernels(tmp_path, file, old, new)
     options = ["-fsanitize=address"] if "column" in old else []
-    (program,) = emulation.compile_programs(tmp_path, (80,), options, kernels)
+    architecture = 90 if "product" in old or "Pattern" in old else 80
+    (program,) = emulation.compile_programs(tmp_path, (architecture,), options, kernels)
     done = subprocess.run([str(program), "8"], capture_output=True, text=True)
     assert done.returncode != 0, done.stdout
