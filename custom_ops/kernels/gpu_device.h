@@ -95,12 +95,12 @@ template <typename T, bool kLeftTransposed, bool kRightTransposed>
 __device__ inline void MultiplyAsync(float (&sums)[kSumsPerThread], uint64_t left,
                                      uint64_t right) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#define SUMS_OF_8(i)                                                         \
-  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]),    \
+#define SUMS_OF_8(i)                                                      \
+  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), \
       "+f"(sums[i + 4]), "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7])
 #define MULTIPLY(type)                                                             \
   asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type         \
-               " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, "     \
+               " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, "    \
                "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, " \
                "%27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, %34, %35;"            \
                : SUMS_OF_8(0), SUMS_OF_8(8), SUMS_OF_8(16), SUMS_OF_8(24)          \

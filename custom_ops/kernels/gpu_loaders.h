@@ -244,8 +244,8 @@ constexpr bool UsesAllBanks() {
   for (int first = 0; first < kTile * kStepBytes / kChunkBytes; first += 8) {
     unsigned banks = 0;
     for (int i = first; i < first + 8; ++i) {
-      const int chunk = Tile::Permute(i / Tile::kChunksPerLine,
-                                      i % Tile::kChunksPerLine * kChunk<T>);
+      const int chunk =
+          Tile::Permute(i / Tile::kChunksPerLine, i % Tile::kChunksPerLine * kChunk<T>);
       banks |= 1u << (chunk / kChunk<T> % 8);
     }
     if (banks != 0xff) return false;

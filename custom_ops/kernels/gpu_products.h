@@ -221,16 +221,16 @@ template <typename T>
 constexpr bool kHasTensorCores = kIsAmpere || std::is_same_v<T, __half>;
 
 // Not tf32: of that wgmma wants the depth of both factors contiguous, which that of the
-// filters is in no convolution, and it cuts off the last bits of what it finds in shared
-// memory, where TensorCoreProduct rounds.
+// filters is in no convolution, and it cuts off the last bits of what it finds in
+// shared memory, where TensorCoreProduct rounds.
 template <typename T>
 constexpr bool kHasWarpgroups = kIsHopper && sizeof(T) == 2;
 
 template <typename Op, bool kTensorCores, typename T = typename Op::T>
-using Product = std::conditional_t<
-    kTensorCores && kHasWarpgroups<T>, WarpgroupProduct<Op>,
-    std::conditional_t<kTensorCores && kHasTensorCores<T>, TensorCoreProduct<Op>,
-                       PlainProduct<Op>>>;
+using Product =
+    std::conditional_t<kTensorCores && kHasWarpgroups<T>, WarpgroupProduct<Op>,
+                       std::conditional_t<kTensorCores && kHasTensorCores<T>,
+                                          TensorCoreProduct<Op>, PlainProduct<Op>>>;
 
 // Steps whose tiles are on their way to shared memory while one is multiplied. Copies
 // through registers allow for one; asynchronous ones hide more of the memory's latency
@@ -307,18 +307,19 @@ __global__ void __launch_bounds__(kThreads)
   T* const right = left + kStages * LeftTile::kSize;
   static_assert(kTile * kDepth<T> == kChunksPerThread * kThreads * kChunk<T>,
                 "every thread loads the same number of chunks");
-  static_assert(LeftTile::kSize * sizeof(T) % 32 == 0 &&
-                    RightTile::kSize * sizeof(T) % 32 == 0,
-                "tensor cores want tiles aligned to 32 bytes");
+  static_assert(
+      LeftTile::kSize * sizeof(T) % 32 == 0 && RightTile::kSize * sizeof(T) % 32 == 0,
+      "tensor cores want tiles aligned to 32 bytes");
 
   const ChunkPlace<Left, T> left_places[kChunksPerThread] = {0, 1};
   const ChunkPlace<Right, T> right_places[kChunksPerThread] = {0, 1};
-  ChunkOnItsWay<typename Op::LeftLoader, Left, LeftTile> left_chunks[kChunksPerThread] = {
-      {{op, job, left_places[0]}, left_places[0], left},
-      {{op, job, left_places[1]}, left_places[1], left}};
-  ChunkOnItsWay<typename Op::RightLoader, Right, RightTile> right_chunks[kChunksPerThread] = {
-      {{op, job, right_places[0]}, right_places[0], right},
-      {{op, job, right_places[1]}, right_places[1], right}};
+  ChunkOnItsWay<typename Op::LeftLoader, Left, LeftTile> left_chunks[kChunksPerThread] =
+      {{{op, job, left_places[0]}, left_places[0], left},
+       {{op, job, left_places[1]}, left_places[1], left}};
+  ChunkOnItsWay<typename Op::RightLoader, Right, RightTile>
+      right_chunks[kChunksPerThread] = {
+          {{op, job, right_places[0]}, right_places[0], right},
+          {{op, job, right_places[1]}, right_places[1], right}};
   const int64_t steps = job.end_depth > job.first_depth
                             ? CeilDiv(job.end_depth - job.first_depth, kDepth<T>)
                             : 0;

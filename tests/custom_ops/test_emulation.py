@@ -203,9 +203,15 @@ ORDERS = [f"Check<{a}, {b}>()" for a in ("true", "false") for b in ("true", "fal
             "",
             "wgmma reads shared memory that nobody wrote, or not for it to see\n",
         ),
+        (
+            "gpu_products.h",
+            "    BeginMultiplications();",
+            "",
+            "the sums are not fenced before wgmma\n",
+        ),
         ("gpu_loaders.h", "kPatternBytes >> 4", "kPatternBytes >> 5", "wrong\n"),
     ],
-    ids=["as it is", "no wait", "no last wait", "no proxy fence", "stride"],
+    ids=["as it is", "no wait", "no last wait", "no proxy fence", "no fence", "stride"],
 )
 def test_emulated_warpgroups(tmp_path, compiled, file, old, new, expected):
     """Factors by descriptor, asynchronously: right, and what is broken is noticed."""

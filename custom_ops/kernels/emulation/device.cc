@@ -373,7 +373,9 @@ void MultiplyLater(float* sums, Factor left, Factor right, float (*value)(uint16
   fiber.multiplications.back().push_back(m);
 }
 
-NOT_CHECKED void EndMultiplications() { fibers[current].multiplications.emplace_back(); }
+NOT_CHECKED void EndMultiplications() {
+  fibers[current].multiplications.emplace_back();
+}
 
 void FinishMultiplications(int except_groups) {
   Fiber& fiber = fibers[current];
