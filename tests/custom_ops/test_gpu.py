@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import custom_ops
-from custom_ops import build, gpu_report, gpu_support
+from custom_ops import build, gpu_report, gpu_resources, gpu_support
 
 KERNELS = pathlib.Path(build.__file__).parent / "kernels"
 OPS = [
@@ -83,6 +83,18 @@ def test_registers_kernels_for_gpus(nvcc):
         for dtype in ("float32", "float16", "bfloat16", "float64")
     ]
     assert done.stdout.splitlines() == expected, done.stderr
+
+
+@pytest.mark.long
+def test_products_on_90_neither_spill_nor_wait(nvcc):
+    """Those of two bytes an element by two wgmma a step; counted if nvdisasm is there."""
+    products = [k for k in gpu_resources.kernels(90) if k.is_product]
+    assert len(products) == 24
+    assert not any(k.spilled_bytes or k.waits for k in products)
+    if gpu_resources._disassembler() is not None:
+        counts = {"float": 0, "tf32": 32, "half": 2, "bfloat16": 2}
+        for k in products:
+            assert k.matrix_instructions == counts[k.name.split()[-1]], k
 
 
 @pytest.mark.long
