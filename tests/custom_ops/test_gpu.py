@@ -87,7 +87,7 @@ def test_registers_kernels_for_gpus(nvcc):
 
 @pytest.mark.long
 def test_products_on_90_neither_spill_nor_wait(nvcc):
-    """Those of two bytes an element by two wgmma a step; counted if nvdisasm is there."""
+    """Half precision and bfloat16 by two wgmma a step, if nvdisasm can count them."""
     products = [k for k in gpu_resources.kernels(90) if k.is_product]
     assert len(products) == 24
     assert not any(k.spilled_bytes or k.waits for k in products)
