@@ -16,8 +16,8 @@ is for CPUs alone. Environment variables:
   dots and separated by semicolons, or `all` that the compiler knows from 7.5 on, which
   takes minutes; by default `75;80;90`, whose code runs on all others of the same first
   number. Those that the compiler does not know are left out, older ones replaced by the
-  oldest. Newer GPUs compile the last one's intermediate code (PTX) when the program
-  starts.
+  oldest. 9.0 gets code of its own (`sm_90a`, with `wgmma`) from CUDA 12 on. Newer GPUs
+  compile the last one's intermediate code (PTX) when the program starts.
 """
 
 from __future__ import annotations
@@ -106,13 +106,24 @@ class _Cuda:
     version: str
     architectures: tuple[int, ...]
 
+    def code(self, architecture: int) -> str:
+        """Returns the option that asks for machine code.
+
+        9.0 has instructions that no other one has, and that PTX for newer ones must not
+        use: they come with the name 90a, which CUDA 11 does not know.
+        """
+        release = re.search(r"release (\d+)", self.version)
+        own = architecture == 90 and release is not None and int(release[1]) >= 12
+        name = f"{architecture}{'a' if own else ''}"
+        return f"-gencode=arch=compute_{name},code=sm_{name}"
+
     def flags(self) -> list[str]:
-        codes = [
-            f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures[:-1]
-        ]
         last = self.architectures[-1]
-        codes.append(f"-gencode=arch=compute_{last},code=[sm_{last},compute_{last}]")
-        return [*_CUDA_FLAGS, *codes]
+        return [
+            *_CUDA_FLAGS,
+            *map(self.code, self.architectures),
+            f"-gencode=arch=compute_{last},code=compute_{last}",
+        ]
 
     def runs_on(self, major: int, minor: int) -> bool:
         """Whether a GPU of this compute capability runs what is compiled.

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from custom_ops import build
 
-ARCHITECTURES = (75, 80)
+ARCHITECTURES = (75, 80, 90)
 """Compute capabilities (times 10) from which on the kernels take another path."""
 
 _SOURCES = (

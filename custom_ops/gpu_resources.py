@@ -5,7 +5,8 @@
 Prints a table for each compute capability (times 10), a kernel per row. Matrix
 instructions are counted in the machine code by `nvdisasm` (of the CUDA toolkit, or
 `pip install nvidia-cuda-nvdisasm`); without it, one line says so. The figures are the
-compiler's, none is measured. Exits with 1 if a product kernel spills registers.
+compiler's, none is measured. Exits with 1 if a product kernel spills registers, or if
+the compiler says that it lets a kernel wait after every `wgmma` of 9.0.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Kernel:
     spilled_bytes: int
     shared_bytes: int
     matrix_instructions: int | None
+    waits: bool = False  # after every wgmma
 
     @property
     def is_product(self) -> bool:
@@ -117,7 +119,7 @@ def kernels(architecture: int) -> list[Kernel]:
     with tempfile.TemporaryDirectory() as directory:
         for source in build._CUDA_SOURCES:
             cubin = pathlib.Path(directory) / f"{source}.cubin"
-            command = [*cuda.command, "-std=c++17", "-O3", f"-arch=sm_{architecture}"]
+            command = [*cuda.command, "-std=c++17", "-O3", cuda.code(architecture)]
             command += ["-cubin", "-Xptxas", "-v", "-o", str(cubin)]
             done = subprocess.run(
                 [*command, str(build._KERNELS / source)], capture_output=True, text=True
@@ -139,6 +141,7 @@ def parse(text: str, counts: dict[str, int] | None) -> list[Kernel]:
     parts = re.split(r"Compiling entry function '(\w+)'", text)[1:]
     mangled = parts[::2]
     names = build._run(["c++filt", *mangled]).splitlines() if mangled else []
+    waiting = re.findall(r"wgmma.* serialized .*function '(\w+)'", text)
     found = []
     for name, demangled, figures in zip(mangled, names, parts[1::2]):
 
@@ -153,6 +156,7 @@ def parse(text: str, counts: dict[str, int] | None) -> list[Kernel]:
                 + number(r"(\d+) bytes spill loads"),
                 number(r"(\d+) bytes smem"),
                 None if counts is None else counts.get(name, 0),
+                name in waiting,
             )
         )
     return found
@@ -197,16 +201,19 @@ def main() -> None:
         )
     if _disassembler() is None:
         print("Matrix instructions are not counted: there is no nvdisasm.")
-    spills = False
+    spills = waits = False
     try:
         for architecture in wanted:
             found = kernels(architecture)
             print_table(architecture, found)
             spills |= any(k.is_product and k.spilled_bytes for k in found)
+            waits |= any(k.waits for k in found)
     except build.BuildError as error:
         sys.exit(f"custom_ops.gpu_resources: {error}")
     if spills:
         sys.exit("custom_ops.gpu_resources: a product kernel spills registers")
+    if waits:
+        sys.exit("custom_ops.gpu_resources: a kernel waits after every wgmma")
 
 
 if __name__ == "__main__":

@@ -6,15 +6,13 @@ A kernel takes as long as the longest of: its operations at the rate of the tens
 cores; the bytes that its tiles move through shared memory; the bytes that it moves
 from and to the device's memory; and the start of a kernel. For a bottleneck unit of
 each block, a table says what follows at 10, 50 and 100 % random active positions, for
-TensorFlow's dense operations, and at which share of positions both take the same. A
-second one says the same of kernels by `wgmma`, the matrix instructions that only 9.0
-has; there are none here.
+TensorFlow's dense operations, and at which share of positions both take the same.
+Kernels for the H100 multiply by `wgmma`, the matrix instructions that only 9.0 has.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 
@@ -27,6 +25,7 @@ class Device:
     memory_rate: float  # bytes per second
     multiprocessors: int
     clock: float  # per second, boosted
+    has_wgmma: bool  # four warps multiply a tile together, and so read it once
 
     @property
     def shared_rate(self) -> float:
@@ -35,8 +34,8 @@ class Device:
 
 
 DEVICES = (
-    Device("A100", 312e12, 1.555e12, 108, 1.41e9),
-    Device("H100", 989e12, 3.35e12, 132, 1.83e9),
+    Device("A100", 312e12, 1.555e12, 108, 1.41e9, False),
+    Device("H100", 989e12, 3.35e12, 132, 1.83e9, True),
 )
 _BLOCKS = (
     # name, height and width at 600x1000, channels inside, channels of the output
@@ -55,12 +54,7 @@ _UNIT_LAUNCHES = 5  # three convolutions, two for the sums
 
 
 def product(
-    device: Device,
-    rows: float,
-    columns: int,
-    depth: int,
-    moved: float,
-    by_wgmma: bool = False,
+    device: Device, rows: float, columns: int, depth: int, moved: float
 ) -> float:
     """Seconds of a product kernel.
 
@@ -70,13 +64,12 @@ def product(
         columns: Output channels.
         depth: Taps times input channels.
         moved: Bytes from and to the device's memory.
-        by_wgmma: Whether four warps multiply a tile together, and so read it once.
     """
     tiles = -(-rows // _TILE) * -(-columns // _TILE)
     operations = 2 * tiles * _TILE * _TILE * depth
-    # Four warps read their rows and columns of a tile, which was written once.
+    # Each of four warps reads its rows and columns of a tile, which was written once.
     written = 2 * _TILE * depth * _BYTES
-    read = written if by_wgmma else 4 * 2 * _WARP_TILE * depth * _BYTES
+    read = written if device.has_wgmma else 4 * 2 * _WARP_TILE * depth * _BYTES
     return max(
         operations / device.bfloat16_rate,
         tiles * (read + written) / device.shared_rate,
@@ -85,26 +78,21 @@ def product(
     )
 
 
-def perforated_unit(
-    device, batch, height, width, inner, outer, share, by_wgmma=False
-) -> float:
+def perforated_unit(device, batch, height, width, inner, outer, share) -> float:
     """Seconds of a step: positions, bottleneck, head, accumulation."""
-    multiply = functools.partial(product, by_wgmma=by_wgmma)
     positions = batch * height * width
     active = share * positions
     # Random positions: a 3x3 window is touched unless all of its nine are inactive.
     touched = positions * (1 - (1 - share) ** 9)
     weights = _BYTES * (2 * outer * inner + 9 * inner * inner)
-    seconds = multiply(
-        device, touched, inner, outer, _BYTES * touched * (outer + inner)
-    )
-    seconds += multiply(
+    seconds = product(device, touched, inner, outer, _BYTES * touched * (outer + inner))
+    seconds += product(
         device, active, inner, 9 * inner, _BYTES * (touched + active) * inner + weights
     )
-    seconds += multiply(
+    seconds += product(
         device, active, outer, inner, _BYTES * active * (inner + 2 * outer)
     )
-    head = multiply(device, active, 1, 9 * outer, _BYTES * touched * outer)
+    head = product(device, active, 1, 9 * outer, _BYTES * touched * outer)
     accumulation = max(_START, 3 * _BYTES * active * outer / device.memory_rate)
     launches = _POSITION_LAUNCHES + _UNIT_LAUNCHES - 3 + _OTHER_LAUNCHES - 2
     return seconds + head + accumulation + launches * _START
@@ -133,19 +121,19 @@ def dense_unit(device, batch, height, width, inner, outer) -> float:
     return seconds
 
 
-def break_even(device, batch, *sizes, by_wgmma: bool = False) -> float | None:
+def break_even(device, batch, *sizes) -> float | None:
     """Returns up to which share of active positions the perforated step is faster."""
     shares = [i / 200 for i in range(201)]
     dense = dense_unit(device, batch, *sizes)
     won = [
         share
         for share in shares
-        if perforated_unit(device, batch, *sizes, share, by_wgmma) <= dense
+        if perforated_unit(device, batch, *sizes, share) <= dense
     ]
     return max(won, default=None)
 
 
-def print_table(devices: Sequence[Device], by_wgmma: bool = False) -> None:
+def print_table(devices: Sequence[Device]) -> None:
     """Prints a table in Markdown, in microseconds."""
     print("| device, batch, unit of | 10 % | 50 % | 100 % | dense | break-even |")
     print("|---|---|---|---|---|---|")
@@ -153,21 +141,19 @@ def print_table(devices: Sequence[Device], by_wgmma: bool = False) -> None:
         for batch in (1, 8):
             for name, *sizes in _BLOCKS:
                 times = [
-                    perforated_unit(device, batch, *sizes, share, by_wgmma)
+                    perforated_unit(device, batch, *sizes, share)
                     for share in (0.1, 0.5, 1.0)
                 ]
                 times.append(dense_unit(device, batch, *sizes))
                 figures = " | ".join(f"{seconds * 1e6:.0f}" for seconds in times)
-                even = break_even(device, batch, *sizes, by_wgmma=by_wgmma)
+                even = break_even(device, batch, *sizes)
                 share = "never" if even is None else f"{even:.0%}"
                 print(f"| {device.name}, {batch}, {name} | {figures} | {share} |")
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Prints the table."""
     print_table(DEVICES)
-    print("\nBy wgmma:\n")
-    print_table([device for device in DEVICES if device.name == "H100"], True)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 //   nvcc -O3 -std=c++17 -arch=native gpu_check*.cu gpu_convolution.cu gpu_indexed.cu
 //   gpu_positions.cu gpu_units.cu -o gpu_check && ./gpu_check [cases] [seed]
 //
-// or in the emulation, which custom_ops/emulation.py compiles. Exits with 1 at the
-// first result that is wrong, with 77 where there is no GPU.
+// (for 9.0 with -gencode=arch=compute_90a,code=sm_90a instead of -arch=native), or in
+// the emulation, which custom_ops/emulation.py compiles. Exits with 1 at the first
+// result that is wrong, with 77 where there is no GPU.
 
 #include "gpu_check.h"
 

@@ -184,6 +184,7 @@ __device__ inline Chunk<T> GatherChunk(const T* base, Cursor cursor, int kernel_
 // different banks.
 template <typename T, bool kDepthInner>
 struct Tile {
+  static constexpr bool kIsDepthInner = kDepthInner;
   static constexpr int kLine = kDepthInner ? kDepth<T> : kTile;
   static constexpr int kStride = kLine + kChunk<T>;
   static constexpr int kLines = kDepthInner ? kTile : kDepth<T>;
@@ -193,7 +194,67 @@ struct Tile {
   __host__ __device__ static constexpr int At(int row, int depth) {
     return kDepthInner ? row * kStride + depth : depth * kStride + row;
   }
+  // Where the chunk is that begins at an element of a line.
+  __device__ static T* ChunkAt(T* tile, int line, int element) {
+    return tile + line * kStride + element;
+  }
 };
+
+// The same tile as wgmma wants it. Lines are as long as needed, and 64 or 128 bytes:
+// the chunks of each are permuted, in another way in each of 8 lines, then again. Tiles
+// must begin where this pattern does, at a multiple of kPatternBytes.
+template <typename T, bool kDepthInner>
+struct SwizzledTile {
+  using Plain = Tile<T, kDepthInner>;
+  using Element = T;
+  static constexpr int kChunksPerLine = Plain::kChunksPerLine;
+  static constexpr int kLineBytes = Plain::kLine * static_cast<int>(sizeof(T));
+  static constexpr int kPatternBytes = 8 * kLineBytes;
+  static constexpr int kSize = Plain::kLines * Plain::kLine;
+  static_assert(kLineBytes == 64 || kLineBytes == 128, "there are two such patterns");
+
+  // The bits of an address that number a chunk, exclusive or those 3 bits further on.
+  __host__ __device__ static constexpr int Permute(int line, int element) {
+    const int byte = line * kLineBytes + element * static_cast<int>(sizeof(T));
+    const int changed = byte ^ (byte >> 3 & (kLineBytes - kChunkBytes));
+    return changed / static_cast<int>(sizeof(T));
+  }
+  __device__ static T* ChunkAt(T* tile, int line, int element) {
+    return tile + Permute(line, element);
+  }
+
+  // The descriptor of the tile from a depth on: address, distance between patterns, and
+  // which pattern. The second distance (of what lies beyond a line) is not used, and
+  // the same.
+  __device__ static uint64_t Describe(const T* tile, int depth) {
+    constexpr uint64_t kDistance = kPatternBytes >> 4;
+    constexpr uint64_t kPattern = kLineBytes == 128 ? 1 : 2;
+    const uint32_t address =
+        SharedAddress(tile) + depth * (kDepthInner ? sizeof(T) : kLineBytes);
+    return (address & 0x3ffff) >> 4 | kDistance << 16 | kDistance << 32 |
+           kPattern << 62;
+  }
+};
+
+// Whether 8 threads that write to shared memory together, 16 bytes each, write to
+// different banks.
+template <typename Tile>
+constexpr bool UsesAllBanks() {
+  using T = typename Tile::Element;
+  for (int first = 0; first < kTile * kStepBytes / kChunkBytes; first += 8) {
+    unsigned banks = 0;
+    for (int i = first; i < first + 8; ++i) {
+      const int chunk =
+          Tile::Permute(i / Tile::kChunksPerLine, i % Tile::kChunksPerLine * kChunk<T>);
+      banks |= 1u << (chunk / kChunk<T> % 8);
+    }
+    if (banks != 0xff) return false;
+  }
+  return true;
+}
+static_assert(UsesAllBanks<SwizzledTile<__half, true>>() &&
+                  UsesAllBanks<SwizzledTile<__half, false>>(),
+              "no chunk waits for another one");
 
 // Which line of a tile, and which element of it, a thread's chunk begins at. A thread
 // loads kChunksPerThread of them.

@@ -15,9 +15,23 @@
 namespace perforated {
 namespace gpu {
 
+// What the kernel below asks of a product whose sums are there when Add returns.
+template <typename Op>
+struct ProductAtOnce {
+  using LeftTile = typename Op::Left;
+  using RightTile = typename Op::Right;
+  static constexpr int kAlignment = 128;  // of tiles, in bytes
+  static constexpr int kInFlight = 0;     // steps that Wait leaves unfinished
+  // Between copies and the barrier after which they are multiplied.
+  __device__ static void Show() {}
+  // Until no more than kInFlight steps, or none, read their tiles.
+  __device__ void Wait() {}
+  __device__ void WaitForAll() {}
+};
+
 // A thread's 8 x 4 elements of a tile's product, in plain float arithmetic.
 template <typename Op>
-struct PlainProduct {
+struct PlainProduct : ProductAtOnce<Op> {
   using T = typename Op::T;
   using Left = typename Op::Left;
   using Right = typename Op::Right;
@@ -84,7 +98,7 @@ __device__ inline void Round(Factor* factor) {
 
 // A warp's 32 x 32 elements of a tile's product, on tensor cores.
 template <typename Op>
-struct TensorCoreProduct {
+struct TensorCoreProduct : ProductAtOnce<Op> {
   using T = typename Op::T;
   using Left = typename Op::Left;
   using Right = typename Op::Right;
@@ -158,28 +172,85 @@ struct TensorCoreProduct {
 };
 static_assert(kThreads / kWarp == 2 * 2, "a warp per 32 x 32 elements");
 
+// A thread's 32 elements of a tile's product that all four warps multiply together, by
+// wgmma: it reads both factors from shared memory once, without registers, while the
+// threads go on. The tiles of one step may still be read while those of the next are
+// waited for.
+template <typename Op>
+struct WarpgroupProduct {
+  using T = typename Op::T;
+  using LeftTile = SwizzledTile<T, Op::Left::kIsDepthInner>;
+  using RightTile = SwizzledTile<T, Op::Right::kIsDepthInner>;
+  static constexpr int kAlignment = 1024, kInFlight = 1;
+  static constexpr int kInstructionDepth = 16;
+  static_assert(LeftTile::kSize * sizeof(T) % kAlignment == 0 &&
+                    RightTile::kSize * sizeof(T) % kAlignment == 0 &&
+                    kAlignment % LeftTile::kPatternBytes == 0 &&
+                    kAlignment % RightTile::kPatternBytes == 0,
+                "every tile begins where a pattern does");
+
+  __device__ static void Show() { ShowWrites(); }
+  __device__ void Wait() { WaitMultiplications<kInFlight>(sums); }
+  __device__ void WaitForAll() { WaitMultiplications<0>(sums); }
+
+  __device__ void Add(const T* left, const T* right) {
+    BeginMultiplications();
+#pragma unroll
+    for (int k = 0; k < kDepth<T>; k += kInstructionDepth) {
+      MultiplyAsync<T, !Op::Left::kIsDepthInner, !Op::Right::kIsDepthInner>(
+          sums, LeftTile::Describe(left, k), RightTile::Describe(right, k));
+    }
+    CommitMultiplications();
+  }
+  __device__ void Store(float* to, int stride) const {
+    const int lane = threadIdx.x % kWarp;
+    to += (threadIdx.x / kWarp * 16 + lane / 4) * stride + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kSumsPerThread; ++i) {
+      to[i / 2 % 2 * 8 * stride + i / 4 * 8 + i % 2] = sums[i];
+    }
+  }
+
+  float sums[kSumsPerThread] = {};
+};
+static_assert(kThreads == 128 && kTile * kTile == kThreads * kSumsPerThread,
+              "one multiplication of four warps per tile");
+
 // Whether the device that is compiled for has tensor cores for a type.
 template <typename T>
 constexpr bool kHasTensorCores = kIsAmpere || std::is_same_v<T, __half>;
 
-// Tiles of each factor in shared memory. Copies through registers need a second one;
-// asynchronous ones hide more of the memory's latency the more of them are on the way.
-constexpr int kStages = kIsAmpere ? 3 : 2;
+// Not tf32: of that wgmma wants the depth of both factors contiguous, which that of the
+// filters is in no convolution, and it cuts off the last bits of what it finds in
+// shared memory, where TensorCoreProduct rounds.
+template <typename T>
+constexpr bool kHasWarpgroups = kIsHopper && sizeof(T) == 2;
+
+template <typename Op, bool kTensorCores, typename T = typename Op::T>
+using Product =
+    std::conditional_t<kTensorCores && kHasWarpgroups<T>, WarpgroupProduct<Op>,
+                       std::conditional_t<kTensorCores && kHasTensorCores<T>,
+                                          TensorCoreProduct<Op>, PlainProduct<Op>>>;
+
+// Steps whose tiles are on their way to shared memory while one is multiplied. Copies
+// through registers allow for one; asynchronous ones hide more of the memory's latency
+// the more of them there are.
+constexpr int kAhead = kIsAmpere ? 2 : 1;
 
 // A thread's chunk of a factor on its way to shared memory.
-template <typename Loader, typename Tile>
+template <typename Loader, typename Tile, typename SharedTile>
 struct ChunkOnItsWay {
   using T = typename Loader::T;
   __device__ ChunkOnItsWay(const Loader& loader, ChunkPlace<Tile, T> at, T* tiles)
       : loader(loader),
-        to(tiles + at.line * Tile::kStride + at.element),
+        to(SharedTile::ChunkAt(tiles, at.line, at.element)),
         copies(kIsAmpere && loader.CanCopy()) {}
 
   // Sets out for a tile.
   __device__ void Load(const T* base, int buffer) {
     if (copies) {
       const T* const from = loader.Find();
-      CopyAsync(to + buffer * Tile::kSize, from == nullptr ? base : from,
+      CopyAsync(to + buffer * SharedTile::kSize, from == nullptr ? base : from,
                 from == nullptr);
     } else {
       chunk = loader.Next();
@@ -189,8 +260,8 @@ struct ChunkOnItsWay {
   // Arrives there.
   __device__ void Store(int buffer) const {
     if (copies) return;
-    *reinterpret_cast<uint4*>(to + buffer * Tile::kSize) =
-        *reinterpret_cast<const uint4*>(&chunk);
+    StoreShared(to + buffer * SharedTile::kSize,
+                *reinterpret_cast<const uint4*>(&chunk));
   }
   Loader loader;
   T* to;
@@ -206,8 +277,9 @@ __global__ void __launch_bounds__(kThreads)
   using T = typename Op::T;
   using Left = typename Op::Left;
   using Right = typename Op::Right;
-  using Product = std::conditional_t<kTensorCores && kHasTensorCores<T>,
-                                     TensorCoreProduct<Op>, PlainProduct<Op>>;
+  using Product = gpu::Product<Op, kTensorCores>;
+  using LeftTile = typename Product::LeftTile;
+  using RightTile = typename Product::RightTile;
   const int64_t num_rows = op.num_rows();
   const int column_tile = blockIdx.x % column_tiles;
   const int row_tile = blockIdx.x / column_tiles % row_tiles;
@@ -222,28 +294,32 @@ __global__ void __launch_bounds__(kThreads)
   job.end_depth = job.first_depth + split_depth;
   if (job.end_depth > depth) job.end_depth = depth;
 
-  // Some tiles of each factor: one is multiplied while others are on their way. In the
-  // end the memory takes the product.
-  constexpr int kFactorBytes = kStages * (Left::kSize + Right::kSize) * sizeof(T);
+  // Some tiles of each factor: one is multiplied while others are on their way, and
+  // some may still be read. In the end the memory takes the product.
+  constexpr int kStages = kAhead + 1 + Product::kInFlight;
+  constexpr int kFactorBytes =
+      kStages * (LeftTile::kSize + RightTile::kSize) * sizeof(T);
   constexpr int kProductStride = kTile + 4;
   constexpr int kProductBytes = kTile * kProductStride * sizeof(float);
   constexpr int kBytes = kFactorBytes > kProductBytes ? kFactorBytes : kProductBytes;
-  __shared__ __align__(128) unsigned char memory[kBytes];
+  __shared__ __align__(Product::kAlignment) unsigned char memory[kBytes];
   T* const left = reinterpret_cast<T*>(memory);
-  T* const right = left + kStages * Left::kSize;
+  T* const right = left + kStages * LeftTile::kSize;
   static_assert(kTile * kDepth<T> == kChunksPerThread * kThreads * kChunk<T>,
                 "every thread loads the same number of chunks");
-  static_assert(Left::kSize * sizeof(T) % 32 == 0 && Right::kSize * sizeof(T) % 32 == 0,
-                "tensor cores want tiles aligned to 32 bytes");
+  static_assert(
+      LeftTile::kSize * sizeof(T) % 32 == 0 && RightTile::kSize * sizeof(T) % 32 == 0,
+      "tensor cores want tiles aligned to 32 bytes");
 
   const ChunkPlace<Left, T> left_places[kChunksPerThread] = {0, 1};
   const ChunkPlace<Right, T> right_places[kChunksPerThread] = {0, 1};
-  ChunkOnItsWay<typename Op::LeftLoader, Left> left_chunks[kChunksPerThread] = {
-      {{op, job, left_places[0]}, left_places[0], left},
-      {{op, job, left_places[1]}, left_places[1], left}};
-  ChunkOnItsWay<typename Op::RightLoader, Right> right_chunks[kChunksPerThread] = {
-      {{op, job, right_places[0]}, right_places[0], right},
-      {{op, job, right_places[1]}, right_places[1], right}};
+  ChunkOnItsWay<typename Op::LeftLoader, Left, LeftTile> left_chunks[kChunksPerThread] =
+      {{{op, job, left_places[0]}, left_places[0], left},
+       {{op, job, left_places[1]}, left_places[1], left}};
+  ChunkOnItsWay<typename Op::RightLoader, Right, RightTile>
+      right_chunks[kChunksPerThread] = {
+          {{op, job, right_places[0]}, right_places[0], right},
+          {{op, job, right_places[1]}, right_places[1], right}};
   const int64_t steps = job.end_depth > job.first_depth
                             ? CeilDiv(job.end_depth - job.first_depth, kDepth<T>)
                             : 0;
@@ -267,19 +343,26 @@ __global__ void __launch_bounds__(kThreads)
   };
 
   Product product;
-  for (int step = 0; step < kStages - 1; ++step) {
+  for (int step = 0; step < kAhead; ++step) {
     load(step);
     store(step);
   }
   for (int64_t step = 0; step < steps; ++step) {
-    WaitCopies<kStages - 2>();
-    __syncthreads();  // this step's tiles are there, the last step's are used up
-    const int64_t next = step + kStages - 1;
+    WaitCopies<kAhead - 1>();
+    product.Wait();
+    Product::Show();
+    __syncthreads();  // this step's tiles are there, those to be filled next used up
+    const int64_t next = step + kAhead;
+    const auto add = [&] {
+      const int buffer = step % kStages;
+      product.Add(left + buffer * LeftTile::kSize, right + buffer * RightTile::kSize);
+    };
+    if constexpr (Product::kInFlight > 0) add();
     load(next);  // on the way while the tensor cores are busy
-    const int buffer = step % kStages;
-    product.Add(left + buffer * Left::kSize, right + buffer * Right::kSize);
+    if constexpr (Product::kInFlight == 0) add();
     store(next);
   }
+  product.WaitForAll();
   __syncthreads();
 
   float* const products = reinterpret_cast<float*>(memory);

@@ -169,8 +169,24 @@ def test_nvcc_compiles_and_links(compilers, tmp_path, capsys):
     assert len(compiled) == len(sources) and "-shared" in linked
     for run in compiled:
         assert "arch=compute_80,code=sm_80" in run
-        assert "arch=compute_90,code=[sm_90,compute_90]" in run
+        assert "arch=compute_90,code=sm_90 " in run
+        assert "arch=compute_90,code=compute_90" in run
     assert "CUDA: for compute capability 8.0, 9.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "release, name", [("11.8", "90"), ("12.0", "90a"), ("13.0", "90a")]
+)
+def test_code_for_90_alone(release, name):
+    """Where the compiler knows it, beside PTX that newer GPUs can use."""
+    version = f"Cuda compilation tools, release {release}, V{release}.1"
+    flags = build._Cuda((), version, (80, 90)).flags()
+    codes = [flag.removeprefix("-gencode=") for flag in flags if "gencode" in flag]
+    assert codes == [
+        "arch=compute_80,code=sm_80",
+        f"arch=compute_{name},code=sm_{name}",
+        "arch=compute_90,code=compute_90",
+    ]
 
 
 def test_an_nvcc_that_fails_costs_the_cuda_part_alone(compilers, tmp_path, capsys):

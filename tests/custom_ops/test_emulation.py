@@ -111,6 +111,120 @@ def test_emulation_finds_broken_kernels(tmp_path, compiled, old, new, sanitizer)
         assert done.returncode != 0
 
 
+# A product by wgmma in each of the four orders that a factor can have in memory.
+WARPGROUP = r"""
+#undef __CUDA_ARCH__
+#define __CUDA_ARCH__ 900
+#include <cstdio>
+#include <cstring>
+#include <vector>
+#include "gpu_products.h"
+using namespace perforated::gpu;
+using T = __nv_bfloat16;
+constexpr int kLength = 9 * kDepth<T> - 8;
+template <typename Tile, bool kCopies>
+struct Loader {
+  using T = ::T;
+  template <typename Op>
+  Loader(const Op& op, const Job&, ChunkPlace<Tile, T> at)
+      : from(Tile::kIsDepthInner ? op.source : op.matrix), at(at) {}
+  bool CanCopy() const { return kCopies; }
+  const T* Find() const {
+    if (first + (Tile::kIsDepthInner ? at.element : at.line) >= kLength) return nullptr;
+    return from + (Tile::kIsDepthInner ? at.line * kLength + first + at.element
+                                       : (first + at.line) * kTile + at.element);
+  }
+  Chunk<T> Next() const { return Find() ? LoadChunk(Find()) : ZeroChunk<T>(); }
+  void Advance() { first += kDepth<T>; }
+  const T* from;
+  ChunkPlace<Tile, T> at;
+  int first = 0;
+};
+template <bool kLeftInner, bool kRightInner>
+struct Op {
+  using T = ::T;
+  using Left = Tile<T, kLeftInner>;
+  using Right = Tile<T, kRightInner>;
+  using LeftLoader = Loader<Left, true>;
+  using RightLoader = Loader<Right, false>;
+  int64_t num_rows() const { return kTile; }
+  int num_columns() const { return kTile; }
+  int64_t depth() const { return kLength; }
+  void Write(const Job&, int64_t row, int column, float value) const {
+    product[row * kTile + column] = value;
+  }
+  const T *source, *matrix;
+  float* product;
+};
+template <bool kLeftInner, bool kRightInner>
+bool Check() {
+  static_assert(std::is_same_v<Product<Op<kLeftInner, kRightInner>, true>,
+                               WarpgroupProduct<Op<kLeftInner, kRightInner>>>);
+  // The same factor twice, by row and by depth: small whole numbers.
+  alignas(16) static T inner[kTile * kLength], outer[kTile * kLength];
+  const auto value = [](int row, int k) { return (row * 37 + k * 11) % 16 - 8.0f; };
+  for (int row = 0; row < kTile; ++row) {
+    for (int k = 0; k < kLength; ++k) {
+      inner[row * kLength + k] = outer[k * kTile + row] = T(value(row, k));
+    }
+  }
+  std::vector<float> product(kTile * kTile);
+  const Op<kLeftInner, kRightInner> op{inner, outer, product.data()};
+  LaunchKernel(Multiply<Op<kLeftInner, kRightInner>, true>, 1, kThreads, nullptr, op, 1,
+               1, 1);
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) return std::puts(cudaGetErrorString(error)), false;
+  for (int i = 0; i < kTile * kTile; ++i) {
+    float sum = 0.0f;
+    for (int k = 0; k < kLength; ++k) sum += value(i / kTile, k) * value(i % kTile, k);
+    if (product[i] != sum) return std::puts("wrong"), false;
+  }
+  return std::puts("right"), true;
+}
+int main() { return !(CHECKS); }
+"""
+ORDERS = [f"Check<{a}, {b}>()" for a in ("true", "false") for b in ("true", "false")]
+
+
+@pytest.mark.parametrize(
+    "file, old, new, expected",
+    [
+        ("", "", "", "right\n" * 4),
+        (
+            "gpu_products.h",
+            "product.Wait();",
+            "",
+            "shared memory changed while wgmma could read it\n",
+        ),
+        ("gpu_products.h", "product.WaitForAll();", "", "wrong\n"),
+        (
+            "gpu_products.h",
+            "Product::Show();",
+            "",
+            "wgmma reads shared memory that nobody wrote, or not for it to see\n",
+        ),
+        (
+            "gpu_products.h",
+            "    BeginMultiplications();",
+            "",
+            "the sums are not fenced before wgmma\n",
+        ),
+        ("gpu_loaders.h", "kPatternBytes >> 4", "kPatternBytes >> 5", "wrong\n"),
+    ],
+    ids=["as it is", "no wait", "no last wait", "no proxy fence", "no fence", "stride"],
+)
+def test_emulated_warpgroups(tmp_path, compiled, file, old, new, expected):
+    """Factors by descriptor, asynchronously: right, and what is broken is noticed."""
+    kernels = edited_kernels(tmp_path, file, old, new) if file else KERNELS
+    driver = tmp_path / "driver.cc"
+    checks = " && ".join(ORDERS[1:2] if file else ORDERS)
+    driver.write_text(WARPGROUP.replace("CHECKS", checks))
+    program = compiled(driver, kernels)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.stdout == expected
+    assert (done.returncode == 0) == (not file)
+
+
 MISUSE = r"""
 #include <cstdio>
 #include <cstdlib>
@@ -226,7 +340,9 @@ def test_emulated_kernels_under_sanitizers(tmp_path, sanitizers):
     "file, old, new",
     [
         ("gpu_products.h", "__syncthreads();  // this step's", "// this step's"),
-        ("gpu_products.h", "WaitCopies<kStages - 2>();", ""),
+        ("gpu_products.h", "WaitCopies<kAhead - 1>();", ""),
+        ("gpu_products.h", "product.Wait();", ""),
+        ("gpu_loaders.h", "kPatternBytes >> 4", "kPatternBytes >> 5"),
         (
             "gpu_loaders.h",
             "column < op.num_columns() ?",
@@ -248,6 +364,7 @@ def test_emulated_kernels_under_sanitizers(tmp_path, sanitizers):
 def test_emulation_finds_broken_products(tmp_path, file, old, new):
     kernels = edited_kernels(tmp_path, file, old, new)
     options = ["-fsanitize=address"] if "column" in old else []
-    (program,) = emulation.compile_programs(tmp_path, (80,), options, kernels)
+    architecture = 90 if "product" in old or "Pattern" in old else 80
+    (program,) = emulation.compile_programs(tmp_path, (architecture,), options, kernels)
     done = subprocess.run([str(program), "8"], capture_output=True, text=True)
     assert done.returncode != 0, done.stdout

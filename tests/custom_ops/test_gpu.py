@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import custom_ops
-from custom_ops import build, gpu_report
+from custom_ops import build, gpu_report, gpu_resources, gpu_support
 
 KERNELS = pathlib.Path(build.__file__).parent / "kernels"
 OPS = [
@@ -86,10 +86,25 @@ def test_registers_kernels_for_gpus(nvcc):
 
 
 @pytest.mark.long
+def test_products_on_90_neither_spill_nor_wait(nvcc):
+    """Half precision and bfloat16 by two wgmma a step, if nvdisasm can count them."""
+    products = [k for k in gpu_resources.kernels(90) if k.is_product]
+    assert len(products) == 24
+    assert not any(k.spilled_bytes or k.waits for k in products)
+    if gpu_resources._disassembler() is not None:
+        counts = {"float": 0, "tf32": 32, "half": 2, "bfloat16": 2}
+        for k in products:
+            assert k.matrix_instructions == counts[k.name.split()[-1]], k
+
+
+@pytest.mark.long
 def test_kernels_by_themselves(nvcc, tmp_path):
     """Without a GPU this only shows that the program compiles, and says so."""
     program = tmp_path / "gpu_check"
-    quick = ["-arch=native"] if HAS_GPU else ["-arch=sm_80", "-Xptxas=-O0"]
+    quick = ["-arch=sm_80", "-Xptxas=-O0"]
+    if HAS_GPU:
+        major, minor = gpu_support.device_details()["compute_capability"]
+        quick = [build._cuda().code(10 * major + minor)]
     sources = [KERNELS / name for name in build._CUDA_SOURCES]
     sources += KERNELS.glob("gpu_check*.cu")
     command = [*nvcc, "-std=c++17", *quick]

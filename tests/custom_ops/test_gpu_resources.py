@@ -23,6 +23,19 @@ def test_reads_what_the_compiler_says():
     assert gpu_resources.parse(SAID, None)[0].matrix_instructions is None
 
 
+def test_reads_which_kernels_wait_after_every_wgmma():
+    """As CUDA 13.0 says it."""
+    said = (
+        "ptxas info    : (C7514) Potential Performance Loss: wgmma.mma_async "
+        "instructions are serialized due to non wgmma instructions reading accumulator "
+        "registers of  a wgmma between start and end of the pipeline stage in the "
+        f"function '{MANGLED}'"
+    )
+    product, other = gpu_resources.parse(said + SAID, None)
+    assert product.waits and not other.waits
+    assert not any(kernel.waits for kernel in gpu_resources.parse(SAID, None))
+
+
 @pytest.mark.parametrize(
     "registers, shared, architecture, blocks, occupancy",
     [
@@ -46,7 +59,7 @@ def test_refuses_other_devices(monkeypatch):
 
 
 def test_roofline():
-    device = gpu_roofline.Device("1", 1e12, 1e10, 10, 1e9)
+    device = gpu_roofline.Device("1", 1e12, 1e10, 10, 1e9, False)
     start = gpu_roofline._START
     # 2 tiles of 64 x 64, 1000 deep: limited by shared memory, memory, nothing.
     shared = 2 * (4 * 2 * 32 + 2 * 64) * 1000 * 2 / (128 * 10 * 1e9)
@@ -56,9 +69,9 @@ def test_roofline():
     assert gpu_roofline.product(device, 100, 64, 1000, 1e6) == pytest.approx(1e-4)
     assert gpu_roofline.product(device, 0, 64, 1000, 0) == start
     # By wgmma four warps read a tile once, not twice.
-    fast = gpu_roofline.Device("2", 1e15, 1e10, 10, 1e9)
-    for by_wgmma, reads in ((False, 2), (True, 1)):
-        seconds = gpu_roofline.product(fast, 100, 64, 100000, 0, by_wgmma)
+    for has_wgmma, reads in ((False, 2), (True, 1)):
+        fast = gpu_roofline.Device("2", 1e15, 1e10, 10, 1e9, has_wgmma)
+        seconds = gpu_roofline.product(fast, 100, 64, 100000, 0)
         assert seconds == pytest.approx(100 * shared * (reads + 1) / 3)
 
 

@@ -6,6 +6,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <memory>
 #include <numeric>
@@ -54,6 +55,14 @@ struct Copy {
   bool zeros;
 };
 
+using Sums = std::array<float, kSumsPerThread>;
+
+struct Multiplication {
+  Factor left, right;
+  float (*value)(uint16_t);
+  Sums product;  // if it read its factors at once
+};
+
 struct Fiber {
   ucontext_t context;  // to begin with
   jmp_buf jump;        // to go on with
@@ -62,6 +71,12 @@ struct Fiber {
   State state = State::kNew;
   std::vector<std::vector<Copy>> copies;  // groups; the last one is not ended
   int exchanges = 0;
+  std::vector<const void*> not_shown;  // writes to shared memory
+  std::vector<std::vector<Multiplication>> multiplications;  // groups, as of copies
+  size_t multiplied = 0;  // number of multiplications so far
+  float* sums = nullptr;  // not to be used now, and then
+  Sums sums_then;         // what they will be
+  bool may_multiply = false;
   void* sanitizer = nullptr;
 };
 
@@ -72,6 +87,7 @@ struct Warp {
 
 constexpr size_t kStackBytes = 256 << 10;
 constexpr int kCopyBytes = 16;
+constexpr uintptr_t kMostShared = 1 << 18;  // bytes that a descriptor can name
 
 // Their contexts must not move, and they outlive all checks.
 std::deque<Fiber>& fibers = *new std::deque<Fiber>;
@@ -84,6 +100,11 @@ const std::function<void()>* kernel_now;
 char block_barrier, launch_barrier;
 std::string error_now, last_error;
 uint64_t random_state = 1;
+// What shared memory's own address 0 is; where wgmma sees what was written there, in
+// units of 16 bytes; the descriptors that the first thread to come gave.
+uintptr_t shared_begin;
+bool shown[kMostShared / kCopyBytes];
+std::vector<std::pair<uint64_t, uint64_t>> descriptors;
 
 NOT_CHECKED unsigned Random(unsigned end) {
   random_state = random_state * 6364136223846793005u + 1442695040888963407u;
@@ -145,6 +166,11 @@ NOT_CHECKED void Begin(Fiber* fiber) {
   fiber->state = State::kReady;
   fiber->copies.assign(1, {});
   fiber->exchanges = 0;
+  fiber->not_shown.clear();
+  fiber->multiplications.assign(1, {});
+  fiber->multiplied = 0;
+  fiber->sums = nullptr;
+  fiber->may_multiply = false;
 }
 
 // Lets those go on that all wait for the same. Returns whether there were any.
@@ -165,6 +191,8 @@ NOT_CHECKED bool AllDone(int threads) {
 
 NOT_CHECKED void RunBlock(int threads) {
   for (int i = 0; i < threads; ++i) Begin(&fibers[i]);
+  if (!descriptors.empty()) std::fill(std::begin(shown), std::end(shown), false);
+  descriptors.clear();
   __tsan_release(&launch_barrier);
   while (error_now.empty()) {
     bool ran = false;
@@ -192,6 +220,7 @@ NOT_CHECKED void Launch(int64_t blocks, int threads,
   if (fibers.size() < static_cast<size_t>(threads)) fibers.resize(threads);
   warps.assign((threads + kWarpSize - 1) / kWarpSize, {});
   kernel_now = &kernel;
+  shared_begin = 0;
   scheduler_sanitizer = __tsan_get_current_fiber();
   Order order(static_cast<unsigned>(blocks));
   for (int64_t i = 0; i < blocks && error_now.empty(); ++i) {
@@ -237,8 +266,134 @@ void FinishCopies(int except_groups) {
       } else {
         std::memcpy(copy.to, copy.from, kCopyBytes);
       }
+      NoteWrite(copy.to);
     }
     groups.erase(groups.begin());
+  }
+}
+
+// ------------------------------------------------------------------------- wgmma
+
+NOT_CHECKED uint32_t SharedAddress(const void* data) {
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  // The first one that is asked for lies in the middle, at a multiple of 1024 if it
+  // does: patterns of permuted chunks go by address.
+  if (shared_begin == 0) shared_begin = (address & ~uintptr_t{1023}) - kMostShared / 2;
+  if (address - shared_begin >= kMostShared) Fail("this is not in shared memory");
+  return static_cast<uint32_t>((address - shared_begin) % kMostShared);
+}
+
+NOT_CHECKED void NoteWrite(const void* to) {
+  shown[SharedAddress(to) / kCopyBytes] = false;
+  fibers[current].not_shown.push_back(to);
+}
+
+NOT_CHECKED void ShowWrites() {
+  for (const void* to : fibers[current].not_shown) {
+    shown[SharedAddress(to) / kCopyBytes] = true;
+  }
+  fibers[current].not_shown.clear();
+}
+
+// A factor's element in a row (or column) at a depth, by what the descriptor says. See
+// "Canonical Layouts" of wgmma in the manual of PTX.
+NOT_CHECKED const uint16_t* FindElement(const Factor& factor, unsigned row,
+                                        unsigned depth) {
+  const auto field = [&](int bit) { return (factor.descriptor >> bit & 0x3fff) << 4; };
+  const uint64_t leading = field(16), stride = field(32);
+  const uint64_t mode = factor.descriptor >> 62;
+  const bool has_offset = (factor.descriptor >> 49 & 7) != 0;
+  if (mode == 0 || has_offset) {
+    Fail("only permuted tiles that begin where the pattern does are emulated");
+    return nullptr;
+  }
+  const uint64_t line = 16u << (4 - mode);  // bytes: 128, 64 or 32
+  uint64_t address = field(0);
+  if (factor.is_transposed) {
+    const uint64_t elements = line / 2;
+    address += row % elements * 2 + row / elements * leading;
+    address += depth % 8 * line + depth / 8 * stride;
+  } else {
+    address += row % 8 * line + row / 8 * stride + depth * 2;
+  }
+  address ^= address >> 3 & (line - 16);
+  address %= kMostShared;
+  if (!shown[address / kCopyBytes]) {
+    Fail("wgmma reads shared memory that nobody wrote, or not for it to see");
+    return nullptr;
+  }
+  return reinterpret_cast<const uint16_t*>(shared_begin + address);
+}
+
+// This thread's part of a product.
+Sums Multiply(const Multiplication& m) {
+  constexpr int kDepth = 16, kRows = 2, kColumns = kSumsPerThread / kRows;
+  const int lane = current % kWarpSize;
+  const auto read = [&](const Factor& factor, int row, float (&to)[kDepth]) {
+    for (int k = 0; k < kDepth; ++k) {
+      const uint16_t* const element = FindElement(factor, row, k);
+      to[k] = element == nullptr ? NAN : m.value(*element);
+    }
+  };
+  float left[kRows][kDepth], right[kDepth];
+  for (int i = 0; i < kRows; ++i) {
+    read(m.left, current / kWarpSize * 16 + lane / 4 + i * 8, left[i]);
+  }
+  Sums product = {};
+  for (int j = 0; j < kColumns; ++j) {
+    read(m.right, j / 2 * 8 + lane % 4 * 2 + j % 2, right);
+    for (int i = 0; i < kRows; ++i) {
+      float& sum = product[j / 2 * 4 + i * 2 + j % 2];
+      for (int k = 0; k < kDepth; ++k) sum += left[i][k] * right[k];
+    }
+  }
+  return product;
+}
+
+NOT_CHECKED void BeginMultiplications() { fibers[current].may_multiply = true; }
+
+// The device may read the factors now, or as late as the thread waits, and it may
+// change the sums at any time in between.
+void MultiplyLater(float* sums, Factor left, Factor right, float (*value)(uint16_t)) {
+  Fiber& fiber = fibers[current];
+  if (fiber.sums == nullptr) {
+    if (!fiber.may_multiply) Fail("the sums are not fenced before wgmma");
+    fiber.sums = sums;
+    std::copy_n(sums, kSumsPerThread, fiber.sums_then.begin());
+    std::fill_n(sums, kSumsPerThread, NAN);
+  }
+  if (fiber.sums != sums) Fail("wgmma with other sums before all are waited for");
+  const std::pair<uint64_t, uint64_t> both(left.descriptor, right.descriptor);
+  if (fiber.multiplied == descriptors.size()) descriptors.push_back(both);
+  if (descriptors[fiber.multiplied++] != both) {
+    Fail("the threads of a block give wgmma different descriptors");
+  }
+  Multiplication m{left, right, value, {}};
+  m.product = Multiply(m);
+  fiber.multiplications.back().push_back(m);
+}
+
+NOT_CHECKED void EndMultiplications() {
+  fibers[current].multiplications.emplace_back();
+}
+
+void FinishMultiplications(int except_groups) {
+  Fiber& fiber = fibers[current];
+  auto& groups = fiber.multiplications;
+  while (groups.size() > static_cast<size_t>(except_groups) + 1) {
+    for (const Multiplication& m : groups.front()) {
+      const Sums late = Multiply(m);
+      if (std::memcmp(late.data(), m.product.data(), sizeof(late)) != 0) {
+        Fail("shared memory changed while wgmma could read it");
+      }
+      for (int i = 0; i < kSumsPerThread; ++i) fiber.sums_then[i] += late[i];
+    }
+    groups.erase(groups.begin());
+  }
+  if (groups.size() == 1 && groups[0].empty() && fiber.sums != nullptr) {
+    std::copy_n(fiber.sums_then.begin(), kSumsPerThread, fiber.sums);
+    fiber.sums = nullptr;
+    fiber.may_multiply = false;
   }
 }
 

@@ -1,6 +1,6 @@
 // CUDA on the host, as much as the kernels here need: their .cu files compile with a
 // C++ compiler and run, slowly. `__CUDA_ARCH__` (750, 800, ...) says which device it
-// is.
+// is; 900 is compiled as for sm_90a.
 //
 // A thread of CUDA's is a fiber. Fibers run one after the other, in another random
 // order after every barrier, and blocks in a random order too; so what a missing
@@ -19,6 +19,10 @@
 #include <type_traits>
 
 #include "numbers.h"
+
+#if __CUDA_ARCH__ == 900
+#define __CUDA_ARCH_FEAT_SM90_ALL
+#endif
 
 // ------------------------------------------------------------------------- the
 // language
@@ -53,6 +57,20 @@ const uint64_t* Exchange(uint64_t mine);
 void CopyLater(void* to, const void* from, bool zeros);
 void EndCopies();
 void FinishCopies(int except_groups);
+// Writes of this thread to shared memory, which wgmma sees after ShowWrites alone.
+void NoteWrite(const void* to);
+void ShowWrites();
+uint32_t SharedAddress(const void* data);
+// Multiplications by wgmma, of factors of 16 bits whose values `value` tells.
+constexpr int kSumsPerThread = 32;
+struct Factor {
+  uint64_t descriptor;
+  bool is_transposed;
+};
+void BeginMultiplications();
+void MultiplyLater(float* sums, Factor left, Factor right, float (*value)(uint16_t));
+void EndMultiplications();
+void FinishMultiplications(int except_groups);
 // Notes what went wrong, for cudaGetLastError. The first error stays.
 void Fail(const char* error);
 // Begins the random orders.
@@ -265,6 +283,31 @@ inline void CommitCopies() { emulation::EndCopies(); }
 template <int kGroups>
 void WaitCopies() {
   emulation::FinishCopies(kGroups);
+}
+inline void StoreShared(void* to, const uint4& value) {
+  *static_cast<uint4*>(to) = value;
+  emulation::NoteWrite(to);
+}
+
+constexpr int kSumsPerThread = emulation::kSumsPerThread;
+inline uint32_t SharedAddress(const void* data) {
+  return emulation::SharedAddress(data);
+}
+inline void ShowWrites() { emulation::ShowWrites(); }
+inline void BeginMultiplications() { emulation::BeginMultiplications(); }
+template <typename T, bool kLeftTransposed, bool kRightTransposed>
+void MultiplyAsync(float (&sums)[kSumsPerThread], uint64_t left, uint64_t right) {
+  emulation::MultiplyLater(sums, {left, kLeftTransposed}, {right, kRightTransposed},
+                           [](uint16_t bits) {
+                             T factor;
+                             factor.bits = bits;
+                             return static_cast<float>(factor);
+                           });
+}
+inline void CommitMultiplications() { emulation::EndMultiplications(); }
+template <int kGroups>
+void WaitMultiplications(float (&)[kSumsPerThread]) {
+  emulation::FinishMultiplications(kGroups);
 }
 
 }  // namespace gpu
