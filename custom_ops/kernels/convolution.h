@@ -175,6 +175,22 @@ void PackFilters(const Geometry& g, const typename Blocks<F>::Sum* filters,
   }
 }
 
+// to[n] = the sum of the lanes of the n-th vector.
+template <typename T, int kCount>
+inline void StoreSums(const Vector<T> (&sums)[kCount], T* to) {
+  constexpr int kNow = kCount < kLanes<T> ? kCount : kLanes<T>;
+  Vector<T> some[kNow];
+  for (int n = 0; n < kNow; ++n) some[n] = sums[n];
+  T lanes[kLanes<T>];
+  Store(lanes, SumLanes<T>(some));
+  std::copy_n(lanes, kNow, to);
+  if constexpr (kNow < kCount) {
+    Vector<T> others[kCount - kNow];
+    for (int n = kNow; n < kCount; ++n) others[n - kNow] = sums[n];
+    StoreSums<T>(others, to + kNow);
+  }
+}
+
 // products[r][n] = the product of kRows transformed rows and kColumns others, which are
 // panels of kPanelColumns channels; `stride` leads from panel to panel.
 template <int kColumns, int kRows, typename T>
@@ -211,16 +227,7 @@ void MultiplyFew(const T* const* rows, const Transform<T>& before, const T* pane
       for (int r = 0; r < kRows; ++r) sums[r][n] += v[r] * weight;
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int n = 0; n < kColumns; ++n) {
-      T lanes[kLanes<T>];
-      Store(lanes, sums[r][n]);
-      for (int half = kLanes<T> / 2; half > 0; half /= 2) {
-        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-      }
-      products[r][n] = lanes[0];
-    }
-  }
+  for (int r = 0; r < kRows; ++r) StoreSums<T>(sums[r], products[r]);
 }
 
 // The same of any number of columns and one or two rows.
@@ -259,7 +266,7 @@ void ConvolveFew(const Geometry& g, const Windows& windows, const T* rows,
                  const Workers& workers, const Tasks& last) {
   constexpr int64_t kInputs = 64, kOutputs = 512;
   const int64_t num_windows = windows.size(), num_inputs = touched.size();
-  const int64_t columns = packed.depth();
+  const int64_t columns = packed.depth(), taps = g.taps(), filters = g.filters;
   const int64_t stride = columns * kPanelColumns<T>;
   T* const products = workers.NewArray<T>(num_inputs * columns);
   const int64_t chunks = CeilDiv(num_inputs, kInputs);
@@ -282,23 +289,31 @@ void ConvolveFew(const Geometry& g, const Windows& windows, const T* rows,
   workers.ForEach(CeilDiv(num_windows, kOutputs), [&](int64_t chunk) {
     const int64_t end = std::min(num_windows, (chunk + 1) * kOutputs);
     for (int64_t r = chunk * kOutputs; r < end; ++r) {
-      T* to = output_row(r);
-      std::fill(to, to + g.filters, T(0));
-      for (int64_t tap = 0; tap < g.taps(); ++tap) {
-        const int64_t input = windows.Input(r, tap);
-        const int64_t row = input < 0 ? -1 : touched.Row(input);
-        if (row < 0) continue;
-        const T* product = products + row * columns + tap * g.filters;
-        for (int64_t f = 0; f < g.filters; ++f) to[f] += product[f];
+      T* const to = output_row(r);
+      const auto for_each_tap = [&](const auto& add) {
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const int64_t input = windows.Input(r, tap);
+          const int64_t row = input < 0 ? -1 : touched.Row(input);
+          if (row >= 0) add(products + row * columns + tap * filters);
+        }
+      };
+      if (filters == 1) {  // a head's, which a register sums
+        T sum = 0;
+        for_each_tap([&](const T* product) { sum += *product; });
+        *to = sum;
+      } else {
+        std::fill_n(to, filters, T(0));
+        for_each_tap([&](const T* product) { Add(product, filters, to); });
       }
-      after.Apply(to, 0, g.filters, to);
+      after.Apply(to, 0, filters, to);
     }
   });
 }
 
 // Writes output rows output_row(r) [filters] for every r-th window, and does `last`
-// besides. `find_touched` gives the inputs that they read, where that is needed. Factors
-// are of type F, sums of type T; `rows` may be of either, and so may the output.
+// besides. `find_touched` gives the inputs that they read, where that is needed.
+// Factors are of type F, sums of type T; `rows` may be of either, and so may the
+// output.
 template <typename T, typename Windows, typename F, typename Row, typename FindTouched,
           typename Output>
 void ConvolveAt(const Geometry& g, const Windows& windows, const Row* rows,

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 namespace perforated {
 
@@ -53,6 +55,43 @@ template <typename V, typename T>
 inline V Activate(V v, T slope) {
   const V negative = slope == T(0) ? V{} : v * slope;
   return v < V{} ? negative : v;
+}
+
+// The sums of both halves of every segment of two vectors: [a0 + a1, b0 + b1] of
+// segments of a whole vector, [a0 + a1, a2 + a3, b0 + b1, b2 + b3] of half of one.
+template <int kSegment, typename T, int... kLane>
+inline Vector<T> FoldSegments(Vector<T> a, Vector<T> b,
+                              std::integer_sequence<int, kLane...>) {
+  constexpr int kHalf = kSegment / 2;
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, kLane / kHalf * kSegment + kLane % kHalf...) +
+         __builtin_shufflevector(a, b,
+                                 kLane / kHalf * kSegment + kLane % kHalf + kHalf...);
+#else
+  using Lane = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  constexpr Vector<Lane> kFirst = {(kLane / kHalf * kSegment + kLane % kHalf)...};
+  constexpr Vector<Lane> kSecond = {
+      (kLane / kHalf * kSegment + kLane % kHalf + kHalf)...};
+  return __builtin_shuffle(a, b, kFirst) + __builtin_shuffle(a, b, kSecond);
+#endif
+}
+
+// The sums of the lanes of every vector, in the lanes of one; at most as many as it
+// has.
+template <typename T, int kCount, int kSegment = kLanes<T>>
+inline Vector<T> SumLanes(const Vector<T> (&v)[kCount]) {
+  static_assert(kCount <= kLanes<T>);
+  if constexpr (kSegment == 1) {
+    return v[0];
+  } else {
+    Vector<T> folded[(kCount + 1) / 2];
+    for (int i = 0; i < kCount; i += 2) {
+      folded[i / 2] =
+          FoldSegments<kSegment, T>(v[i], i + 1 < kCount ? v[i + 1] : Vector<T>{},
+                                    std::make_integer_sequence<int, kLanes<T>>());
+    }
+    return SumLanes<T, (kCount + 1) / 2, kSegment / 2>(folded);
+  }
 }
 
 }  // namespace perforated
