@@ -5,6 +5,13 @@ gradients.
 """
 
 from custom_ops import unit_gradients
+from custom_ops.blocks import (
+    BlockResults,
+    HeadParameters,
+    Norm,
+    UnitParameters,
+    perforated_block,
+)
 from custom_ops.convolution import perforated_conv2d
 from custom_ops.implementation import (
     IMPLEMENTATIONS,
@@ -34,7 +41,11 @@ __all__ = [
     "IMPLEMENTATIONS",
     "PRECISIONS",
     "ActivePositions",
+    "BlockResults",
     "DevicePositions",
+    "HeadParameters",
+    "Norm",
+    "UnitParameters",
     "add_on_tiles",
     "check_precision",
     "default_implementation",
@@ -48,6 +59,7 @@ __all__ = [
     "masked_accumulate",
     "nearest_interpolate",
     "perforated_basic_unit",
+    "perforated_block",
     "perforated_bottleneck",
     "perforated_conv2d",
     "projection_bottleneck",

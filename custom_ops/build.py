@@ -51,8 +51,8 @@ except ImportError:  # Windows
 _KERNELS = pathlib.Path(__file__).parent / "kernels"
 # Those that take longest to compile first.
 _CPU_SOURCES = (
-    *("unit_ops.cc", "gradient_ops.cc", "convolution_ops.cc", "indexed_ops.cc"),
-    "op_definitions.cc",
+    *("block_ops.cc", "unit_ops.cc", "gradient_ops.cc", "convolution_ops.cc"),
+    *("indexed_ops.cc", "op_definitions.cc"),
 )
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-Wall", "-Wextra")
 _CUDA_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "--threads", "0")

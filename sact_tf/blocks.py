@@ -37,7 +37,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from sact_tf import halting
+from sact_tf import halting, native_blocks
 from sact_tf.executions import EXECUTIONS, Step
 from sact_tf.halting import (
     EPSILON,
@@ -62,7 +62,7 @@ from sact_tf.plain_block import (
     given_masks,
     sum_flops,
 )
-from sact_tf.units.unit import saved_unit
+from sact_tf.units.unit import OrdinaryUnit, Unit, saved_unit
 
 _IMPOSED_LOGIT = 30.0  # a score of 1 in float32, and of 0 for any rule
 
@@ -255,6 +255,9 @@ class AdaptiveBlock(Block):
         run = self._run(
             self.domain, training, valid, is_masked=not is_hard, trains=bool(trains)
         )
+        native = native_blocks.parameters(self, run, x.dtype)
+        if native is not None:
+            return self._call_native(x, run, native, return_end_points)
         inputs, state, output = x, None, None
         weights, scores, flops, expected, outputs = [], [], [], [], []
         if seed is None and rule.needs_seed(trains):
@@ -289,23 +292,51 @@ class AdaptiveBlock(Block):
                 flops += counts
                 expected.append((counts, survival))
 
-        ponder_cost = rule.cost(state)
-        self.add_loss(self.current_tau() * self.domain.mean(ponder_cost, valid))
-        own_loss = rule.loss(state)
-        if own_loss is not None:
-            self.add_loss(self.domain.mean(own_loss, valid))
+        self._add_losses(state, valid)
         if not return_end_points:
             return output
+        end_points = self._end_points(state, tf.stack(weights, axis=-1), scores, flops)
+        end_points.update(self._of_random_rule(state, expected, outputs, valid, trains))
+        return output, end_points
+
+    def later_units(self) -> list[Unit | OrdinaryUnit]:
+        """Returns the units after the first, as steps run them."""
+        return self._steps()[1:]
+
+    def _call_native(self, x, run, native, return_end_points):
+        """As a call in inference, by one native operation after the first unit."""
+        unit, before = self._steps()[0], Step(0, x, None, None)
+        first = run.run(unit, x, before)
+        results = run.run_later_units(
+            first, *native, self.rule.epsilon, self._imposed_units(first)
+        )
+        state = native_blocks.final_state(results)
+        self._add_losses(state, None)
+        if not return_end_points:
+            return results.output
+        flops = self._flops(unit, x, first, before, None)
+        flops += native_blocks.later_flops(self, results.counts)
+        scores = [*tf.unstack(results.scores), None]
+        return results.output, self._end_points(state, results.weights, scores, flops)
+
+    def _add_losses(self, state, valid):
+        cost = self.domain.mean(self.rule.cost(state), valid)
+        self.add_loss(self.current_tau() * cost)
+        own_loss = self.rule.loss(state)
+        if own_loss is not None:
+            self.add_loss(self.domain.mean(own_loss, valid))
+
+    def _end_points(self, state, weights, scores, flops):
+        """Returns what every rule tells; the last score is none."""
         end_points = {
-            "ponder_cost": ponder_cost,
+            "ponder_cost": self.rule.cost(state),
             "num_units": state.num_units,
-            "halting_distribution": tf.stack(weights, axis=-1),
+            "halting_distribution": weights,
             **sum_flops(flops),
-            **self._of_random_rule(state, expected, outputs, valid, trains),
         }
         for k, score in enumerate(scores[:-1], 1):
             end_points[f"unit_{k}/halting_proba"] = score[..., tf.newaxis]
-        return output, end_points
+        return end_points
 
     def _before(self, k, inputs, state, valid, trains):
         """Returns what unit k (from 0) is told; at first, everything is active."""
@@ -375,16 +406,21 @@ class AdaptiveBlock(Block):
 
     def _impose(self, k, score, x):
         """Overrides the scores of unit k (from 0), where that is asked for."""
-        if self._imposed is None:
+        units = self._imposed_units(x)
+        if units is None:
             return score
-        units = (
-            self._imposed(*x.shape[1:3]) if callable(self._imposed) else self._imposed
-        )
-        halts = self.domain.of_map(tf.convert_to_tensor(units)) <= k + 1
+        halts = self.domain.of_map(units) <= k + 1
         logits = self.rule.reads_logits
         low, high = (-_IMPOSED_LOGIT, _IMPOSED_LOGIT) if logits else (0.0, 1.0)
         # So little of the score that it changes nothing, but is not left out.
         return tf.where(halts, high, low) + 1e-6 * score
+
+    def _imposed_units(self, x):
+        """Returns how many units are imposed on features x, or None."""
+        imposed = self._imposed
+        if callable(imposed):
+            imposed = imposed(*x.shape[1:3])
+        return None if imposed is None else tf.cast(imposed, tf.int32)
 
     def _flops(self, unit, unit_input, x, before, valid):
         """Counts a unit and its head; `valid` is that of the output x."""

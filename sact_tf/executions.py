@@ -69,9 +69,13 @@ class Masked:
     Args:
         domain: What halts.
         training: As in every layer.
+
+    Attributes:
+        takes_blocks: Whether `sact_tf.native_blocks` may run several units at once.
     """
 
     is_masked = True
+    takes_blocks = False
 
     def __init__(self, domain: HaltingDomain, training: bool | None):
         self._domain = domain
@@ -150,6 +154,26 @@ class Perforated(Masked):
         self._sums = None
         self._positions = None
 
+    @property
+    def takes_blocks(self):
+        return not self._trains
+
+    def run_later_units(
+        self, x: tf.Tensor, units, heads, epsilon: float, imposed: tf.Tensor | None
+    ) -> custom_ops.BlockResults:
+        """Runs all of a block but its first unit, which `run` has run.
+
+        Args:
+            x: The first unit's output.
+            units: `custom_ops.UnitParameters` of the others.
+            heads: `custom_ops.HeadParameters` of all but the last.
+            epsilon: Halting slack.
+            imposed: As in `custom_ops.perforated_block`.
+        """
+        return custom_ops.perforated_block(
+            *(x, self._sums, units, heads, epsilon, imposed), precision=self._precision
+        )
+
     def run(self, unit, x, step, output=None):
         if step.active is not None:
             mask = self._domain.spread(step.active, x)
@@ -204,6 +228,8 @@ class Tiled(Perforated):
     def __init__(self, domain: HaltingDomain, tile_size: int, trains: bool = False):
         super().__init__(domain, trains=trains)
         self._tile_size = tile_size
+
+    takes_blocks = False
 
     def _run(self, unit, x, options):
         if self._positions is None:

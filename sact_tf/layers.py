@@ -369,6 +369,16 @@ class BatchNorm(keras.layers.Layer):
         )
         return tuple(tf.cast(vector, dtype) for vector in affine)
 
+    def as_norm(self) -> custom_ops.Norm | None:
+        """Returns what it is in inference to a native block; None if it cannot be."""
+        slope = slope_of(self.activation)
+        if slope is None:
+            return None
+        vectors = (self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        return custom_ops.Norm(
+            [vector.read_value() for vector in vectors], self.epsilon, slope
+        )
+
     def _normalize_batch(self, x, update_averages):
         gamma, beta = self.gamma.read_value(), self.beta.read_value()
         is_shared = self.synchronized and _num_replicas() > 1

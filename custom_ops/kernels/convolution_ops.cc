@@ -34,9 +34,9 @@ class FindPositionsOp : public Op {
     const int64_t count = std::count(active, active + mask.NumElements(), true);
     const TouchedMask touched(g, Bytes(active));
     Tensor *positions, *inputs, *rows;
-    OP_REQUIRES_OK(context, context->allocate_output(0, {count}, &positions));
-    OP_REQUIRES_OK(context, context->allocate_output(1, {touched.count()}, &inputs));
-    OP_REQUIRES_OK(context, context->allocate_output(2, mask.shape(), &rows));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 0, {count}, &positions));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 1, {touched.count()}, &inputs));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 2, mask.shape(), &rows));
     ListSet(Bytes(active), count, 0, positions->flat<int64_t>().data());
     touched.List(inputs->flat<int64_t>().data(), rows->flat<int64_t>().data());
   }
@@ -69,8 +69,9 @@ class PerforatedConv2DOp : public Op {
     Tensor* output;
     OP_REQUIRES_OK(
         context,
-        context->allocate_output(
-            0, TensorShape({g.batch, g.out_height, g.out_width, g.filters}), &output));
+        AllocateOutput(context, 0,
+                       TensorShape({g.batch, g.out_height, g.out_width, g.filters}),
+                       &output));
     T* const to = output->flat<T>().data();
     const PoolWorkers workers(context);
     const Transform<T> before{DataOrNull<T>(context->input(4)),
@@ -152,7 +153,7 @@ class InputGradientOp : public GradientOp<T> {
     OP_REQUIRES_OK(context,
                    this->Prepare(context, shape, filters.shape(), &g, &positions));
     Tensor* output;
-    OP_REQUIRES_OK(context, context->allocate_output(0, shape, &output));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 0, shape, &output));
     output->flat<T>().setZero();
     const T* const gradient = context->input(3).flat<T>().data();
     ConvolveInputGradient(
@@ -176,7 +177,7 @@ class FilterGradientOp : public GradientOp<T> {
     OP_REQUIRES_OK(context,
                    this->Prepare(context, input.shape(), shape, &g, &positions));
     Tensor* output;
-    OP_REQUIRES_OK(context, context->allocate_output(0, shape, &output));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 0, shape, &output));
     const T* const gradient = context->input(3).flat<T>().data();
     ConvolveFilterGradient(
         g, input.flat<T>().data(), nullptr, Transform<T>{},

@@ -13,7 +13,7 @@
 //
 // The argument is the number of cases. Exits with 1 at the first result that is wrong.
 
-#include <atomic>
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -21,13 +21,16 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "bfloat16.h"
+#include "block.h"
 #include "convolution.h"
 #include "gradients.h"
 #include "indexed.h"
 #include "multiply_bfloat16.h"
+#include "team.h"
 #include "units.h"
 
 namespace perforated {
@@ -38,16 +41,15 @@ using Values = std::vector<double>;
 class Threads : public Workers {
  public:
   explicit Threads(int count) : count_(count) {}
+  ~Threads() override {
+    team_->Stop();
+    for (std::thread& thread : threads_) thread.join();
+  }
   int num_threads() const override { return count_; }
   void ForEach(int64_t n, const std::function<void(int64_t)>& fn) const override {
-    std::atomic<int64_t> next{0};
-    const auto work = [&] {
-      for (int64_t i; (i = next.fetch_add(1)) < n;) fn(i);
-    };
-    std::vector<std::thread> threads;
-    for (int i = 1; i < count_; ++i) threads.emplace_back(work);
-    work();
-    for (std::thread& thread : threads) thread.join();
+    Team::ForEach(
+        team_, n, std::min<int64_t>(n, count_) - 1, fn,
+        [&](std::function<void()> help) { threads_.emplace_back(std::move(help)); });
   }
   void* Allocate(std::size_t bytes) const override {
     memory_.push_back(std::make_unique<char[]>(bytes));
@@ -56,6 +58,8 @@ class Threads : public Workers {
 
  private:
   int count_;
+  const std::shared_ptr<Team> team_ = std::make_shared<Team>();
+  mutable std::vector<std::thread> threads_;
   mutable std::vector<std::unique_ptr<char[]>> memory_;
 };
 
@@ -293,9 +297,9 @@ void CheckChains(Random* random, const Workers& workers) {
   std::iota(all.begin(), all.end(), 0);
   Values values = x;
   for (int64_t i = 0; i < n; ++i) {
-    Geometry g = Pointwise(image, channels, random->Integer(1, 3) == 1
-                                                ? random->Integer(1, 3)
-                                                : random->Integer(1, 40));
+    Geometry g = Pointwise(
+        image, channels,
+        random->Integer(1, 3) == 1 ? random->Integer(1, 3) : random->Integer(1, 40));
     g.kernel_height = g.kernel_width = random->Integer(0, 1) * 2 + 1;
     g.pad_top = g.pad_left = g.kernel_height / 2;
     filters[i] = random->Numbers(g.depth() * g.filters);
@@ -678,6 +682,158 @@ void CheckUnits(Random* random, const Workers& workers) {
   Expect("accumulate", y, expected);
 }
 
+// Many short parts in a row, each of whose tasks has to be done once.
+void CheckTeam(Random* random, const Workers& workers) {
+  std::vector<int> done(20);
+  for (int part = 0; part < 100; ++part) {
+    const int64_t count = random->Integer(0, 20);
+    workers.ForEach(count, [&](int64_t task) { ++done[task]; });
+    for (int64_t task = 0; task < 20; ++task) {
+      if (done[task] == (task < count)) continue;
+      std::printf("a task was done %d times\n", done[task]);
+      std::exit(1);
+    }
+    std::fill(done.begin(), done.end(), 0);
+  }
+}
+
+// A block whose units add something to what they run on, against algorithm 2 of SACT
+// written out.
+void CheckBlock(Random* random, const Workers& workers) {
+  Geometry g = RandomGeometry(random);
+  g.kernel_height = g.kernel_width = 3;
+  g.stride_y = g.stride_x = g.dilation_y = g.dilation_x = g.pad_top = g.pad_left = 1;
+  g.out_height = g.height;
+  g.out_width = g.width;
+  g.filters = 1;
+  const int64_t size = g.num_outputs(), image_size = g.height * g.width;
+  const int64_t last = random->Integer(1, 4), channels = g.channels;
+  std::vector<Values> filters(last), weights(last), biases(last), steps(last);
+  std::vector<PackedMatrix<double>> packed(last);
+  std::vector<Head<double>> heads(last);
+  for (int64_t k = 0; k < last; ++k) {
+    filters[k] = random->Numbers(g.depth());
+    weights[k] = random->Numbers(channels);
+    biases[k] = random->Numbers(1);
+    steps[k] = random->Numbers(channels);
+    PackFilters(g, filters[k].data(), &packed[k]);
+    heads[k] = {&packed[k], {}, biases[k].data(), {}, weights[k].data()};
+  }
+  std::vector<int32_t> units(random->Integer(0, 1) == 0 ? 0 : image_size);
+  for (int32_t& value : units) value = random->Integer(0, last + 1);
+  const Imposed imposed{units.empty() ? nullptr : units.data(), image_size};
+  const Values first = random->Numbers(size * channels);
+  Values x = first, sums(g.batch * channels);
+  const auto add_up = [&] {
+    std::fill(sums.begin(), sums.end(), 0.0);
+    for (int64_t p = 0; p < size; ++p) {
+      Add(x.data() + p * channels, channels, sums.data() + p / image_size * channels);
+    }
+  };
+  const auto run_unit = [&](int64_t k, const Positions& positions) {
+    for (const int64_t p : positions) {
+      Add(steps[k].data(), channels, x.data() + p * channels);
+    }
+    add_up();
+  };
+
+  // Position by position.
+  Values expected(x.size()), expected_weights(size * (last + 1));
+  std::vector<float> left(size, 1.0f), sum(size);
+  std::vector<int32_t> counted(size);
+  std::vector<int64_t> all(size), runs(g.batch * last);
+  std::vector<bool> active(size, true);
+  std::iota(all.begin(), all.end(), 0);
+  add_up();
+  for (int64_t k = 0; k <= last; ++k) {
+    std::vector<int64_t> positions;
+    for (int64_t p = 0; p < size; ++p) {
+      if (active[p]) positions.push_back(p);
+    }
+    if (positions.empty()) break;
+    if (k > 0) {
+      for (const int64_t p : positions) ++runs[p / image_size * last + k - 1];
+      run_unit(k - 1, positions);
+    }
+    Values logits(size);
+    if (k < last) {
+      ForEachProduct(g, positions, [&](int64_t o, int64_t in, int64_t f) {
+        logits[o] += x[in] * filters[k][f];
+      });
+    }
+    for (const int64_t p : positions) {
+      float weight = left[p];
+      bool goes_on = false;
+      if (k < last) {
+        double logit = logits[p] + biases[k][0];
+        for (int64_t c = 0; c < channels; ++c) {
+          logit += sums[p / image_size * channels + c] / image_size * weights[k][c];
+        }
+        float score = 1.0f / (1.0f + std::exp(-static_cast<float>(logit)));
+        if (!units.empty()) {
+          score = (units[p % image_size] <= k + 1 ? 1.0f : 0.0f) + 1e-6f * score;
+        }
+        sum[p] += score;
+        if (std::abs(sum[p] - 0.99f) < 1e-5f) return;  // rounding decides
+        goes_on = sum[p] < 0.99f;
+        if (goes_on) {
+          weight = score;
+          left[p] -= score;
+        }
+      }
+      ++counted[p];
+      active[p] = goes_on;
+      expected_weights[p * (last + 1) + k] = weight;
+      for (int64_t c = 0; c < channels; ++c) {
+        expected[p * channels + c] += weight * x[p * channels + c];
+      }
+    }
+  }
+
+  x = first;
+  add_up();
+  Values output(x.size());
+  std::vector<float> remainder(size), got_weights(size * (last + 1)),
+      scores(last * size);
+  std::vector<int32_t> num_units(size);
+  std::vector<int64_t> counts(g.batch * last * 2);
+  RunBlock(
+      g, heads, 0.99f, imposed,
+      [&](int64_t k, const Positions& positions, const Touched& touched,
+          const Workers& memory) {
+        std::fill_n(memory.NewArray<double>(touched.inputs.size()),
+                    touched.inputs.size(), 1.0);
+        run_unit(k, positions);
+      },
+      x.data(), sums.data(), output.data(),
+      {remainder.data(), num_units.data(), got_weights.data(), scores.data(),
+       counts.data()},
+      workers);
+  // Weights are sums in single precision, in whatever order.
+  for (int64_t p = 0; p < size; ++p) {
+    if (num_units[p] == counted[p]) continue;
+    std::printf("a position runs %d units, expected %d\n", num_units[p], counted[p]);
+    std::exit(1);
+  }
+  for (int64_t i = 0; i < size * (last + 1); ++i) {
+    if (std::abs(got_weights[i] - expected_weights[i]) < 1e-5) continue;
+    std::printf("a weight is %g, expected %g\n", got_weights[i], expected_weights[i]);
+    std::exit(1);
+  }
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    if (std::abs(output[i] - expected[i]) < 1e-4 * (1 + std::abs(expected[i])))
+      continue;
+    std::printf("a block's output is %g, expected %g\n", output[i], expected[i]);
+    std::exit(1);
+  }
+  for (int64_t i = 0; i < g.batch * last; ++i) {
+    if (counts[2 * i] == runs[i] && counts[2 * i + 1] >= runs[i]) continue;
+    std::printf("a unit runs at %g positions, expected %g\n", 1.0 * counts[2 * i],
+                1.0 * runs[i]);
+    std::exit(1);
+  }
+}
+
 }  // namespace
 }  // namespace perforated
 
@@ -688,6 +844,8 @@ int main(int argc, char** argv) {
     const perforated::Threads workers(1 + i % 4);
     perforated::CheckConvolution(&random, workers);
     perforated::CheckUnits(&random, workers);
+    perforated::CheckTeam(&random, workers);
+    perforated::CheckBlock(&random, workers);
     perforated::CheckRounding(&random);
     perforated::CheckHalfConvolution(&random, workers);
     perforated::CheckHalfUnits(&random, workers);

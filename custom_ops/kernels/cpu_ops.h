@@ -4,8 +4,6 @@
 #define CUSTOM_OPS_KERNELS_CPU_OPS_H_
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -14,10 +12,16 @@
 #include <new>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "convolution.h"
 #include "ops.h"
+#include "team.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/types.h"
 #include "tensorflow/core/platform/threadpool.h"
@@ -30,54 +34,46 @@ using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
 
-// What a thread does between two looks at what others are at.
-inline void Pause() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
+// Asks for large pages where there is much memory that nobody has touched yet: with
+// small ones, its first use takes several times as long as what is computed there.
+inline void PreferLargePages(void* memory, std::size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr std::uintptr_t kPage = 2 << 20;
+  const auto begin = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  const std::uintptr_t last = (begin + bytes) / kPage * kPage;
+  if (first < last)
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
 #endif
 }
 
-// TensorFlow's own threads and memory. The calling thread works too and waits for
-// tasks, not for threads, so a busy pool delays nothing.
+inline absl::Status AllocateOutput(OpKernelContext* context, int index,
+                                   const TensorShape& shape, Tensor** output) {
+  TF_RETURN_IF_ERROR(context->allocate_output(index, shape, output));
+  PreferLargePages((*output)->data(), (*output)->TotalBytes());
+  return absl::OkStatus();
+}
+
+// TensorFlow's own threads and memory.
 class PoolWorkers : public Workers {
  public:
   explicit PoolWorkers(OpKernelContext* context)
       : context_(context),
         workers_(*context->device()->tensorflow_cpu_worker_threads()) {}
+  ~PoolWorkers() override { team_->Stop(); }
+  PoolWorkers(const PoolWorkers&) = delete;
+  PoolWorkers& operator=(const PoolWorkers&) = delete;
 
   int num_threads() const override { return workers_.num_threads; }
 
   void ForEach(int64_t n, const std::function<void(int64_t)>& fn) const override {
-    const int64_t helpers = std::min<int64_t>(n, num_threads()) - 1;
-    if (helpers <= 0) {
-      for (int64_t i = 0; i < n; ++i) fn(i);
-      return;
-    }
-    struct State {
-      std::atomic<int64_t> next{0}, done{0};
-      std::mutex mutex;
-      std::condition_variable all_done;
-    };
-    auto state = std::make_shared<State>();
-    const auto work = [state, n, &fn] {
-      int64_t done = 0;
-      for (int64_t i; (i = state->next.fetch_add(1)) < n; ++done) fn(i);
-      if (done == 0) return;
-      if (state->done.fetch_add(done) + done < n) return;
-      std::lock_guard<std::mutex> lock(state->mutex);
-      state->all_done.notify_one();
-    };
-    for (int64_t i = 0; i < helpers; ++i) workers_.workers->Schedule(work);
-    work();
-    // Tasks end at about the same time, sooner than a thread falls asleep and wakes.
-    for (int i = 0; i < kPolls && state->done.load() < n; ++i) Pause();
-    if (state->done.load() == n) return;
-    std::unique_lock<std::mutex> lock(state->mutex);
-    state->all_done.wait(lock, [&] { return state->done.load() == n; });
+    Team::ForEach(team_, n, std::min<int64_t>(n, num_threads()) - 1, fn,
+                  [&](std::function<void()> help) {
+                    workers_.workers->Schedule(std::move(help));
+                  });
   }
-
-  // Some ten microseconds.
-  static constexpr int kPolls = 500;
 
   void* Allocate(std::size_t bytes) const override {
     const TensorShape shape({static_cast<int64_t>(bytes)});
@@ -85,6 +81,7 @@ class PoolWorkers : public Workers {
     if (!context_->allocate_temp(tensorflow::DT_INT8, shape, &memory).ok()) {
       throw std::bad_alloc();
     }
+    PreferLargePages(memory.data(), bytes);
     return memory.data();
   }
 
@@ -92,6 +89,7 @@ class PoolWorkers : public Workers {
   OpKernelContext* context_;
   mutable std::vector<Tensor> memory_;
   const tensorflow::DeviceBase::CpuWorkerThreads& workers_;
+  const std::shared_ptr<Team> team_ = std::make_shared<Team>();
 };
 
 // Packed filters by the memory they were packed from.
@@ -262,16 +260,36 @@ class UnitOp : public Op {
     const Tensor& x = context->input(input);
     TF_RETURN_IF_ERROR(
         context->forward_input_or_allocate_output({input}, output, x.shape(), y));
+    PreferLargePages((*y)->data(), (*y)->TotalBytes());
     const T* from = x.flat<T>().data();
     T* to = (*y)->template flat<T>().data();
-    if (from == to) return absl::OkStatus();
+    if (from != to) CopyInParts(from, x.NumElements(), workers, to);
+    return absl::OkStatus();
+  }
+  // An input's memory to write to, if nobody else needs it, or a copy.
+  static absl::Status TakeOrCopy(OpKernelContext* context, int input,
+                                 const Workers& workers, Tensor* to) {
+    const Tensor& x = context->input(input);
+    const std::unique_ptr<Tensor> taken = context->forward_input(
+        input, OpKernelContext::Params::kNoReservation, x.dtype(), x.shape(),
+        tensorflow::DEVICE_MEMORY, tensorflow::AllocatorAttributes());
+    if (taken != nullptr) {
+      *to = *taken;
+      return absl::OkStatus();
+    }
+    TF_RETURN_IF_ERROR(context->allocate_temp(x.dtype(), x.shape(), to));
+    PreferLargePages(to->data(), to->TotalBytes());
+    CopyInParts(x.flat<T>().data(), x.NumElements(), workers, to->flat<T>().data());
+    return absl::OkStatus();
+  }
+  // Copies, all threads a part each.
+  static void CopyInParts(const T* from, int64_t size, const Workers& workers, T* to) {
     constexpr int64_t kChunk = 1 << 16;
-    workers.ForEach(CeilDiv(x.NumElements(), kChunk), [&](int64_t chunk) {
+    workers.ForEach(CeilDiv(size, kChunk), [&](int64_t chunk) {
       const int64_t first = chunk * kChunk;
-      const int64_t last = std::min(x.NumElements(), first + kChunk);
+      const int64_t last = std::min(size, first + kChunk);
       std::memcpy(to + first, from + first, (last - first) * sizeof(T));
     });
-    return absl::OkStatus();
   }
 };
 

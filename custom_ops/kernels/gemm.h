@@ -91,12 +91,12 @@ constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <typename T>
 struct Blocks {
   using Sum = T;
-  static constexpr int kRows = kBlockRows;      // of a block
-  static constexpr int kGroups = kTileGroups;   // blocks of rows in a tile
-  static constexpr int kDepth = kMaxDepth;      // of a tile, at most
-  static constexpr int kStride = kTileStride;   // of a tile's rows
-  static constexpr int kDepthUnit = 1;          // that depths are filled up to
-  static constexpr int kPair = 1;               // what stands together of a column
+  static constexpr int kRows = kBlockRows;     // of a block
+  static constexpr int kGroups = kTileGroups;  // blocks of rows in a tile
+  static constexpr int kDepth = kMaxDepth;     // of a tile, at most
+  static constexpr int kStride = kTileStride;  // of a tile's rows
+  static constexpr int kDepthUnit = 1;         // that depths are filled up to
+  static constexpr int kPair = 1;              // what stands together of a column
 };
 
 // Tiles of twice the rows, and most depths in one piece: what is multiplied so fast

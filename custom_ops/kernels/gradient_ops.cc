@@ -34,8 +34,7 @@ class PerforatedChainGradientOp : public UnitOp<T> {
     OP_REQUIRES_OK(context, CheckUnit(x, mask));
     OP_REQUIRES_OK(context, ReadLinks(context, x, &links));
     const int64_t channels = links.back().geometry.filters;
-    const TensorShape output(
-        {x.dim_size(0), x.dim_size(1), x.dim_size(2), channels});
+    const TensorShape output({x.dim_size(0), x.dim_size(1), x.dim_size(2), channels});
     OP_REQUIRES(context, gradient.shape() == output,
                 Invalid("output_gradient must be ", output.DebugString(), ", got ",
                         gradient.shape().DebugString()));
@@ -48,8 +47,7 @@ class PerforatedChainGradientOp : public UnitOp<T> {
     const PoolWorkers workers(context);
     std::vector<std::shared_ptr<const PackedMatrix<T>>> packed(count_);
     for (int i = 0; i + 1 < count_; ++i) {
-      packed[i] =
-          PackedCache<T>::Get().Pack(links[i].geometry, context->input(4 + i));
+      packed[i] = PackedCache<T>::Get().Pack(links[i].geometry, context->input(4 + i));
       links[i].packed = packed[i].get();
     }
     // Read in whole before x_gradient, which may be the same memory, is added to.
@@ -58,16 +56,15 @@ class PerforatedChainGradientOp : public UnitOp<T> {
     if (shortcut_) {
       OP_REQUIRES_OK(context, this->CopyOrForward(context, 2, 0, workers, &x_gradient));
     } else {
-      OP_REQUIRES_OK(context, context->allocate_output(0, x.shape(), &x_gradient));
+      OP_REQUIRES_OK(context, AllocateOutput(context, 0, x.shape(), &x_gradient));
       Clear(x_gradient, workers);
     }
-    OP_REQUIRES_OK(context,
-                   context->allocate_output(1 + 3 * count_, TensorShape({channels}),
-                                            &bias_gradient));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 1 + 3 * count_,
+                                           TensorShape({channels}), &bias_gradient));
     ChainGradient(links, x.flat<T>().data(), active.positions(),
-                  active.TouchedBySame3x3(),
-                  from, DataOrNull<T>(sums_gradient), bias_gradient->flat<T>().data(),
-                  x_gradient->flat<T>().data(), workers);
+                  active.TouchedBySame3x3(), from, DataOrNull<T>(sums_gradient),
+                  bias_gradient->flat<T>().data(), x_gradient->flat<T>().data(),
+                  workers);
   }
 
  private:
@@ -80,8 +77,8 @@ class PerforatedChainGradientOp : public UnitOp<T> {
       Tensor* outputs[3];
       for (int kind = 0; kind < 3; ++kind) {
         inputs[kind] = &context->input(4 + kind * count_ + i);
-        TF_RETURN_IF_ERROR(context->allocate_output(
-            1 + kind * count_ + i, inputs[kind]->shape(), &outputs[kind]));
+        TF_RETURN_IF_ERROR(AllocateOutput(context, 1 + kind * count_ + i,
+                                          inputs[kind]->shape(), &outputs[kind]));
       }
       Link<T>& link = (*links)[i];
       TF_RETURN_IF_ERROR(SameGeometry(x, *inputs[0], i, &link.geometry));
@@ -126,12 +123,12 @@ class MaskedAccumulateGradientOp : public Op {
     const Tensor& weight = context->input(2);
     OP_REQUIRES_OK(context, CheckAccumulate(context));
     Tensor *x_gradient, *weight_gradient;
-    OP_REQUIRES_OK(context, context->allocate_output(0, x.shape(), &x_gradient));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 0, x.shape(), &x_gradient));
     OP_REQUIRES_OK(context,
-                   context->allocate_output(1, weight.shape(), &weight_gradient));
+                   AllocateOutput(context, 1, weight.shape(), &weight_gradient));
     AccumulateGradient(gradient.flat<T>().data(), x.flat<T>().data(),
-                       weight.flat<float>().data(), weight.NumElements(),
-                       x.dim_size(3), x_gradient->flat<T>().data(),
+                       weight.flat<float>().data(), weight.NumElements(), x.dim_size(3),
+                       x_gradient->flat<T>().data(),
                        weight_gradient->flat<float>().data(), PoolWorkers(context));
   }
 };

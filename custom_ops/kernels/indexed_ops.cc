@@ -24,11 +24,11 @@ class NearestInterpolateOp : public Op {
     OP_REQUIRES_OK(context, ReadTable("index", index, &table));
     OP_REQUIRES_OK(context, CheckRange("index", table, 0, rows.dim_size(1)));
     Tensor* image;
-    OP_REQUIRES_OK(
-        context, context->allocate_output(0,
-                                          TensorShape({rows.dim_size(0), table.rows_out,
-                                                       table.taps, rows.dim_size(2)}),
-                                          &image));
+    OP_REQUIRES_OK(context,
+                   AllocateOutput(context, 0,
+                                  TensorShape({rows.dim_size(0), table.rows_out,
+                                               table.taps, rows.dim_size(2)}),
+                                  &image));
     Pool(PoolKind::kAverage, ShapeOfRows(rows), {table.data, index.NumElements(), 1},
          rows.flat<T>().data(), image->flat<T>().data(), PoolWorkers(context));
   }
@@ -53,9 +53,10 @@ class IndexedConv2DOp : public Op {
     const Tensor *bias, *scale;
     OP_REQUIRES_OK(context, ReadVectors(context, g.filters, &bias, &scale));
     Tensor* output;
-    OP_REQUIRES_OK(context,
-                   context->allocate_output(
-                       0, TensorShape({g.batch, taps.rows_out, g.filters}), &output));
+    OP_REQUIRES_OK(
+        context,
+        AllocateOutput(context, 0, TensorShape({g.batch, taps.rows_out, g.filters}),
+                       &output));
     T* const to = output->flat<T>().data();
     const auto packed = PackedCache<T>::Get().Pack(g, filters);
     ConvolveAt(
@@ -91,9 +92,10 @@ class IndexedInputGradientOp : public Op {
     OP_REQUIRES_OK(context, CheckValues("output_gradient", output_gradient, g.batch,
                                         taps, g.filters));
     Tensor* gradient;
-    OP_REQUIRES_OK(context,
-                   context->allocate_output(
-                       0, TensorShape({g.batch, shape.rows, g.channels}), &gradient));
+    OP_REQUIRES_OK(
+        context,
+        AllocateOutput(context, 0, TensorShape({g.batch, shape.rows, g.channels}),
+                       &gradient));
     gradient->flat<T>().setZero();
     const T* const from = output_gradient.flat<T>().data();
     ConvolveInputGradientAt(
@@ -123,7 +125,7 @@ class IndexedFilterGradientOp : public Op {
     OP_REQUIRES_OK(context, CheckValues("output_gradient", output_gradient, g.batch,
                                         taps, g.filters));
     Tensor* gradient;
-    OP_REQUIRES_OK(context, context->allocate_output(0, shape, &gradient));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 0, shape, &gradient));
     const T* const from = output_gradient.flat<T>().data();
     ConvolveFilterGradientAt(
         g, TableWindows(g.batch, g.height, taps.rows_out, taps.taps, taps.data),
@@ -149,9 +151,9 @@ class IndexedPoolOp : public Op {
     Tensor* output;
     OP_REQUIRES_OK(
         context,
-        context->allocate_output(
-            0, TensorShape({rows.dim_size(0), taps.rows_out, rows.dim_size(2)}),
-            &output));
+        AllocateOutput(context, 0,
+                       TensorShape({rows.dim_size(0), taps.rows_out, rows.dim_size(2)}),
+                       &output));
     Pool(kind_, ShapeOfRows(rows), taps, rows.flat<T>().data(),
          output->flat<T>().data(), PoolWorkers(context));
   }
@@ -175,7 +177,7 @@ class IndexedMaxPoolGradientOp : public Op {
     OP_REQUIRES_OK(context, CheckValues("output_gradient", output_gradient,
                                         rows.dim_size(0), taps, rows.dim_size(2)));
     Tensor* gradient;
-    OP_REQUIRES_OK(context, context->allocate_output(0, rows.shape(), &gradient));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 0, rows.shape(), &gradient));
     MaxPoolGradient(ShapeOfRows(rows), taps, rows.flat<T>().data(),
                     output_gradient.flat<T>().data(), gradient->flat<T>().data(),
                     PoolWorkers(context));
@@ -199,8 +201,9 @@ class AddToRowsOp : public Op {
                    CheckValues("values", values, shape.batch, taps, shape.channels));
     Tensor* rows;
     OP_REQUIRES_OK(
-        context, context->allocate_output(
-                     0, TensorShape({shape.batch, shape.rows, shape.channels}), &rows));
+        context,
+        AllocateOutput(context, 0,
+                       TensorShape({shape.batch, shape.rows, shape.channels}), &rows));
     AddToRows(shape, taps, values.flat<T>().data(), rows->flat<T>().data(),
               PoolWorkers(context));
   }

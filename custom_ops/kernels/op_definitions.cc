@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "block_shapes.h"
 #include "convolution.h"
 #include "status.h"
 #include "tensorflow/core/framework/kernel_shape_util.h"
@@ -260,6 +261,50 @@ BOTH_FORMS(BASIC_UNIT, "PerforatedBasicUnit");
       })
 
 BOTH_FORMS(ACCUMULATE, "MaskedAccumulate");
+
+// A block of SACT from its first unit's output on. Parameters are, of every later unit,
+// its batch normalizations (gamma, beta, mean, variance each), filters and bias; then of
+// every unit's head but the last one's, those of the local part and of the pooled
+// features: a batch normalization, filters and bias, and another one and filters.
+REGISTER_OP("PerforatedBlock")
+    .Input("x: T")
+    .Input("sums: T")
+    .Input("imposed: int32")
+    .Input("parameters: N * T")
+    .Output("output: T")
+    .Output("remainder: float")
+    .Output("num_units: int32")
+    .Output("weights: float")
+    .Output("scores: float")
+    .Output("counts: int64")
+    .Attr("T: {float, double}")
+    .Attr("N: int >= 1")
+    .Attr("convolutions: int")
+    .Attr("slopes: list(float)")
+    .Attr("epsilons: list(float)")
+    .Attr("limit: float")
+    .Attr("bfloat16_factors: bool = false")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle x;
+      int64_t convolutions, count;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &x));
+      TF_RETURN_IF_ERROR(c->GetAttr("convolutions", &convolutions));
+      TF_RETURN_IF_ERROR(c->GetAttr("N", &count));
+      if (convolutions != 2 && convolutions != 3) {
+        return Invalid("convolutions must be 2 or 3, got ", convolutions);
+      }
+      const int64_t heads = count / ParametersPerUnit(convolutions);
+      const DimensionHandle batch = c->Dim(x, 0), height = c->Dim(x, 1),
+                            width = c->Dim(x, 2);
+      const ShapeHandle map = c->MakeShape({batch, height, width});
+      c->set_output(0, x);
+      c->set_output(1, map);
+      c->set_output(2, map);
+      c->set_output(3, c->MakeShape({batch, height, width, c->MakeDim(heads + 1)}));
+      c->set_output(4, c->MakeShape({c->MakeDim(heads), batch, height, width}));
+      c->set_output(5, c->MakeShape({batch, c->MakeDim(heads), c->MakeDim(2)}));
+      return absl::OkStatus();
+    });
 
 // Gradients of a chain of convolutions that keep size: each of its input's scale and
 // shift, activation max(v, slope * v), and filters; a bias follows the last. With

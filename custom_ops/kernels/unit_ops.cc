@@ -93,13 +93,14 @@ class ProjectionBottleneckOp : public BottleneckOp<T> {
     const Geometry& middle = g[1];
     const int64_t out_channels = projection.dim_size(3);
     Tensor *y, *sums;
+    OP_REQUIRES_OK(context,
+                   AllocateOutput(context, 0,
+                                  TensorShape({middle.batch, middle.out_height,
+                                               middle.out_width, out_channels}),
+                                  &y));
     OP_REQUIRES_OK(
-        context, context->allocate_output(0,
-                                          TensorShape({middle.batch, middle.out_height,
-                                                       middle.out_width, out_channels}),
-                                          &y));
-    OP_REQUIRES_OK(context, context->allocate_output(
-                                1, TensorShape({middle.batch, out_channels}), &sums));
+        context,
+        AllocateOutput(context, 1, TensorShape({middle.batch, out_channels}), &sums));
     WithFactors<T>(this->has_half_factors_, [&](auto factor) {
       using F = decltype(factor);
       const typename BottleneckOp<T>::template Parameters<F> parameters(context, 1, g);
@@ -148,7 +149,8 @@ class PerforatedBasicUnitOp : public UnitOp<T> {
       const Stage<F> stages[2] = {{packed[0].get(), {data(6), data(7), T(slopes_[1])}},
                                   {packed[1].get(), {nullptr, data(8), T(1)}}};
       BasicUnit(g[0], g[1], from, preactivation, stages, active.positions(),
-                active.TouchedBy(g[1]), y->flat<T>().data(), workers);
+                active.TouchedBy(g[1]), y->flat<T>().data(), static_cast<T*>(nullptr),
+                workers);
     });
   }
 
@@ -171,8 +173,8 @@ class MaskedAccumulateOp : public UnitOp<T> {
     Tensor* y;
     if (context->num_inputs() <= 4) {  // nothing that is for CPUs came along
       const T* const total = context->input(0).flat<T>().data();
-      OP_REQUIRES_OK(
-          context, context->forward_input_or_allocate_output({0}, 0, x.shape(), &y));
+      OP_REQUIRES_OK(context,
+                     context->forward_input_or_allocate_output({0}, 0, x.shape(), &y));
       AccumulateAll(total, x.flat<T>().data(), weights, weight.NumElements(),
                     x.dim_size(3), y->flat<T>().data(), workers);
       return;
@@ -199,8 +201,8 @@ class FoldBatchNormOp : public Op {
                   Invalid("gamma, beta, mean and variance must have one shape"));
     }
     Tensor *scale, *shift;
-    OP_REQUIRES_OK(context, context->allocate_output(0, shape, &scale));
-    OP_REQUIRES_OK(context, context->allocate_output(1, shape, &shift));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 0, shape, &scale));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 1, shape, &shift));
     const auto in = [&](int i) { return context->input(i).flat<T>(); };
     scale->flat<T>() = in(0) * (in(3) + T(epsilon_)).rsqrt();
     shift->flat<T>() = in(1) - in(2) * scale->flat<T>();

@@ -272,16 +272,18 @@ void ProjectionUnit(const Geometry& middle, int64_t channels, int64_t out_channe
 }
 
 // Two 3x3 convolutions (CIFAR), `first` and `second`. `known` is what the second reads,
-// or null.
+// or null. With `sums` also adds to it the residuals of every image.
 template <typename T, typename F>
 void BasicUnit(const Geometry& first, const Geometry& second, const T* x,
                const Transform<T>& preactivation, const Stage<F> (&stages)[2],
-               const Positions& positions, const Touched* known, T* y,
+               const Positions& positions, const Touched* known, T* y, T* sums,
                const Workers& workers) {
+  constexpr int64_t kChunk = 64;
   if (positions.empty()) return;
+  const int64_t channels = second.filters, count = positions.size();
   const TouchedInputs touched(second, positions, known);
   F* const inner = workers.NewArray<F>(touched.inputs.size() * first.filters);
-  T* const residual = workers.NewArray<T>(positions.size() * second.filters);
+  T* const residual = workers.NewArray<T>(count * channels);
   Convolve(
       first, x, nullptr, preactivation, *stages[0].filters, stages[0].after,
       touched.inputs, nullptr, [&](int64_t r) { return inner + r * first.filters; },
@@ -289,10 +291,21 @@ void BasicUnit(const Geometry& first, const Geometry& second, const T* x,
   Convolve(
       second, inner, touched.row_of, Transform<T>{}, *stages[1].filters,
       stages[1].after, positions, &touched,
-      [&](int64_t r) { return residual + r * second.filters; }, workers);
-  for (int64_t r = 0; r < positions.size(); ++r) {
-    Add(residual + r * second.filters, second.filters,
-        y + positions[r] * second.filters);
+      [&](int64_t r) { return residual + r * channels; }, workers);
+  workers.ForEach(CeilDiv(count, kChunk), [&](int64_t chunk) {
+    const int64_t end = std::min(count, (chunk + 1) * kChunk);
+    for (int64_t r = chunk * kChunk; r < end; ++r) {
+      Add(residual + r * channels, channels, y + positions[r] * channels);
+    }
+  });
+  if (sums == nullptr) return;
+  const auto rows =
+      FirstRows(positions, second.batch, second.out_height * second.out_width);
+  const Totals<T> totals(
+      rows, channels, [&](int64_t row, T*) { return residual + row * channels; },
+      workers);
+  for (int64_t image = 0; image < second.batch; ++image) {
+    Add(totals.row(image), channels, sums + image * channels);
   }
 }
 

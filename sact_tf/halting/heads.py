@@ -322,6 +322,24 @@ class SpatialHaltingScore(NormalizedHead):
         positions = (
             flops.num_positions(x) if active is None else flops.num_active(active)
         )
+        return self.flops_at(positions)
+
+    def flops_at(self, positions: tf.Tensor) -> tf.Tensor:
+        """Counts operations as `flops`, at so many positions, int64 [batch]."""
         return flops.conv2d_flops(self.local_conv, positions) + flops.conv2d_flops(
             self.global_conv, tf.ones_like(positions)
+        )
+
+    def block_parameters(self) -> custom_ops.HeadParameters | None:
+        """Returns what `custom_ops.perforated_block` runs it by; None: it cannot."""
+        norms = [
+            bn.as_norm() if isinstance(bn, BatchNorm) else None
+            for bn in (self.local_bn, self.global_bn)
+        ]
+        if None in norms:
+            return None
+        local, pooled = norms
+        return custom_ops.HeadParameters(
+            *(local, self.local_conv.kernel, self.local_conv.bias),
+            *(pooled, self.global_conv.kernel),
         )

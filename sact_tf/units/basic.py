@@ -26,7 +26,7 @@ from sact_tf.layers import (
     slope_of,
 )
 from sact_tf.units import parts
-from sact_tf.units.unit import Unit
+from sact_tf.units.unit import Unit, is_own
 
 
 @keras.utils.register_keras_serializable("sact_tf")
@@ -179,6 +179,21 @@ class BasicUnit(Unit):
         else:
             first = flops.num_active(flops.dilate(active))
             second = flops.num_active(active)
-        return flops.conv2d_flops(self.conv1, first) + flops.conv2d_flops(
-            self.conv2, second
-        )
+        return self.flops_at(second, first)
+
+    def flops_at(self, runs: tf.Tensor, reads: tf.Tensor) -> tf.Tensor:
+        first = flops.conv2d_flops(self.conv1, reads)
+        return first + flops.conv2d_flops(self.conv2, runs)
+
+    def block_parameters(self) -> custom_ops.UnitParameters | None:
+        norms = [bn.as_norm() for bn in (self.preact, self.conv1_bn)]
+        keeps_shape = self.strides == 1 and self.conv1.kernel.shape[2] == self.channels
+        if (
+            not keeps_shape
+            or self.preact_shortcut
+            or None in norms
+            or not is_own(self, BasicUnit, "call", "run_active", "flops")
+        ):
+            return None
+        kernels = [conv.kernel for conv in (self.conv1, self.conv2)]
+        return custom_ops.UnitParameters(norms, kernels, self.conv2.bias)

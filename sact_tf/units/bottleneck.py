@@ -27,7 +27,7 @@ from sact_tf.layers import (
     zero_outside,
 )
 from sact_tf.units import parts
-from sact_tf.units.unit import Unit
+from sact_tf.units.unit import Unit, is_own
 
 
 @keras.utils.register_keras_serializable("sact_tf")
@@ -290,8 +290,24 @@ class BottleneckUnit(Unit):
         else:
             first = flops.num_positions(x)
             others = flops.num_positions(x, self._stride)
-        total = flops.conv2d_flops(self.conv1, first)
+        return self.flops_at(others, first)
+
+    def flops_at(self, runs: tf.Tensor, reads: tf.Tensor) -> tf.Tensor:
+        total = flops.conv2d_flops(self.conv1, reads)
         for conv in (self.conv2, self.conv3, self.shortcut):
             if conv is not None:
-                total += flops.conv2d_flops(conv, others)
+                total += flops.conv2d_flops(conv, runs)
         return total
+
+    def block_parameters(self) -> custom_ops.UnitParameters | None:
+        norms = [bn.as_norm() for bn in (self.preact, self.conv1_bn, self.conv2_bn)]
+        keeps_shape = self.strides == 1 and self.shortcut is None
+        if (
+            not keeps_shape
+            or self.rate > 1
+            or any(norm is None or norm.slope != 0.0 for norm in norms)
+            or not is_own(self, BottleneckUnit, "call", "run_active", "flops")
+        ):
+            return None
+        kernels = [conv.kernel for conv in (self.conv1, self.conv2, self.conv3)]
+        return custom_ops.UnitParameters(norms, kernels, self.conv3.bias)

@@ -74,6 +74,19 @@ class Unit(keras.layers.Layer):
         """As `run_active`, where `active` is constant in tiles of that size."""
         return self.run_active(x, active, sums, **options)
 
+    def block_parameters(self) -> custom_ops.UnitParameters | None:
+        """Returns what `custom_ops.perforated_block` runs it by; None: it cannot."""
+        return None
+
+    def flops_at(self, runs: tf.Tensor, reads: tf.Tensor) -> tf.Tensor:
+        """Counts operations as `flops`, of a unit that has `block_parameters`.
+
+        Args:
+            runs: int64 [batch], at how many positions it runs.
+            reads: The same of what a 3x3 convolution reads there.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define flops_at")
+
     def flops(self, x: tf.Tensor, active: tf.Tensor | None = None) -> tf.Tensor | None:
         """Counts operations on inputs shaped like x; int64 [batch].
 
@@ -125,6 +138,7 @@ class OrdinaryUnit:
 
     run_active = Unit.run_active
     run_tiled = Unit.run_tiled
+    block_parameters = Unit.block_parameters
     output_stride = Unit.output_stride
     valid_after = Unit.valid_after
 
@@ -133,6 +147,11 @@ class OrdinaryUnit:
         if self._count is None:
             return None
         return self._count(x) if active is None else self._count(x, active=active)
+
+
+def is_own(layer: keras.layers.Layer, base: type, *methods: str) -> bool:
+    """Whether a layer's methods are those of a class, and of none derived from it."""
+    return all(getattr(type(layer), m) is getattr(base, m) for m in methods)
 
 
 def as_unit(layer: keras.layers.Layer) -> Unit | OrdinaryUnit:
