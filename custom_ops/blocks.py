@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
+from tensorflow.python.framework import auto_control_deps_utils
+from tensorflow.python.ops import gen_resource_variable_ops, resource_variable_ops
 
 from custom_ops.convolution import activate, perforated_conv2d
 from custom_ops.implementation import native_library
@@ -29,7 +31,8 @@ class Norm(NamedTuple):
     """A batch normalization with stored moments, and max(v, slope * v) after it.
 
     Attributes:
-        vectors: Gamma, beta, moving mean and moving variance, [channels] each.
+        vectors: Gamma, beta, moving mean and moving variance, [channels] each; tensors
+            or variables, as all parameters of units and heads.
         epsilon: Added to the variance.
         slope: In [0, 1]; 0: ReLU, 1: no activation.
     """
@@ -138,7 +141,7 @@ def perforated_block(
             x,
             sums,
             tf.zeros([0], tf.int32) if imposed is None else imposed,
-            _flat(units, heads),
+            [_value_or_variable(value) for value in _flat(units, heads)],
             convolutions=len(units[0].filters),
             slopes=[norm.slope for norm in constants],
             epsilons=[norm.epsilon for norm in constants],
@@ -146,6 +149,17 @@ def perforated_block(
             bfloat16_factors=is_rounded,
         )
     )
+
+
+def _value_or_variable(value):
+    """Returns what the native operation takes: of a variable its handle.
+
+    A block has hundreds of them, and an operation that reads one takes microseconds.
+    """
+    if not isinstance(value, resource_variable_ops.BaseResourceVariable):
+        return tf.convert_to_tensor(value)
+    resource_variable_ops.variable_accessed(value)  # as when it is read
+    return value.handle
 
 
 def _norms(unit, head):
@@ -300,10 +314,19 @@ def _count(active):
     return tf.stack(both, -1)
 
 
+auto_control_deps_utils.register_read_only_resource_op("PerforatedBlock")
+
+
 @tf.RegisterGradient("PerforatedBlock")
 def _gradient(op, *gradients):
     """Differentiates the twin, whose units are native where they can be."""
     x, sums, imposed, *flat = op.inputs
+    flat = [
+        gen_resource_variable_ops.read_variable_op(value, x.dtype)
+        if value.dtype == tf.resource
+        else value
+        for value in flat
+    ]
     convolutions = op.get_attr("convolutions")
     each = len(flat) // (5 * convolutions + 12)
     norms = [

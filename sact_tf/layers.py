@@ -374,10 +374,8 @@ class BatchNorm(keras.layers.Layer):
         slope = slope_of(self.activation)
         if slope is None:
             return None
-        vectors = (self.gamma, self.beta, self.moving_mean, self.moving_variance)
-        return custom_ops.Norm(
-            [vector.read_value() for vector in vectors], self.epsilon, slope
-        )
+        vectors = [self.gamma, self.beta, self.moving_mean, self.moving_variance]
+        return custom_ops.Norm(vectors, self.epsilon, slope)
 
     def _normalize_batch(self, x, update_averages):
         gamma, beta = self.gamma.read_value(), self.beta.read_value()

@@ -9,17 +9,42 @@
 #include "block.h"
 #include "block_shapes.h"
 #include "cpu_ops.h"
+#include "tensorflow/core/framework/resource_mgr.h"
+#include "tensorflow/core/framework/resource_var.h"
 #include "unit_checks.h"
 
 namespace perforated {
 namespace {
 
+// The values of inputs from `first` on that are tensors, or variables, of type T.
+template <typename T>
+absl::Status ReadValues(OpKernelContext* context, int first,
+                        std::vector<Tensor>* values) {
+  for (int i = first; i < context->num_inputs(); ++i) {
+    if (context->input_dtype(i) != tensorflow::DT_RESOURCE) {
+      values->push_back(context->input(i));
+    } else {
+      tensorflow::core::RefCountPtr<tensorflow::Var> variable;
+      TF_RETURN_IF_ERROR(tensorflow::LookupResource(
+          context, tensorflow::HandleFromInput(context, i), &variable));
+      tensorflow::tf_shared_lock lock(*variable->mu());
+      // With a reference to it, nobody changes this memory.
+      values->push_back(*variable->tensor());
+    }
+    if (values->back().dtype() != tensorflow::DataTypeToEnum<T>::value) {
+      return Invalid("parameter ", i - first, " must be ",
+                     tensorflow::DataTypeString(tensorflow::DataTypeToEnum<T>::value),
+                     ", got ", tensorflow::DataTypeString(values->back().dtype()));
+    }
+  }
+  return absl::OkStatus();
+}
+
 // Reads a block's parameters one after the other, and checks them.
 template <typename T>
 class Parameters {
  public:
-  Parameters(const tensorflow::OpInputList& list, const Tensor& x,
-             const Workers& workers)
+  Parameters(const std::vector<Tensor>& list, const Tensor& x, const Workers& workers)
       : list_(list), x_(x), workers_(workers) {}
 
   // A batch normalization of so many channels, folded to scale and shift.
@@ -77,7 +102,7 @@ class Parameters {
   }
 
  private:
-  const tensorflow::OpInputList& list_;
+  const std::vector<Tensor>& list_;
   const Tensor& x_;
   const Workers& workers_;
   int next_ = 0;
@@ -159,12 +184,12 @@ class PerforatedBlockOp : public UnitOp<T> {
                         context->input(1).shape().DebugString()));
     Imposed imposed;
     OP_REQUIRES_OK(context, ReadImposed(context->input(2), x, &imposed));
-    tensorflow::OpInputList list;
-    OP_REQUIRES_OK(context, context->input_list("parameters", &list));
-    const int64_t each = ParametersPerUnit(convolutions_), last = list.size() / each;
-    OP_REQUIRES(
-        context, last * each == list.size(),
-        Invalid("parameters must be a multiple of ", each, ", got ", list.size()));
+    std::vector<Tensor> list;
+    OP_REQUIRES_OK(context, ReadValues<T>(context, kBlockInputs, &list));
+    const int64_t size = list.size(), each = ParametersPerUnit(convolutions_);
+    const int64_t last = size / each;
+    OP_REQUIRES(context, last * each == size,
+                Invalid("parameters must be a multiple of ", each, ", got ", size));
     const PoolWorkers workers(context);
     Parameters<T> parameters(list, x, workers);
     std::vector<BlockUnit<T, F>> units(last);

@@ -7,6 +7,8 @@
 
 namespace perforated {
 
+// What comes before the parameters: features, their sums, imposed numbers of units.
+inline constexpr int kBlockInputs = 3;
 // A batch normalization's gamma, beta, mean and variance.
 inline constexpr int kNorm = 4;
 // Normalization, filters, bias; normalization, filters.

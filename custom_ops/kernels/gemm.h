@@ -226,7 +226,7 @@ struct Partition {
             int num_threads) {
     const int64_t panels = CeilDiv(columns, panel_columns);
     // At least so many tasks that no thread waits long for the last one.
-    const int64_t wanted = num_threads == 1 ? 1 : 3 * num_threads;
+    const int64_t wanted = num_threads == 1 ? 1 : 2 * num_threads;
     row_tiles = CeilDiv(groups, tile_groups);
     column_tiles = CeilDiv(panels * panel_columns, kMaxColumns);
     if (row_tiles * column_tiles < wanted) {

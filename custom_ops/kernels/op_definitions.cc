@@ -263,14 +263,15 @@ BOTH_FORMS(BASIC_UNIT, "PerforatedBasicUnit");
 BOTH_FORMS(ACCUMULATE, "MaskedAccumulate");
 
 // A block of SACT from its first unit's output on. Parameters are, of every later unit,
-// its batch normalizations (gamma, beta, mean, variance each), filters and bias; then of
-// every unit's head but the last one's, those of the local part and of the pooled
-// features: a batch normalization, filters and bias, and another one and filters.
+// its batch normalizations (gamma, beta, mean, variance each), filters and bias; then
+// of every unit's head but the last one's, those of the local part and of the pooled
+// features: a batch normalization, filters and bias, and another one and filters. Each
+// is a tensor, or a variable, which saves an operation that reads it.
 REGISTER_OP("PerforatedBlock")
     .Input("x: T")
     .Input("sums: T")
     .Input("imposed: int32")
-    .Input("parameters: N * T")
+    .Input("parameters: Tparameters")
     .Output("output: T")
     .Output("remainder: float")
     .Output("num_units: int32")
@@ -278,18 +279,19 @@ REGISTER_OP("PerforatedBlock")
     .Output("scores: float")
     .Output("counts: int64")
     .Attr("T: {float, double}")
-    .Attr("N: int >= 1")
+    .Attr("Tparameters: list({float, double, resource}) >= 1")
     .Attr("convolutions: int")
     .Attr("slopes: list(float)")
     .Attr("epsilons: list(float)")
     .Attr("limit: float")
     .Attr("bfloat16_factors: bool = false")
+    .SetIsStateful()
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle x;
-      int64_t convolutions, count;
+      int64_t convolutions;
+      const int64_t count = c->num_inputs() - kBlockInputs;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &x));
       TF_RETURN_IF_ERROR(c->GetAttr("convolutions", &convolutions));
-      TF_RETURN_IF_ERROR(c->GetAttr("N", &count));
       if (convolutions != 2 && convolutions != 3) {
         return Invalid("convolutions must be 2 or 3, got ", convolutions);
       }

@@ -195,6 +195,64 @@ def test_gradients(convolutions):
             np.testing.assert_allclose(got, expected, atol=1e-5 * max(1.0, largest))
 
 
+def as_variables(made):
+    made.units, made.heads = tf.nest.map_structure(
+        lambda v: tf.Variable(v) if tf.is_tensor(v) else v, (made.units, made.heads)
+    )
+
+
+def test_variables_are_read_when_it_runs():
+    made = Made(9, 8, 4, 3, 3)
+    x = made.normal(1, 5, 6, 8)
+    expected = made.run(x, implementation="native")
+    as_variables(made)
+    filters = made.units[0].filters[0]
+    old = tf.identity(filters)
+
+    @tf.function
+    def run(x):
+        first = made.run(x, implementation="native").output
+        filters.assign(2.0 * filters)
+        second = made.run(x, implementation="native").output
+        filters.assign(old)
+        return first, second, made.run(x, implementation="native").output
+
+    first, second, third = run(x)
+    np.testing.assert_array_equal(first, expected.output)
+    np.testing.assert_array_equal(third, expected.output)
+    filters.assign(2.0 * old)
+    np.testing.assert_array_equal(second, made.run(x, implementation="native").output)
+    assert not np.array_equal(first, second)
+
+
+def test_gradients_of_variables():
+    made = Made(6, 5, 4, 3, 2, 0.1)
+    as_variables(made)
+    x = made.normal(2, 4, 5, 5)
+    watched = [*made.units[0].filters, made.heads[0].filters]
+
+    @tf.function
+    def gradients(implementation):
+        with tf.GradientTape() as tape:
+            got = made.run(x, implementation=implementation)
+            loss = tf.reduce_sum(tf.sin(got.output))
+        return tape.gradient(loss, watched)
+
+    for got, expected in zip(gradients("native"), gradients("tensorflow")):
+        largest = float(tf.reduce_max(tf.abs(expected)))
+        assert largest > 0
+        np.testing.assert_allclose(got, expected, atol=1e-5 * max(1.0, largest))
+
+
+def test_variables_of_another_type():
+    made = Made(9, 8, 4, 3, 3)
+    x = made.normal(1, 5, 6, 8)
+    bias = made.units[0].bias
+    made.units[0] = made.units[0]._replace(bias=tf.Variable(tf.cast(bias, tf.float32)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must be double"):
+        made.run(x, implementation="native")
+
+
 def changed(**options):
     return dict(x=[2, 5, 6, 8], sums=[2, 8], imposed=None, index=None, shape=None) | (
         options
