@@ -266,7 +266,9 @@ BOTH_FORMS(ACCUMULATE, "MaskedAccumulate");
 // its batch normalizations (gamma, beta, mean, variance each), filters and bias; then
 // of every unit's head but the last one's, those of the local part and of the pooled
 // features: a batch normalization, filters and bias, and another one and filters. Each
-// is a tensor, or a variable, which saves an operation that reads it.
+// is a tensor, or a variable, which saves an operation that reads it. Not stateful:
+// TensorFlow would run it even where nobody wants its results; and it orders operations
+// on a variable all the same.
 REGISTER_OP("PerforatedBlock")
     .Input("x: T")
     .Input("sums: T")
@@ -285,7 +287,6 @@ REGISTER_OP("PerforatedBlock")
     .Attr("epsilons: list(float)")
     .Attr("limit: float")
     .Attr("bfloat16_factors: bool = false")
-    .SetIsStateful()
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle x;
       int64_t convolutions;

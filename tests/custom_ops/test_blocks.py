@@ -225,6 +225,19 @@ def test_variables_are_read_when_it_runs():
     assert not np.array_equal(first, second)
 
 
+def test_does_not_run_where_nobody_wants_it():
+    made = Made(9, 8, 4, 3, 3)
+    as_variables(made)
+
+    @tf.function
+    def run(x):
+        y = made.run(x[..., :7], implementation="native").output  # would fail
+        tf.reduce_sum(y)
+        return x
+
+    run(made.normal(1, 5, 6, 8))
+
+
 def test_gradients_of_variables():
     made = Made(6, 5, 4, 3, 2, 0.1)
     as_variables(made)
