@@ -18,7 +18,7 @@ from absl import flags
 import sact_tf
 from experiments.common import programs
 from sact_tf import exporting
-from sact_tf.blocks import EXECUTIONS
+from sact_tf.executions import EXECUTIONS
 from sact_tf.writing import atomic_file
 
 FLAGS = flags.FLAGS

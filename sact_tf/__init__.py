@@ -7,7 +7,8 @@ from sact_tf import siblings
 siblings.check("custom_ops")
 
 from sact_tf import perforation  # noqa: F401 (a room; its layers are known to Keras)
-from sact_tf.blocks import ACTBlock, AdaptiveBlock, PlainBlock, SACTBlock
+from sact_tf.act_blocks import ACTBlock, SACTBlock
+from sact_tf.blocks import AdaptiveBlock
 from sact_tf.checkpoints import (
     CheckpointMismatchError,
     checkpoint_step,
@@ -27,6 +28,7 @@ from sact_tf.networks.imagenet_resnet import ImagenetResNet, imagenet_resnet
 from sact_tf.networks.iterative_net import IterativeNet, iterative_net
 from sact_tf.networks.network import AdaptivityMetrics, Network
 from sact_tf.networks.options import NetworkOptions
+from sact_tf.plain_block import PlainBlock
 from sact_tf.ponder_maps import Ponder, ponder
 from sact_tf.preprocessing import decode_predictions, preprocess_input
 from sact_tf.pretrained import Pretrained, load_pretrained

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from sact_tf import flops, halting
-from sact_tf.blocks import make_block
+from sact_tf.act_blocks import make_block
 from sact_tf.halting.domain import get_domain
 from sact_tf.layers import (
     BatchNorm,
