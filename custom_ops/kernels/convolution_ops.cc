@@ -43,9 +43,9 @@ class FindPositionsOp : public Op {
 };
 
 template <typename T>
-class PerforatedConv2DOp : public Op {
+class PerforatedConv2DOp : public PoolOp {
  public:
-  explicit PerforatedConv2DOp(OpKernelConstruction* context) : Op(context) {
+  explicit PerforatedConv2DOp(OpKernelConstruction* context) : PoolOp(context) {
     OP_REQUIRES_OK(context, window_.Read(context));
     OP_REQUIRES_OK(context, context->GetAttr("input_slope", &input_slope_));
     OP_REQUIRES_OK(context, context->GetAttr("slope", &slope_));
@@ -109,9 +109,9 @@ class PerforatedConv2DOp : public Op {
 
 // What both gradient kernels do first.
 template <typename T>
-class GradientOp : public Op {
+class GradientOp : public PoolOp {
  public:
-  explicit GradientOp(OpKernelConstruction* context) : Op(context) {
+  explicit GradientOp(OpKernelConstruction* context) : PoolOp(context) {
     OP_REQUIRES_OK(context, window_.Read(context));
   }
 

@@ -4,6 +4,7 @@
 #define CUSTOM_OPS_KERNELS_CPU_OPS_H_
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -215,7 +216,7 @@ class Op : public OpKernel {
  public:
   using OpKernel::OpKernel;
 
-  void Compute(OpKernelContext* context) final {
+  void Compute(OpKernelContext* context) override {
     try {
       Run(context);
     } catch (const std::bad_alloc&) {
@@ -226,6 +227,33 @@ class Op : public OpKernel {
 
  protected:
   virtual void Run(OpKernelContext* context) = 0;
+};
+
+// An op of parallel parts. All of it runs on the threads that compute, while the one
+// that called it sleeps: with one thread more than processors, two of them would now
+// and then share one while another has nothing to do.
+class PoolOp : public Op {
+ public:
+  using Op::Op;
+
+  void Compute(OpKernelContext* context) final {
+    const auto& pool = *context->device()->tensorflow_cpu_worker_threads();
+    if (pool.num_threads < 2 || pool.workers->CurrentThreadId() >= 0) {
+      Op::Compute(context);
+      return;
+    }
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool is_done = false;
+    pool.workers->Schedule([&] {
+      Op::Compute(context);
+      std::lock_guard<std::mutex> lock(mutex);
+      is_done = true;
+      changed.notify_one();
+    });
+    std::unique_lock<std::mutex> lock(mutex);
+    changed.wait(lock, [&] { return is_done; });
+  }
 };
 
 // Whether an op of type T multiplies bfloat16, and only sums in T.
@@ -249,9 +277,9 @@ void WithFactors(bool are_half, const Function& function) {
 
 // What ops that change x at some positions do around their arithmetic.
 template <typename T>
-class UnitOp : public Op {
+class UnitOp : public PoolOp {
  public:
-  using Op::Op;
+  using PoolOp::PoolOp;
 
  protected:
   // y as a copy of x, or x itself where nobody else needs it.

@@ -35,9 +35,9 @@ class NearestInterpolateOp : public Op {
 };
 
 template <typename T>
-class IndexedConv2DOp : public Op {
+class IndexedConv2DOp : public PoolOp {
  public:
-  explicit IndexedConv2DOp(OpKernelConstruction* context) : Op(context) {
+  explicit IndexedConv2DOp(OpKernelConstruction* context) : PoolOp(context) {
     OP_REQUIRES_OK(context, context->GetAttr("slope", &slope_));
   }
 
@@ -73,9 +73,9 @@ class IndexedConv2DOp : public Op {
 };
 
 template <typename T>
-class IndexedInputGradientOp : public Op {
+class IndexedInputGradientOp : public PoolOp {
  public:
-  using Op::Op;
+  using PoolOp::PoolOp;
 
   void Run(OpKernelContext* context) override {
     const Tensor& filters = context->input(1);
@@ -106,9 +106,9 @@ class IndexedInputGradientOp : public Op {
 };
 
 template <typename T>
-class IndexedFilterGradientOp : public Op {
+class IndexedFilterGradientOp : public PoolOp {
  public:
-  using Op::Op;
+  using PoolOp::PoolOp;
 
   void Run(OpKernelContext* context) override {
     const Tensor& rows = context->input(1);
