@@ -1,6 +1,7 @@
 """Blocks in one native operation, against the loop of steps."""
 
 import contextlib
+import threading
 
 import numpy as np
 import pytest
@@ -175,6 +176,28 @@ def test_gradient_of_an_image_in_inference(monkeypatch):
     largest = float(tf.reduce_max(tf.abs(expected)))
     assert largest > 0
     np.testing.assert_allclose(got, expected, atol=1e-3 * largest)
+
+
+def test_in_many_threads_at_once():
+    model = network()
+    function = tf.function(lambda images: model(images, training=False))
+    inputs = [images(1 + k % 3, 32, 32) + 0.1 * k for k in range(6)]
+    expected = [function(x).numpy() for x in inputs]
+    got = [[] for _ in inputs]
+
+    def work(k):
+        for _ in range(10):
+            got[k].append(function(inputs[k]).numpy())
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for results, wanted in zip(got, expected):
+        assert len(results) == 10
+        for result in results:
+            np.testing.assert_array_equal(result, wanted)
 
 
 def test_exported(tmp_path, monkeypatch):
