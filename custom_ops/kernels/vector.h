@@ -9,6 +9,10 @@
 #include <type_traits>
 #include <utility>
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 namespace perforated {
 
 #if defined(__AVX512F__)
@@ -47,6 +51,31 @@ inline Vector<T> Load(const T* from) {
 template <typename T, typename V>
 inline void Store(T* to, V v) {
   std::memcpy(to, &v, sizeof(v));
+}
+
+// Writes zeros past the caches, where they would take the place of what is needed, and
+// memory would be read before it is written.
+inline void StreamZeros(void* to, int64_t bytes) {
+#ifdef __SSE2__
+  constexpr int64_t kStep = 16;
+  char* next = static_cast<char*>(to);
+  const int64_t unaligned =
+      static_cast<int64_t>(-reinterpret_cast<std::uintptr_t>(next) % kStep);
+  if (bytes < unaligned + kStep) {
+    std::memset(next, 0, bytes);
+    return;
+  }
+  std::memset(next, 0, unaligned);
+  next += unaligned;
+  bytes -= unaligned;
+  for (; bytes >= kStep; bytes -= kStep, next += kStep) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(next), _mm_setzero_si128());
+  }
+  std::memset(next, 0, bytes);
+  _mm_sfence();
+#else
+  std::memset(to, 0, bytes);
+#endif
 }
 
 // max(v, slope * v) for slope in [0, 1]: the identity, leaky ReLU or ReLU. NaN stays,
