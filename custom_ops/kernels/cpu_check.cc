@@ -15,9 +15,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <string>
 #include <thread>
@@ -40,16 +42,26 @@ using Values = std::vector<double>;
 
 class Threads : public Workers {
  public:
-  explicit Threads(int count) : count_(count) {}
+  explicit Threads(int count) : count_(count) {
+    for (int i = 1; i < count; ++i) threads_.emplace_back([this] { Serve(); });
+  }
   ~Threads() override {
     team_->Stop();
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      is_over_ = true;
+    }
+    changed_.notify_all();
     for (std::thread& thread : threads_) thread.join();
   }
   int num_threads() const override { return count_; }
   void ForEach(int64_t n, const std::function<void(int64_t)>& fn) const override {
-    Team::ForEach(
-        team_, n, std::min<int64_t>(n, count_) - 1, fn,
-        [&](std::function<void()> help) { threads_.emplace_back(std::move(help)); });
+    Team::ForEach(team_, n, std::min<int64_t>(n, count_) - 1, fn,
+                  [&](std::function<void()> help) {
+                    std::lock_guard<std::mutex> lock(mutex_);
+                    waiting_.push_back(std::move(help));
+                    changed_.notify_one();
+                  });
   }
   void* Allocate(std::size_t bytes) const override {
     memory_.push_back(std::make_unique<char[]>(bytes));
@@ -57,9 +69,26 @@ class Threads : public Workers {
   }
 
  private:
+  void Serve() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [&] { return is_over_ || !waiting_.empty(); });
+      if (waiting_.empty()) return;
+      const std::function<void()> help = std::move(waiting_.back());
+      waiting_.pop_back();
+      lock.unlock();
+      help();
+      lock.lock();
+    }
+  }
+
   int count_;
   const std::shared_ptr<Team> team_ = std::make_shared<Team>();
-  mutable std::vector<std::thread> threads_;
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  mutable std::vector<std::function<void()>> waiting_;
+  bool is_over_ = false;
+  std::vector<std::thread> threads_;
   mutable std::vector<std::unique_ptr<char[]>> memory_;
 };
 
