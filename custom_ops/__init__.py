@@ -10,6 +10,7 @@ from custom_ops.blocks import (
     HeadParameters,
     Norm,
     UnitParameters,
+    are_alike,
     perforated_block,
 )
 from custom_ops.convolution import perforated_conv2d
@@ -47,6 +48,7 @@ __all__ = [
     "Norm",
     "UnitParameters",
     "add_on_tiles",
+    "are_alike",
     "check_precision",
     "default_implementation",
     "find_positions",

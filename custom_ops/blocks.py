@@ -17,7 +17,7 @@ from tensorflow.python.ops import gen_resource_variable_ops, resource_variable_o
 
 from custom_ops.convolution import activate, perforated_conv2d
 from custom_ops.implementation import native_library
-from custom_ops.positions import find_positions
+from custom_ops.positions import find_positions, touched_by
 from custom_ops.precision import check_precision
 from custom_ops.units import (
     fold_batch_norm,
@@ -162,6 +162,21 @@ def _value_or_variable(value):
     return value.handle
 
 
+def are_alike(units: Sequence[UnitParameters], heads: Sequence[HeadParameters]) -> bool:
+    """Whether units and heads have the same constants, and so can be one operation."""
+    return len(_kinds(units, heads)) <= 1
+
+
+def _kinds(units, heads):
+    return {
+        (
+            len(unit.filters),
+            *((norm.epsilon, norm.slope) for norm in _norms(unit, head)),
+        )
+        for unit, head in zip(units, heads)
+    }
+
+
 def _norms(unit, head):
     return [*unit.norms, head.local_norm, head.pooled_norm]
 
@@ -177,13 +192,7 @@ def _constants(units, heads):
             "units and heads must be as many, and one at least; got "
             f"{len(units)} and {len(heads)}"
         )
-    kinds = {
-        (
-            len(unit.filters),
-            *((norm.epsilon, norm.slope) for norm in _norms(unit, head)),
-        )
-        for unit, head in zip(units, heads)
-    }
+    kinds = _kinds(units, heads)
     if len(kinds) > 1:
         raise ValueError(
             "units and heads must have the same number of convolutions, epsilons and "
@@ -306,12 +315,9 @@ def _logits(x, found, sums, head, implementation):
 
 def _count(active):
     """How many positions are active in each image, and how many a 3x3 reads there."""
-    image = tf.cast(active, tf.float32)[..., tf.newaxis]
-    read = tf.nn.max_pool2d(image, 3, 1, "SAME")
-    both = [
-        tf.reduce_sum(tf.cast(map_ > 0, tf.int64), [1, 2, 3]) for map_ in (image, read)
-    ]
-    return tf.stack(both, -1)
+    read = touched_by(active, 3, 3)[1] >= 0
+    both = tf.cast(tf.stack([active, read], -1), tf.int64)
+    return tf.reduce_sum(both, [1, 2])
 
 
 auto_control_deps_utils.register_read_only_resource_op("PerforatedBlock")
@@ -328,14 +334,14 @@ def _gradient(op, *gradients):
         for value in flat
     ]
     convolutions = op.get_attr("convolutions")
-    each = len(flat) // (5 * convolutions + 12)
     norms = [
         Norm([], epsilon, slope)
         for epsilon, slope in zip(op.get_attr("epsilons"), op.get_attr("slopes"))
     ]
     unit = UnitParameters(norms[:convolutions], [None] * convolutions, None)
     head = HeadParameters(norms[-2], None, None, norms[-1], None)
-    units, heads = [unit] * each, [head] * each
+    num_heads = op.outputs[4].shape[0]  # of scores
+    units, heads = [unit] * num_heads, [head] * num_heads
     is_rounded = op.get_attr("bfloat16_factors")
     with tf.GradientTape() as tape:
         tape.watch([x, sums, *flat])

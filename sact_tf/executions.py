@@ -225,11 +225,11 @@ class Tiled(Perforated):
         trains: Whether gradients are going to be asked for.
     """
 
+    takes_blocks = False
+
     def __init__(self, domain: HaltingDomain, tile_size: int, trains: bool = False):
         super().__init__(domain, trains=trains)
         self._tile_size = tile_size
-
-    takes_blocks = False
 
     def _run(self, unit, x, options):
         if self._positions is None:

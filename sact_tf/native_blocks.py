@@ -55,7 +55,7 @@ def parameters(block, run, dtype: tf.DType) -> Parameters | None:
         return None
     heads = [head.block_parameters() for head in block.heads]
     units = [unit.block_parameters() for unit in block.later_units()]
-    if None in heads or None in units:
+    if None in heads or None in units or not custom_ops.are_alike(units, heads):
         return None
     return Parameters(units, heads)
 

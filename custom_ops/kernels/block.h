@@ -87,17 +87,6 @@ std::vector<T> PooledLogits(const Head<T>& head, const Geometry& g, const T* sum
   return logits;
 }
 
-// to (+)= weight * from.
-template <typename T>
-inline void AddWeighted(const T* from, T weight, int64_t count, bool adds, T* to) {
-  int64_t i = 0;
-  for (; i + kLanes<T> <= count; i += kLanes<T>) {
-    const Vector<T> v = Load(from + i) * weight;
-    Store(to + i, adds ? Load(to + i) + v : v);
-  }
-  for (; i < count; ++i) to[i] = (adds ? to[i] : T(0)) + from[i] * weight;
-}
-
 // Runs a block. `g` is the geometry of a head's convolution, and so x [positions,
 // channels] is the first unit's output; it becomes the last one's. `sums` [batch,
 // channels] are its sums over positions, which units keep up. run_unit(k, positions,

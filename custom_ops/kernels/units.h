@@ -318,6 +318,17 @@ inline std::vector<int64_t> NonZero(const float* weight, int64_t size) {
   return positions;
 }
 
+// to (+)= weight * from.
+template <typename T>
+inline void AddWeighted(const T* from, T weight, int64_t count, bool adds, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) {
+    const Vector<T> v = Load(from + i) * weight;
+    Store(to + i, adds ? Load(to + i) + v : v);
+  }
+  for (; i < count; ++i) to[i] = (adds ? to[i] : T(0)) + from[i] * weight;
+}
+
 // y[p] += weight[p] * x[p] at some positions.
 template <typename T>
 void Accumulate(const T* x, const float* weight, const Positions& positions,
@@ -327,14 +338,9 @@ void Accumulate(const T* x, const float* weight, const Positions& positions,
   workers.ForEach(CeilDiv(count, kChunk), [&](int64_t chunk) {
     const int64_t last = std::min(count, (chunk + 1) * kChunk);
     for (int64_t r = chunk * kChunk; r < last; ++r) {
-      const T* from = x + positions[r] * channels;
-      T* to = y + positions[r] * channels;
-      const T w = static_cast<T>(weight[positions[r]]);
-      int64_t i = 0;
-      for (; i + kLanes<T> <= channels; i += kLanes<T>) {
-        Store(to + i, Load(to + i) + Load(from + i) * w);
-      }
-      for (; i < channels; ++i) to[i] += from[i] * w;
+      const int64_t p = positions[r];
+      AddWeighted(x + p * channels, static_cast<T>(weight[p]), channels, true,
+                  y + p * channels);
     }
   });
 }

@@ -135,6 +135,22 @@ def test_units_and_heads_of_ones_own_run_in_the_loop(monkeypatch):
         assert len(calls) == expected
 
 
+def test_units_of_several_constants_run_in_the_loop(monkeypatch):
+    def norm(epsilon):
+        return lambda name: BatchNorm(0.9, epsilon, tf.nn.relu, name)
+
+    x = tf.random.stateless_normal([1, 5, 6, 8], [3, 4])
+    units = [BottleneckUnit(8, 4, 1, norm(10.0**-k), name=f"u{k}") for k in (1, 2, 3)]
+    block = sact_tf.SACTBlock(units, execution="perforated")
+    with counted(monkeypatch) as calls:
+        got = block(x, training=False)
+    assert not calls
+    masked = sact_tf.SACTBlock(units)
+    masked(x)
+    masked.set_weights(block.get_weights())
+    np.testing.assert_allclose(got, masked(x, training=False), atol=1e-5)
+
+
 def test_imposed_halting_is_that_of_the_loop(monkeypatch):
     model, x = network(), images(height=32)
     for block in model.blocks:
